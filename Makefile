@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` set up everything they need in .venv and are fast once it is there.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
+
+# The oldest supported releases (docs: pyproject.toml); the newest tested ones are in constraints.txt.
+OLDEST_TRL := 1.12.0
+OLDEST_TRANSFORMERS := 5.17.0
+OLDEST_HUB := 1.33.0
+OLDEST_TOKENIZERS := 0.23.1
+SEAM_TRL := .seam/trl-$(OLDEST_TRL)
+SEAM_HOST := .seam/oldest
+pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test test-fast check format seam clean
+.DEFAULT_GOAL := test
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("trl-maxmin needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and alone: the rest then resolves against it instead of choosing a torch of its own.
+	$(BIN)/python -m pip install "torch==$(call pinned,torch)"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: install
+	$(BIN)/trl-maxmin demo $(DEMO_ARGS)
+
+# Two workers of one thread each: the models are tiny, so more threads per worker only compete.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Old releases go into folders of their own, put in front of the environment by PYTHONPATH; the tests
+# assert the versions they imported, so a folder that is not picked up cannot pass unseen.
+$(SEAM_TRL)/.installed: $(STAMP)
+	rm -rf $(SEAM_TRL)
+	$(BIN)/python -m pip install -q --no-deps --target $(SEAM_TRL) "trl==$(OLDEST_TRL)"
+	@touch $@
+
+$(SEAM_HOST)/.installed: $(STAMP)
+	rm -rf $(SEAM_HOST)
+	$(BIN)/python -m pip install -q --no-deps --target $(SEAM_HOST) "transformers==$(OLDEST_TRANSFORMERS)" \
+		"huggingface_hub==$(OLDEST_HUB)" "tokenizers==$(OLDEST_TOKENIZERS)"
+	@touch $@
+
+SEAM_PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m seam $(PYTEST_ARGS)
+
+seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
+	@echo "seam: oldest TRL on the newest transformers"
+	TRL_MAXMIN_EXPECT_TRL=$(OLDEST_TRL) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) \
+		PYTHONPATH=$(CURDIR)/$(SEAM_TRL) $(SEAM_PYTEST)
+	@echo "seam: oldest TRL on the oldest transformers and huggingface_hub"
+	TRL_MAXMIN_EXPECT_TRL=$(OLDEST_TRL) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(OLDEST_TRANSFORMERS) \
+		TRL_MAXMIN_EXPECT_HUB=$(OLDEST_HUB) \
+		PYTHONPATH=$(CURDIR)/$(SEAM_HOST):$(CURDIR)/$(SEAM_TRL) $(SEAM_PYTEST)
+	@echo "seam: newest"
+	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) $(SEAM_PYTEST)
+
+clean:
+	rm -rf .seam .pytest_cache .ruff_cache .mypy_cache build dist

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings and fixtures shared by all tests.
+
+The environment is set here, at import, because huggingface_hub and tokenizers read it when they are imported.
+"""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+WORDS = (
+    "the a film movie story acting plot ending is was feels great superb lovely dull awful weak "
+    "very rather and but review of prompt good bad long short : . user assistant"
+).split()
+
+
+def build_word_tokenizer(pad_token: str | None = "<pad>"):
+    """A word-level tokenizer with distinct <pad>, <bos>, <eos> and <unk>; text is split on white space."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad_token, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture
+def word_tokenizer():
+    """A new tiny tokenizer for each test, so that a test may change its sides or special tokens."""
+    return build_word_tokenizer()
+
+
+@pytest.fixture
+def word_tokenizer_without_pad():
+    """The same words, but no pad token is set."""
+    return build_word_tokenizer(pad_token=None)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the package relies on inside TRL, checked on whichever release is installed.
+
+`make seam` runs these on the oldest and on the newest supported releases; the environment says which one it means.
+"""
+
+import ast
+import importlib.metadata
+import inspect
+import os
+import textwrap
+
+import pytest
+
+
+pytestmark = pytest.mark.seam
+
+
+def reads_after_rewards(function_source: str, attribute: str = "reward_weights") -> tuple[list[int], list[int]]:
+    """Lines that read `self.<attribute>`: (before or in, after) the call of `_calculate_rewards`."""
+    tree = ast.parse(textwrap.dedent(function_source))
+
+    def is_self_attribute(node: ast.AST, name: str) -> bool:
+        return (
+            isinstance(node, ast.Attribute)
+            and node.attr == name
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        )
+
+    calls = [
+        node.end_lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and is_self_attribute(node.func, "_calculate_rewards")
+    ]
+    if len(calls) != 1:
+        raise LookupError(f"expected one call of self._calculate_rewards, found {len(calls)}")
+    reads = [
+        node.lineno for node in ast.walk(tree) if is_self_attribute(node, attribute) and isinstance(node.ctx, ast.Load)
+    ]
+    return [line for line in reads if line <= calls[0]], [line for line in reads if line > calls[0]]
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("variable", "distribution"),
+    [
+        ("TRL_MAXMIN_EXPECT_TRL", "trl"),
+        ("TRL_MAXMIN_EXPECT_TRANSFORMERS", "transformers"),
+        ("TRL_MAXMIN_EXPECT_HUB", "huggingface_hub"),
+    ],
+)
+def test_the_release_under_test_is_the_one_asked_for(variable, distribution):
+    expected = os.environ.get(variable)
+    if expected is None:
+        pytest.skip(f"{variable} is not set")
+    module = __import__(distribution)
+    assert module.__version__ == expected
+    assert importlib.metadata.version(distribution) == expected
+
+
+def test_reward_trainer_prepares_its_dataset_through_one_method():
+    from trl import RewardTrainer
+
+    expected = ["self", "dataset", "processing_class", "args", "dataset_name"]
+    assert parameters(RewardTrainer._prepare_dataset) == expected
+
+
+def test_base_classes_exist():
+    import transformers
+    from trl.trainer.base_config import _BaseConfig
+    from trl.trainer.base_trainer import _BaseTrainer
+
+    assert issubclass(_BaseTrainer, transformers.Trainer)
+    assert issubclass(_BaseConfig, transformers.TrainingArguments)
+
+
+@pytest.mark.parametrize("trainer_name", ["GRPOTrainer", "RLOOTrainer"])
+class TestRewardSeam:
+    @staticmethod
+    def trainer(name):
+        import trl
+
+        return getattr(trl, name)
+
+    def test_signature(self, trainer_name):
+        expected = ["self", "inputs", "prompts", "completions", "completion_ids_list"]
+        assert parameters(self.trainer(trainer_name)._calculate_rewards) == expected
+
+    def test_weights_are_read_after_the_rewards_and_not_before(self, trainer_name):
+        source = inspect.getsource(self.trainer(trainer_name)._generate_and_score_completions)
+        before, after = reads_after_rewards(source)
+        assert after, "TRL no longer reads self.reward_weights once the rewards are known"
+        assert not before, "TRL reads self.reward_weights before the rewards are known"
+
+    def test_weights_are_an_attribute_set_by_the_constructor(self, trainer_name):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(self.trainer(trainer_name).__init__)))
+        stores = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr == "reward_weights" and isinstance(node.ctx, ast.Store)
+        ]
+        assert stores
+
+
+class TestTheCheckItself:
+    """The reader of source must notice what it is there for."""
+
+    def test_accepts_the_seam(self):
+        source = "def f(self):\n    r = self._calculate_rewards(1)\n    return r * self.reward_weights\n"
+        assert reads_after_rewards(source) == ([], [3])
+
+    def test_notices_weights_read_early(self):
+        source = "def f(self):\n    w = self.reward_weights\n    r = self._calculate_rewards(1)\n    return r * w\n"
+        assert reads_after_rewards(source) == ([2], [])
+
+    def test_notices_weights_passed_into_the_call(self):
+        source = "def f(self):\n    return self._calculate_rewards(\n        self.reward_weights,\n    )\n"
+        assert reads_after_rewards(source) == ([3], [])
+
+    def test_setting_the_weights_is_not_reading_them(self):
+        source = "def f(self):\n    r = self._calculate_rewards(1)\n    self.reward_weights = r\n"
+        assert reads_after_rewards(source) == ([], [])
+
+    def test_notices_that_the_call_is_gone(self):
+        with pytest.raises(LookupError, match="found 0"):
+            reads_after_rewards("def f(self):\n    return self.reward_weights\n")

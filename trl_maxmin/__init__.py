@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MaxMin-RLHF for TRL: mixtures of reward models learned by EM, and one policy for the worst-off group.
+
+Names are imported when they are first used, so that `import trl_maxmin` costs nothing and registers nothing but the model
+classes that are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "0.1.0.dev0"
+
+_MODULE_OF = {
+    "MixtureRewardModel": "models",
+    "MixtureRewardModelConfig": "models",
+    "MixtureRewardConfig": "trainer",
+    "MixtureRewardTrainer": "trainer",
+    "PPOConfig": "trainer",
+    "PPOTrainer": "trainer",
+    "MaxMinPPOConfig": "trainer",
+    "MaxMinPPOTrainer": "trainer",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+if TYPE_CHECKING:
+    from .models import MixtureRewardModel, MixtureRewardModelConfig
+    from .trainer import (
+        MaxMinPPOConfig,
+        MaxMinPPOTrainer,
+        MixtureRewardConfig,
+        MixtureRewardTrainer,
+        PPOConfig,
+        PPOTrainer,
+    )
+
+_REMOVED_FROM_TRL = ("AutoModelForCausalLMWithValueHead", "AutoModelForSeq2SeqLMWithValueHead", "PreTrainedModelWrapper")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    if name in _REMOVED_FROM_TRL:
+        raise ImportError(
+            f"{name} is not part of trl_maxmin. Pass a plain AutoModelForCausalLM as `model` to PPOTrainer: the critic "
+            "is a head that the trainer adds (`value_model=None`), or your own `value_model`."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

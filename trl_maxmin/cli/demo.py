@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-maxmin demo`: the whole method on the embedded world, measured with gold utilities that training never sees."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
+from trl import TrlParser
+
+from ..data.world import FilmReviewWorld
+from ..evaluation.agreement import assignment_accuracy, match_components
+from ..evaluation.figures import plot_comparison
+from ..evaluation.metrics import win_rate
+from ..models.modeling_mixture_reward import MixtureRewardModel
+from ..run_record import RunRecord
+from ..trainer import MixtureRewardTrainer
+from .demo_stages import (
+    EvaluationReplies,
+    collect_preferences,
+    fit_reward,
+    heldout_accuracy,
+    sample_replies,
+    select_components,
+    train_policy,
+)
+from .io import print_table
+from .reward import save_mixture
+
+
+@dataclass
+class DemoArguments:
+    r"""
+    Options of `trl-maxmin demo`.
+
+    Args:
+        output_dir (`str`): folder for everything the demo writes.
+        seed (`int`): everything follows from it.
+        minority_share (`float`): share of the 50 annotators who are in the minority; 0 plants no groups.
+        welfare (`str`): welfare rule of the MaxMin policy.
+        oracle (`bool`): also train max-min on the gold utilities, as the ceiling.
+    """
+
+    output_dir: str = field(default="maxmin-demo", metadata={"help": "Folder for everything the demo writes."})
+    seed: int = field(default=0, metadata={"help": "Everything follows from it."})
+    minority_share: float = field(
+        default=0.2, metadata={"help": "Share of the 50 annotators in the minority; 0 plants no groups."}
+    )
+    welfare: str = field(default="maxmin", metadata={"help": "Welfare rule of the MaxMin policy."})
+    oracle: bool = field(default=False, metadata={"help": "Also train max-min on the gold utilities, the ceiling."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minority_share < 1:
+            raise ValueError(f"minority_share must lie in [0, 1), got {self.minority_share}.")
+
+
+class Demo:
+    """The stages of the demo, in order. Each writes its part of the report.
+
+    Args:
+        arguments ([`DemoArguments`]): options.
+        console (`Console`): where to print.
+    """
+
+    def __init__(self, arguments: DemoArguments, console: Console) -> None:
+        self.arguments = arguments
+        self.console = console
+        self.output = Path(arguments.output_dir)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.world = FilmReviewWorld(seed=arguments.seed)
+        self.seconds: dict[str, float] = {}
+        self.report: dict[str, Any] = {
+            "seed": arguments.seed,
+            "groups": list(self.world.groups),
+            "minority": self.world.minority,
+        }
+        self.record = RunRecord()
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        self.console.print(f"[bold]{title}[/bold]")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.console.print(f"  {time.perf_counter() - start:.0f} s")
+
+    def run(self) -> dict[str, Any]:
+        """All stages; returns the report that is also written to `report.json`."""
+        start = time.perf_counter()
+        seed = self.arguments.seed
+        with self.stage("pretrain", "1/5 Pretrain the reference policy on film reviews"):
+            reference = self.world.pretrain(seed=seed)
+            self.save_policy(reference, "reference")
+        with self.stage("reward", "2/5 Ask 50 annotators, learn rewards by EM (K = 2) and, as control, K = 1"):
+            mixture, single = self.fit_rewards(reference)
+        policies: dict[str, GPT2LMHeadModel] = {"reference": reference}
+        with self.stage("single", "3/5 PPO on the single reward (conventional RLHF)"):
+            policies["single"] = self.train("single", reference, single.mixture)
+        with self.stage("maxmin", "4/5 MaxMin-PPO on the mixture"):
+            policies["maxmin"] = self.train("maxmin", reference, mixture.mixture)
+        if self.arguments.oracle:
+            with self.stage("oracle", "    Max-min on the gold utilities (the ceiling)"):
+                policies["oracle"] = self.train("oracle", reference, self.world.gold_reward_functions())
+        with self.stage("evaluation", "5/5 Ask the gold utilities, which training never saw"):
+            self.evaluate(policies)
+        self.seconds["total"] = time.perf_counter() - start
+        self.report["seconds"] = {name: round(value, 1) for name, value in self.seconds.items()}
+        # Linux counts kilobytes, macOS bytes.
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        self.report["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+        self.write()
+        return self.report
+
+    def fit_rewards(self, reference: GPT2LMHeadModel) -> tuple[MixtureRewardTrainer, MixtureRewardTrainer]:
+        """Preferences, the control (K = 1), the mixture (K = 2), and which of the two the held-out pairs support."""
+        data = collect_preferences(self.world, reference, self.arguments.minority_share, self.arguments.seed)
+        trainers = {
+            k: fit_reward(reference, self.world.tokenizer, data, k, self.arguments.seed, self.output / "logs" / f"k{k}")
+            for k in (1, 2)
+        }
+        selection = select_components(trainers)
+        single, mixture = trainers[1], trainers[selection.num_components]
+        if selection.num_components == 1:
+            self.console.print(
+                f"  K = 1: no evidence of groups in these data, one component suffices (K = 2 gains "
+                f"{-selection.difference[1]:.4f} +/- {selection.standard_error[1]:.4f} nats per held-out pair)."
+                if selection.best != 1
+                else "  K = 1: no evidence of groups in these data, one component suffices."
+            )
+        planted = {row["annotator_id"]: row["group"] for row in data.train}
+        groups = [planted[annotator] for annotator in mixture.annotators.annotator_ids]
+        found = mixture.em_state.log_responsibilities.argmax(-1).tolist()
+        if mixture.mixture.num_components > 1:
+            # The world knows its groups, so components may carry their names; EM never saw them.
+            matched = match_components(found, groups)
+            names = [matched.get(k, f"component_{k}") for k in range(mixture.mixture.num_components)]
+            mixture.mixture.config.component_names = names
+        accuracy = assignment_accuracy(found, groups)
+        self.report["em"] = {
+            "assignment_accuracy": accuracy,
+            "mixing_weights": mixture.mixture.mixing_weights.tolist(),
+            "num_components": selection.num_components,
+            "component_names": mixture.mixture.component_names,
+            "heldout_accuracy": {
+                "mixture": heldout_accuracy(mixture, self.world.groups),
+                "single": heldout_accuracy(single, self.world.groups),
+            },
+            "heldout_log_likelihood": {str(k): value for k, value in selection.mean.items()},
+        }
+        self.console.print(
+            f"  annotators assigned as planted: {accuracy:.2f}; held-out accuracy "
+            + ", ".join(
+                f"{model} {group} {value:.2f}"
+                for model, by_group in self.report["em"]["heldout_accuracy"].items()
+                for group, value in by_group.items()
+            )
+        )
+        save_mixture(mixture, self.output, "mixture")
+        single.mixture.save_pretrained(self.output / "single_reward")
+        self.record.update("reward", **self.report["em"], em_curve=mixture.em_history)
+        return mixture, single
+
+    def train(self, name: str, reference: GPT2LMHeadModel, reward_model: MixtureRewardModel | list) -> GPT2LMHeadModel:
+        """One policy from the reference, with the budget and the KL coefficient that all of them get."""
+        policy, history = train_policy(
+            self.world,
+            reference,
+            reward_model,
+            self.arguments.seed,
+            self.output / "logs" / name,
+            welfare=self.arguments.welfare,
+        )
+        self.save_policy(policy, name)
+        self.record.update("policy", **{name: {"welfare": self.arguments.welfare, "curve": history}})
+        return policy
+
+    def save_policy(self, policy: GPT2LMHeadModel, name: str) -> None:
+        """`policies/<name>`: a folder for `AutoModelForCausalLM` and `AutoTokenizer`."""
+        folder = self.output / "policies" / name
+        policy.save_pretrained(folder)
+        self.world.tokenizer.save_pretrained(folder)
+
+    def evaluate(self, policies: dict[str, GPT2LMHeadModel]) -> None:
+        """Gold utility of every policy, and its win rate against the reference, for every group."""
+        prompts = self.world.sample_prompts(1000, seed=self.arguments.seed, split="eval")
+        replies = {name: sample_replies(self.world, policy, prompts) for name, policy in policies.items()}
+        utility = {
+            name: {g: self.world.gold_utility(g, r.texts, r.finished) for g in self.world.groups}
+            for name, r in replies.items()
+        }
+        self.report["gold_utility"] = {
+            name: {group: round(float(values.mean()), 4) for group, values in by_group.items()}
+            for name, by_group in utility.items()
+        }
+        self.report["win_rate"] = {}
+        for name in policies:
+            if name == "reference":
+                continue
+            rates = {g: win_rate(utility[name][g], utility["reference"][g]) for g in self.world.groups}
+            self.report["win_rate"][name] = {
+                g: {"mean": round(r.mean, 4), "low": round(r.low, 4), "high": round(r.high, 4)} for g, r in rates.items()
+            }
+        samples = self.samples(prompts, replies)
+        self.record.update(
+            "evaluation", gold_utility=self.report["gold_utility"], win_rate=self.report["win_rate"], samples=samples
+        )
+        self.print_results(samples)
+
+    def samples(self, prompts: list[str], replies: dict[str, EvaluationReplies], count: int = 4) -> list[dict[str, str]]:
+        """The first answers of every policy to the same prompts."""
+        return [{"prompt": prompts[i], **{name: r.texts[i] for name, r in replies.items()}} for i in range(count)]
+
+    def print_results(self, samples: list[dict[str, str]]) -> None:
+        """The one table, and a few answers side by side."""
+        rows = []
+        for name, by_group in self.report["gold_utility"].items():
+            row = [name]
+            for group in self.world.groups:
+                rate = self.report["win_rate"].get(name, {}).get(group)
+                won = f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" if rate else "-"
+                row += [f"{by_group[group]:+.2f}", won]
+            rows.append(row)
+        columns = ["policy"]
+        for group in self.world.groups:
+            mark = " (minority)" if group == self.world.minority else ""
+            columns += [f"{group}{mark}: utility", "win rate vs reference [95 %]"]
+        print_table("Gold utility and win rate by group", columns, rows, self.console)
+        for sample in samples:
+            self.console.print(f"[dim]{sample['prompt']}[/dim]")
+            for name in self.report["gold_utility"]:
+                self.console.print(f"  {name:>9}: {sample[name] or '(empty)'}", highlight=False)
+
+    def write(self) -> None:
+        """Figure, run record and report; the report comes last, so that its presence means that all is there."""
+        plot_comparison(self.report, self.output / "comparison.png")
+        self.record.save(self.output)
+        (self.output / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
+        self.console.print(f"Wrote {self.output}/report.json, comparison.png, mixture/, components/, policies/")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the demo.
+
+    Args:
+        argv (`Sequence[str]`): options of [`DemoArguments`].
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+    (arguments,) = TrlParser((DemoArguments,), prog="trl-maxmin demo").parse_args_and_config(list(argv))
+    transformers_logging.set_verbosity_error()
+    Demo(arguments, Console()).run()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the demo and what each of its stages does; everything goes through the package's public classes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from ..data.tokenization import encode_prompt
+from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
+from ..functional.em import NumComponentsSelection, select_num_components
+from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
+from ..trainer.rollout import sample_completions
+
+NUM_ANNOTATORS = 50
+PAIRS_TO_LEARN = 60
+PAIRS_HELD_OUT = 40
+
+
+@dataclass(frozen=True)
+class EvaluationReplies:
+    """Replies of one policy: N texts without special tokens, and whether each ended by itself."""
+
+    texts: list[str]
+    finished: list[bool]
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """Pairs to learn from and assign on, and held-out pairs of the same annotators."""
+
+    train: Dataset
+    heldout: Dataset
+
+
+def sample_replies(world: FilmReviewWorld, policy: GPT2LMHeadModel, prompts: list[str]) -> EvaluationReplies:
+    """One reply to each prompt at temperature 1."""
+    tokenizer = world.tokenizer
+    completions = sample_completions(
+        policy,
+        [encode_prompt(tokenizer, prompt) for prompt in prompts],
+        world.generation_config(),
+        pad_token_id=tokenizer.pad_token_id,
+        stop_token_ids=[tokenizer.eos_token_id],
+        batch_size=256,
+    )
+    texts = tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
+    return EvaluationReplies(texts, [finished for _, finished in completions])
+
+
+def collect_preferences(
+    world: FilmReviewWorld, reference: GPT2LMHeadModel, minority_share: float, seed: int
+) -> PreferenceData:
+    """Replies of the reference policy, compared by 50 annotators with a hidden group."""
+    prompts = world.sample_prompts(1500, seed=seed)
+    first, second = (sample_replies(world, reference, prompts) for _ in range(2))
+    annotators = world.annotators(NUM_ANNOTATORS, minority_share, seed=seed)
+    pairs = world.collect_preferences(
+        prompts,
+        list(zip(first.texts, second.texts, strict=True)),
+        annotators,
+        PAIRS_TO_LEARN + PAIRS_HELD_OUT,
+        seed=seed,
+        finished=list(zip(first.finished, second.finished, strict=True)),
+    )
+    rows: dict[str, list[int]] = {}
+    for row, annotator in enumerate(pairs["annotator_id"]):
+        rows.setdefault(annotator, []).append(row)
+    train = [row for own in rows.values() for row in own[:PAIRS_TO_LEARN]]
+    heldout = [row for own in rows.values() for row in own[PAIRS_TO_LEARN:]]
+    return PreferenceData(pairs.select(train), pairs.select(heldout))
+
+
+def fit_reward(
+    reference: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreferenceData,
+    num_components: int,
+    seed: int,
+    output_dir: Path,
+) -> MixtureRewardTrainer:
+    """A mixture of K heads on the reference policy's trunk. EM sees annotator ids, never groups."""
+    args = MixtureRewardConfig(
+        output_dir=str(output_dir),
+        num_components=num_components,
+        max_steps=300,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=256,
+        learning_rate=5e-4,
+        max_length=None,
+        seed=seed,
+        **_quiet(),
+    )
+    trainer = MixtureRewardTrainer(
+        copy.deepcopy(reference),
+        args,
+        train_dataset=data.train.remove_columns("group"),
+        eval_dataset=data.heldout,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer
+
+
+def _quiet() -> dict[str, Any]:
+    return {
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "use_cpu": True,
+    }
+
+
+def select_components(trainers: dict[int, MixtureRewardTrainer]) -> NumComponentsSelection:
+    """Which K the held-out pairs support: the smallest within one standard error of the best."""
+    scores = {k: trainer.heldout_log_likelihood() for k, trainer in trainers.items()}
+    annotators = torch.tensor(trainers[1].eval_dataset["annotator_index"])
+    return select_num_components(scores, annotators)
+
+
+def heldout_accuracy(trainer: MixtureRewardTrainer, groups: tuple[str, ...]) -> dict[str, float]:
+    """Accuracy on held-out pairs of the annotators of each planted group (groups without annotators are left out)."""
+    right = (trainer.heldout_log_likelihood().exp() > 0.5).double()
+    planted = trainer.eval_dataset["group"]
+    result = {}
+    for group in groups:
+        rows = [row for row, name in enumerate(planted) if name == group]
+        if rows:
+            result[group] = round(right[rows].mean().item(), 4)
+    return result
+
+
+def train_policy(
+    world: FilmReviewWorld,
+    reference: GPT2LMHeadModel,
+    reward_model: Any,
+    seed: int,
+    output_dir: Path,
+    welfare: str = "maxmin",
+    **overrides: Any,
+) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
+    """MaxMin-PPO; with one reward component this is conventional RLHF on the same utility and KL coefficient."""
+    settings: dict[str, Any] = {
+        "max_steps": 75,
+        "per_device_train_batch_size": 96,
+        "gradient_accumulation_steps": 1,
+        "num_ppo_epochs": 4,
+        "num_mini_batches": 1,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "constant",
+        "kl_coef": 0.05,
+        "temperature": 1.0,
+        "response_length": MAX_COMPLETION_LENGTH,
+        "stop_token": "eos",
+        "local_rollout_forward_batch_size": 256,
+        "num_sample_generations": 0,
+    }
+    args = MaxMinPPOConfig(
+        output_dir=str(output_dir),
+        seed=seed,
+        welfare=welfare,
+        utility="zscore",
+        **{**settings, **_quiet(), "logging_strategy": "steps", "logging_steps": 5, **overrides},
+    )
+    trainer = MaxMinPPOTrainer(
+        args=args,
+        processing_class=world.tokenizer,
+        model=copy.deepcopy(reference),
+        ref_model=None,
+        reward_model=reward_model,
+        train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(192, seed=seed)}),
+    )
+    trainer.train()
+    return trainer.policy, trainer.state.log_history

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading data sets and printing tables for the subcommands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from rich.console import Console
+from rich.table import Table
+from trl import ScriptArguments
+
+_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
+    """Training and test rows of `--dataset_name`: a file, a folder written by `save_to_disk`, or a Hub id.
+
+    Args:
+        arguments ([`~trl.ScriptArguments`]): name, config and split names.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: the training split, and the test split where there is one.
+
+    Raises:
+        ValueError: no name, a file type that is not read, or no such split.
+        OSError: the file or the Hub cannot be reached.
+    """
+    name = arguments.dataset_name
+    if not name:
+        raise ValueError("--dataset_name is required: a .jsonl, .json, .csv or .parquet file, a folder, or a Hub id.")
+    path = Path(name)
+    # A compressed file keeps the type of what is in it.
+    suffix = next((s for s in reversed(path.suffixes) if s not in (".gz", ".xz", ".bz2", ".zst")), "")
+    if path.is_file():
+        if suffix not in _READERS:
+            raise ValueError(f"Cannot read {name}: type {suffix or 'unknown'}. Allowed: {', '.join(_READERS)}.")
+        data = load_dataset(_READERS[suffix], data_files=str(path))
+    elif path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        data = load_from_disk(str(path))
+    elif suffix in _READERS:
+        raise FileNotFoundError(f"There is no file {name}. Give an existing file or a Hub id.")
+    else:
+        data = load_dataset(name, arguments.dataset_config)
+    if isinstance(data, Dataset):
+        data = DatasetDict({arguments.dataset_train_split: data})
+    if arguments.dataset_train_split not in data:
+        raise ValueError(
+            f"{name} has no split {arguments.dataset_train_split!r}; it has {', '.join(data)}. Set --dataset_train_split."
+        )
+    return data[arguments.dataset_train_split], data.get(arguments.dataset_test_split)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console | None = None) -> None:
+    """Print a table; the first column is left-aligned, the others right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    (console or Console()).print(table)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-maxmin reward`: a mixture of reward models from the user's own preferences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
+from .io import print_table, read_dataset
+
+
+def run(argv: Sequence[str]) -> None:
+    """Train and save a mixture.
+
+    Writes to `--output_dir`: the mixture, `components/<name>/` as plain one-label models, and `assignments.json` (annotator
+    -> component), which is for this machine only.
+
+    Args:
+        argv (`Sequence[str]`): `--dataset_name`, `--model_name_or_path`, and the fields of [`MixtureRewardConfig`].
+    """
+    parser = TrlParser((ScriptArguments, MixtureRewardConfig, ModelConfig), prog="trl-maxmin reward")
+    script, args, model = parser.parse_args_and_config(list(argv))
+    if not model.model_name_or_path:
+        raise ValueError("--model_name_or_path is required: the base model of the reward components.")
+    args.model_init_kwargs = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
+    train, test = read_dataset(script)
+    trainer = MixtureRewardTrainer(model.model_name_or_path, args, train_dataset=train, eval_dataset=test)
+    trainer.train()
+    save_mixture(trainer, args.output_dir)
+    names = trainer.mixture.component_names
+    weights = trainer.mixture.mixing_weights.tolist()
+    rows = [[name, f"{weight:.2f}"] for name, weight in zip(names, weights, strict=True)]
+    print_table("Components", ["component", "share of annotators"], rows)
+    if trainer.eval_dataset is not None:
+        accuracy = (trainer.heldout_log_likelihood().exp() > 0.5).double().mean()
+        print(f"accuracy on {len(trainer.eval_dataset)} held-out pairs: {accuracy:.3f}")
+    print(f"saved to {args.output_dir}")
+
+
+def save_mixture(trainer: MixtureRewardTrainer, output_dir: str | Path, mixture_dir: str = "") -> None:
+    """Save the mixture, its components and the assignments below a folder (rank 0 only)."""
+    if not trainer.accelerator.is_main_process:
+        return
+    output_dir = Path(output_dir)
+    trainer.mixture.save_pretrained(output_dir / mixture_dir)
+    for name in trainer.mixture.component_names:
+        trainer.mixture.save_component(name, output_dir / "components" / name)
+    assignments = {str(annotator): name for annotator, name in trainer.assignments().items()}
+    (output_dir / "assignments.json").write_text(json.dumps(assignments, indent=2) + "\n")

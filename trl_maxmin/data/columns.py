@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The column contract of preference data, and its checks.
+
+TRL's preference format, standard or conversational, plus who gave the preference:
+
+| column | type | meaning |
+|---|---|---|
+| `prompt` | `str` or messages, optional | what both replies answer |
+| `chosen`, `rejected` | `str` or messages | the reply the annotator preferred, and the other |
+| `annotator_id` | `str` or `int` | the person; without it every pair is its own annotator |
+| `group` | `str`, optional | a known sub-population, used for reporting |
+| `margin` | `float`, optional | Bradley-Terry log-odds by which the chosen reply should win |
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ANNOTATOR_COLUMN = "annotator_id"
+
+
+@dataclass(frozen=True)
+class AnnotatorIndex:
+    """Numbers the annotators of a data set. Stays on the user's machine: it is saved with no model.
+
+    Args:
+        annotator_ids (`tuple`): H distinct ids in order of first appearance.
+
+    Example:
+
+    >>> index = AnnotatorIndex.from_values(["ann", "bob", "ann"])
+    >>> len(index), index.encode(["bob"])
+    (2, [1])
+    """
+
+    annotator_ids: tuple[str | int, ...]
+
+    @classmethod
+    def from_values(cls, values: Sequence[str | int]) -> AnnotatorIndex:
+        """Index of the distinct values, in order of first appearance."""
+        return cls(tuple(dict.fromkeys(values)))
+
+    def __len__(self) -> int:
+        return len(self.annotator_ids)
+
+    def encode(self, values: Sequence[str | int]) -> list[int]:
+        """Numbers 0..H-1 of annotator ids.
+
+        Raises:
+            KeyError: an id that is not in the index.
+        """
+        lookup = {annotator: position for position, annotator in enumerate(self.annotator_ids)}
+        return [lookup[value] for value in values]
+
+
+def prepare_preferences(
+    dataset: Dataset, annotator_column: str = ANNOTATOR_COLUMN, num_components: int | None = None
+) -> Dataset:
+    """Check preference data and bring the annotator column to its standard name.
+
+    Args:
+        dataset (`Dataset`): columns as in the table above.
+        annotator_column (`str`, defaults to `"annotator_id"`): the column that names the annotator.
+        num_components (`int`, *optional*): K, to check that there are at least K annotators.
+
+    Returns:
+        `Dataset`: the same rows (ties removed) with a column `annotator_id`.
+
+    Raises:
+        ValueError: no rows; a column missing; a missing or non-finite margin; a missing annotator id; only ties; fewer
+            annotators than components, or a single annotator for more than one component.
+
+    Warns:
+        when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
+    """
+    if len(dataset) == 0:
+        raise ValueError("The preference data are empty. Give at least one row with `chosen` and `rejected`.")
+    columns = dataset.column_names
+    missing = [name for name in ("chosen", "rejected") if name not in columns]
+    if missing:
+        raise ValueError(
+            f"The preference data lack the column(s) {', '.join(missing)}. They have: {', '.join(columns)}. Expected: "
+            "`chosen`, `rejected`, usually `prompt` and `annotator_id` (TRL's preference format)."
+        )
+    dataset = _with_annotators(dataset, annotator_column)
+    _check_margin(dataset)
+    dataset = _without_ties(dataset)
+    _check_annotators(dataset, num_components)
+    return dataset
+
+
+def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
+    if annotator_column in dataset.column_names:
+        if annotator_column != ANNOTATOR_COLUMN:
+            if ANNOTATOR_COLUMN in dataset.column_names:
+                dataset = dataset.remove_columns(ANNOTATOR_COLUMN)
+            dataset = dataset.rename_column(annotator_column, ANNOTATOR_COLUMN)
+        row = next((i for i, value in enumerate(dataset[ANNOTATOR_COLUMN]) if value is None), None)
+        if row is not None:
+            raise ValueError(
+                f"Row {row} has no annotator ({annotator_column} is None). Name one, or remove the row: an unnamed "
+                "annotator would pool the pairs of different people."
+            )
+        return dataset
+    if annotator_column != ANNOTATOR_COLUMN:
+        raise ValueError(
+            f"There is no column {annotator_column!r} for the annotators. The data have: "
+            f"{', '.join(dataset.column_names)}. Set `annotator_column` to one of them."
+        )
+    logger.warning(
+        "The preference data have no `annotator_id` column, so each pair is taken as its own annotator: one pair says "
+        "very little about who gave it, components will be weak and nobody can be assigned reliably. If the data "
+        "name their annotators under another name, set `annotator_column`."
+    )
+    return dataset.add_column(ANNOTATOR_COLUMN, [f"pair-{i}" for i in range(len(dataset))])
+
+
+def _check_margin(dataset: Dataset) -> None:
+    if "margin" not in dataset.column_names:
+        return
+    for row, value in enumerate(dataset["margin"]):
+        if value is None or not math.isfinite(value):
+            raise ValueError(
+                f"Row {row} has margin {value!r}; a margin must be a finite number of Bradley-Terry log-odds. Use 0.0 "
+                "where none is known, or drop the column."
+            )
+
+
+def _without_ties(dataset: Dataset) -> Dataset:
+    chosen, rejected = dataset["chosen"], dataset["rejected"]
+    keep = [i for i, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if a != b]
+    ties = len(dataset) - len(keep)
+    if not keep:
+        raise ValueError(f"In all {ties} rows `chosen` equals `rejected`: there is no preference to learn from.")
+    if ties:
+        logger.warning(f"Dropped {ties} of {len(dataset)} pairs whose `chosen` equals `rejected`.")
+        dataset = dataset.select(keep)
+    return dataset
+
+
+def _check_annotators(dataset: Dataset, num_components: int | None) -> None:
+    if num_components is None:
+        return
+    annotators = len(set(dataset[ANNOTATOR_COLUMN]))
+    if num_components > annotators:
+        raise ValueError(
+            f"num_components={num_components} is larger than the number of annotators ({annotators}): a component "
+            f"describes at least one annotator. Use num_components between 1 and {annotators}."
+        )
+
+
+def split_by_annotator(
+    dataset: Dataset, heldout_fraction: float, seed: int, annotator_column: str = ANNOTATOR_COLUMN
+) -> tuple[Dataset, Dataset | None]:
+    """Set aside a part of every annotator's pairs.
+
+    An annotator is assigned to a component on one part of their pairs and scored on the other: accuracy on pairs that
+    chose the component would flatter it.
+
+    Args:
+        dataset (`Dataset`): with an `annotator_id` column.
+        heldout_fraction (`float`): share of each annotator's pairs to hold out, in [0, 1). Annotators with one pair
+            keep it for training.
+        seed (`int`): of the random choice.
+        annotator_column (`str`): the column that names the annotator.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: pairs to train and assign on, and held-out pairs (`None` where none are).
+
+    Raises:
+        ValueError: a fraction outside [0, 1).
+    """
+    if not 0 <= heldout_fraction < 1:
+        raise ValueError(f"heldout_fraction must lie in [0, 1), got {heldout_fraction}.")
+    generator = np.random.default_rng(seed)
+    rows: dict[Any, list[int]] = {}
+    for row, annotator in enumerate(dataset[annotator_column]):
+        rows.setdefault(annotator, []).append(row)
+    heldout: list[int] = []
+    for own in rows.values():
+        count = min(round(heldout_fraction * len(own)), len(own) - 1)
+        heldout.extend(generator.permutation(own)[:count].tolist())
+    if not heldout:
+        return dataset, None
+    chosen = set(heldout)
+    return dataset.select([i for i in range(len(dataset)) if i not in chosen]), dataset.select(sorted(heldout))

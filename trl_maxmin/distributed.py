@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only place that gathers, reduces and broadcasts.
+
+Every function takes the [`~accelerate.Accelerator`] of a trainer, costs nothing with one process, and must be reached by
+all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+
+def rows_per_rank(accelerator: Accelerator, num_local: int) -> list[int]:
+    """How many rows each rank holds.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        num_local (`int`): rows of this rank.
+
+    Returns:
+        `list[int]`: one count per rank.
+    """
+    if accelerator.num_processes == 1:
+        return [num_local]
+    return accelerator.gather(torch.tensor([num_local], device=accelerator.device)).tolist()
+
+
+def gather_rows(accelerator: Accelerator, rows_local: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
+    """Rows of all ranks, in the order of the ranks; ranks may hold different numbers of rows, none included.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        rows_local (`torch.Tensor` of shape `(B, ...)`): rows of this rank; the other dimensions agree on all ranks.
+        counts (`list[int]`, *optional*): [`rows_per_rank`], where the caller has it already.
+
+    Returns:
+        `torch.Tensor` of shape `(N, ...)`: the same on every rank. No gradient passes.
+    """
+    if accelerator.num_processes == 1:
+        return rows_local.detach()
+    counts = rows_per_rank(accelerator, rows_local.shape[0]) if counts is None else counts
+    width = max(counts)
+    padded = rows_local.new_zeros((width, *rows_local.shape[1:]))
+    padded[: rows_local.shape[0]] = rows_local.detach()
+    gathered = accelerator.gather(padded.to(accelerator.device))
+    return torch.cat([gathered[rank * width : rank * width + count] for rank, count in enumerate(counts)])
+
+
+def local_slice(accelerator: Accelerator, counts: list[int]) -> slice:
+    """Where this rank's rows are in what [`gather_rows`] returned.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        counts (`list[int]`): [`rows_per_rank`].
+
+    Returns:
+        `slice`: of the gathered rows.
+    """
+    start = sum(counts[: accelerator.process_index])
+    return slice(start, start + counts[accelerator.process_index])
+
+
+def sum_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum over ranks, the same on every rank. No gradient passes.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        tensor (`torch.Tensor`): the same shape on every rank.
+
+    Returns:
+        `torch.Tensor`: as `tensor`.
+    """
+    tensor = tensor.detach()
+    return tensor if accelerator.num_processes == 1 else accelerator.reduce(tensor.clone(), reduction="sum")
+
+
+def mean_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Elementwise mean over ranks, the same on every rank. No gradient passes.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        tensor (`torch.Tensor`): floating point, the same shape on every rank.
+
+    Returns:
+        `torch.Tensor`: as `tensor`. It weighs ranks, not rows: use [`sum_over_ranks`] of sums and counts where ranks may
+        hold different numbers of rows.
+    """
+    return sum_over_ranks(accelerator, tensor) / accelerator.num_processes
+
+
+@contextmanager
+def accumulate(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Iterator[None]:
+    """Forward and backward of one micro-batch: gradients meet across ranks on the last one only.
+
+    `transformers` decides by itself when gradients are shared; a step that is made inside `training_step` has to say so
+    for DDP and FSDP (`no_sync`), and for DeepSpeed, whose engine steps in the backward pass that is marked as the last.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        model (`torch.nn.Module`): the wrapped model.
+        is_last (`bool`): whether this micro-batch completes the step.
+    """
+    state = accelerator.gradient_state
+    previous = state.sync_gradients
+    state._set_sync_gradients(is_last)
+    # DeepSpeed does without: ZeRO-2 and ZeRO-3 reduce in every backward pass and refuse `no_sync`.
+    waits = not is_last and accelerator.distributed_type != DistributedType.DEEPSPEED
+    try:
+        with accelerator.no_sync(model) if waits else nullcontext():
+            yield
+    finally:
+        state._set_sync_gradients(previous)
+
+
+def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
+    """Backward pass of a loss that is scaled as it should be.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        loss (`torch.Tensor`): scalar. DeepSpeed is told not to divide it by the accumulation steps of the loop, which are
+            micro-batches of prompts here.
+    """
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mathematics: pure functions on tensors. No Trainer, no Hub, no collective, no global random state."""
+
+from .em import (
+    NumComponentsSelection,
+    annealed_beta,
+    annotator_log_likelihood,
+    classification_log_likelihood,
+    hard_assignment,
+    log_responsibilities,
+    lower_bound,
+    posterior_entropy,
+    predictive_log_likelihood,
+    select_num_components,
+    update_mixing_weights,
+)
+from .preference import fit_temperature, preference_accuracy, preference_log_likelihood
+from .utility import win_rate_utility, within_prompt_scale, zscore_utility
+from .welfare import (
+    WELFARE_RULES,
+    apply_weight_floor,
+    maxmin_weights,
+    mirror_weights,
+    mixing_weights_rule,
+    nash_weights,
+    project_to_simplex,
+    sample_min,
+    softmin_weights,
+    utilitarian_weights,
+    welfare_weights,
+)
+
+
+__all__ = [
+    "WELFARE_RULES",
+    "NumComponentsSelection",
+    "annealed_beta",
+    "annotator_log_likelihood",
+    "apply_weight_floor",
+    "classification_log_likelihood",
+    "fit_temperature",
+    "hard_assignment",
+    "log_responsibilities",
+    "lower_bound",
+    "maxmin_weights",
+    "mirror_weights",
+    "mixing_weights_rule",
+    "nash_weights",
+    "posterior_entropy",
+    "predictive_log_likelihood",
+    "preference_accuracy",
+    "preference_log_likelihood",
+    "project_to_simplex",
+    "sample_min",
+    "select_num_components",
+    "softmin_weights",
+    "update_mixing_weights",
+    "utilitarian_weights",
+    "welfare_weights",
+    "win_rate_utility",
+    "within_prompt_scale",
+    "zscore_utility",
+]

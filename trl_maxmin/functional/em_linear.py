@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EM for a mixture of linear Bradley-Terry rewards on frozen features.
+
+The start of the mixture's training: with the trunk frozen, a component is a linear reward, its M-step is a concave problem
+that Newton's method solves, and many annealed restarts cost less than one forward of the trunk. The best of them hands its
+heads and responsibilities to the one training loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .em import (
+    annealed_beta,
+    annotator_log_likelihood,
+    log_responsibilities,
+    predictive_log_likelihood,
+    update_mixing_weights,
+)
+
+_MAX_DIRECTIONS = 128
+
+
+@dataclass(frozen=True)
+class LinearMixture:
+    """A fitted mixture of linear rewards.
+
+    Args:
+        weight (`Tensor` of shape `(K, D)`): rewards are `features @ weight.T`, Bradley-Terry log-odds.
+        log_responsibilities (`Tensor` of shape `(H, K)`): from pairs scored out of fold.
+        mixing_weights (`Tensor` of shape `(K,)`): on the simplex.
+        score (`float`): mean log-likelihood (nats) per pair by which restarts were compared.
+    """
+
+    weight: Tensor
+    log_responsibilities: Tensor
+    mixing_weights: Tensor
+    score: float
+
+
+def fit_weighted_logistic(
+    feature_difference: Tensor, weights: Tensor, margin: Tensor, ridge: float, start: Tensor, num_steps: int = 4
+) -> Tensor:
+    """Newton steps on the ridge-penalised, weighted Bradley-Terry likelihood of K linear rewards.
+
+    Args:
+        feature_difference (`Tensor` of shape `(N, D)`): features of the chosen minus those of the rejected reply.
+        weights (`Tensor` of shape `(N, K)`): weight of each pair in each component's likelihood, non-negative.
+        margin (`Tensor` of shape `(N,)`): Bradley-Terry log-odds.
+        ridge (`float`): penalty `ridge / 2 * |w|^2`, positive.
+        start (`Tensor` of shape `(K, D)`): where to begin.
+        num_steps (`int`): Newton steps; each is halved until the objective does not get worse.
+
+    Returns:
+        `Tensor` of shape `(K, D)`.
+    """
+    solution = start.clone()
+    identity = torch.eye(feature_difference.shape[1], dtype=start.dtype, device=start.device) * ridge
+    for k in range(start.shape[0]):
+        w, weight = solution[k], weights[:, k]
+
+        def objective(w: Tensor, weight: Tensor = weight) -> Tensor:
+            return -(weight * F.logsigmoid(feature_difference @ w - margin)).sum() + ridge / 2 * w.dot(w)
+
+        value = objective(w)
+        for _ in range(num_steps):
+            p = torch.sigmoid(feature_difference @ w - margin)
+            gradient = -feature_difference.T @ (weight * (1 - p)) + ridge * w
+            hessian = (feature_difference * (weight * p * (1 - p)).unsqueeze(1)).T @ feature_difference + identity
+            step = torch.linalg.solve(hessian, gradient)
+            size = 1.0
+            while size > 1e-3 and (candidate := objective(w - size * step)) > value:
+                size /= 2
+            if size <= 1e-3:
+                break
+            w, value = w - size * step, candidate
+        solution[k] = w
+    return solution
+
+
+def _reduce(feature_difference: Tensor) -> tuple[Tensor, Tensor]:
+    """Whitened principal directions `(D, d)` of the differences, and the differences in them."""
+    moment = feature_difference.T @ feature_difference / len(feature_difference)
+    values, vectors = torch.linalg.eigh(moment)
+    # Directions in which the pairs hardly differ carry noise; whitening them would blow it up.
+    keep = values > values[-1].clamp(min=1e-12) * 1e-6
+    values, vectors = values[keep][-_MAX_DIRECTIONS:], vectors[:, keep][:, -_MAX_DIRECTIONS:]
+    projection = vectors / values.sqrt()
+    return projection, feature_difference @ projection
+
+
+def fit_linear_mixture(
+    feature_difference: Tensor,
+    annotator_index: Tensor,
+    num_annotators: int,
+    num_components: int,
+    *,
+    generator: torch.Generator,
+    margin: Tensor | None = None,
+    heldout: tuple[Tensor, Tensor, Tensor] | None = None,
+    num_init: int = 4,
+    num_steps: int = 40,
+    annealing_start: float = 0.02,
+    ridge: float = 1.0,
+    dirichlet_concentration: float = 1.0,
+) -> LinearMixture:
+    """Annealed EM from several random starts; pairs are scored by the half of the data they are not in.
+
+    Args:
+        feature_difference (`Tensor` of shape `(N, D)`): features of the chosen minus those of the rejected reply.
+        annotator_index (`Tensor` of shape `(N,)`): annotator 0..H-1 of each pair.
+        num_annotators (`int`): H.
+        num_components (`int`): K.
+        generator (`torch.Generator`): of the random starts, on the CPU.
+        margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+        heldout (`(feature_difference, annotator_index, margin)`, *optional*): other pairs of the same annotators, by whose
+            predictive likelihood the starts are compared. Without them: the out-of-fold likelihood.
+        num_init (`int`): number of starts.
+        num_steps (`int`): EM steps of each start; the first half of them anneals.
+        annealing_start (`float`): first inverse temperature of the posterior, in (0, 1].
+        ridge (`float`): prior precision of the weights in whitened coordinates.
+        dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
+
+    Returns:
+        [`LinearMixture`]: the best start, refitted on all pairs.
+
+    Raises:
+        ValueError: no pairs, or features that are the same in every pair.
+    """
+    if len(feature_difference) == 0 or not bool(feature_difference.abs().max() > 0):
+        raise ValueError(
+            "All pairs have the same features, so nothing can tell the components apart. Check that chosen and rejected "
+            "differ after tokenisation, or raise max_length."
+        )
+    differences = feature_difference.double()
+    margin = torch.zeros(len(differences), dtype=torch.float64) if margin is None else margin.double()
+    projection, reduced = _reduce(differences)
+    fold = torch.rand(len(reduced), generator=generator) < 0.5
+    best: LinearMixture | None = None
+    for _ in range(num_init):
+        noise = torch.randn(num_annotators, num_components, generator=generator, dtype=torch.float64)
+        log_resp = torch.log_softmax(2 * noise, dim=-1)
+        mixing = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
+        weights = torch.zeros(2, num_components, reduced.shape[1], dtype=torch.float64)
+        for step in range(num_steps):
+            scores = torch.empty(len(reduced), num_components, dtype=torch.float64)
+            responsibilities = log_resp.exp()[annotator_index]
+            for half, own in enumerate((fold, ~fold)):
+                weights[half] = fit_weighted_logistic(
+                    reduced[~own], responsibilities[~own], margin[~own], ridge, weights[half], num_steps=2
+                )
+                scores[own] = F.logsigmoid(reduced[own] @ weights[half].T - margin[own].unsqueeze(1))
+            mixing = update_mixing_weights(log_resp, dirichlet_concentration)
+            beta = annealed_beta(step, max(num_steps // 2, 1), annealing_start)
+            sums = annotator_log_likelihood(scores, annotator_index, num_annotators)
+            log_resp = log_responsibilities(sums, mixing.log(), beta)
+        weight = fit_weighted_logistic(
+            reduced, log_resp.exp()[annotator_index], margin, ridge, weights.mean(0), num_steps=8
+        )
+        if heldout is not None:
+            held_scores = F.logsigmoid((heldout[0].double() @ projection) @ weight.T - heldout[2].double().unsqueeze(1))
+            score = predictive_log_likelihood(held_scores, log_resp, heldout[1]).mean()
+        else:
+            score = torch.logsumexp(mixing.log() + sums, dim=-1).sum() / len(reduced)
+        if best is None or score.item() > best.score:
+            best = LinearMixture(weight @ projection.T, log_resp, mixing, score.item())
+    assert best is not None
+    return best

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of a mixture of reward models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+COMPONENT_TYPES = ("head", "full")
+
+
+class MixtureRewardModelConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`MixtureRewardModel`]: K reward components over one base architecture.
+
+    Args:
+        base_config (`PreTrainedConfig` or `dict`):
+            Configuration of the base model (its `model_type` must be a supported family).
+        component_type (`str`, defaults to `"head"`):
+            `"head"`: one trunk, K heads, one forward scores all. `"full"`: K whole models (the paper's setting).
+        num_components (`int`, defaults to `2`):
+            K, the number of reward components. It is not `num_labels`, which stays 1: TRL's reward trainer refuses
+            anything else.
+        component_names (`list[str]`, *optional*):
+            Names of the components, K distinct strings. Defaults to `component_0`, `component_1`, ...
+        mixing_weights (`list[float]`, *optional*):
+            Share of annotators that each component describes, on the simplex. Defaults to uniform.
+        reward_shift (`list[float]`, *optional*):
+            Mean reward of the reference policy's replies per component, Bradley-Terry log-odds. Defaults to zeros.
+        reward_scale (`list[float]`, *optional*):
+            Spread of the reference policy's rewards within prompts per component, Bradley-Terry log-odds, positive.
+            Defaults to ones.
+        temperatures (`list[float]`, *optional*):
+            Calibration temperatures that were divided out of the heads, for the record. Defaults to ones.
+
+    Raises:
+        ValueError: unknown `component_type`, K below 1, a list whose length is not K, names that repeat, weights off
+            the simplex, a scale that is not positive.
+
+    Example:
+
+    >>> from transformers import GPT2Config
+    >>> config = MixtureRewardModelConfig(base_config=GPT2Config(n_layer=1, n_head=1, n_embd=8), num_components=2)
+    >>> config.component_names, config.num_labels
+    (['component_0', 'component_1'], 1)
+    """
+
+    model_type = "mixture_reward"
+    sub_configs = {"base_config": AutoConfig}
+
+    def __init__(
+        self,
+        base_config: PreTrainedConfig | dict[str, Any] | None = None,
+        component_type: str = "head",
+        num_components: int = 2,
+        component_names: list[str] | None = None,
+        mixing_weights: list[float] | None = None,
+        reward_shift: list[float] | None = None,
+        reward_scale: list[float] | None = None,
+        temperatures: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(base_config, dict):
+            base_config = AutoConfig.for_model(**base_config)
+        self.base_config = base_config if base_config is not None else AutoConfig.for_model("gpt2")
+        self.component_type = component_type
+        self.num_components = num_components
+        count = max(num_components, 1) if isinstance(num_components, int) else 1
+        self.component_names = component_names or [f"component_{k}" for k in range(count)]
+        self.mixing_weights = mixing_weights or [1.0 / count] * count
+        self.reward_shift = reward_shift or [0.0] * count
+        self.reward_scale = reward_scale or [1.0] * count
+        self.temperatures = temperatures or [1.0] * count
+        kwargs.pop("num_labels", None)
+        kwargs.pop("id2label", None)
+        kwargs.pop("label2id", None)
+        super().__init__(**kwargs)
+        self.num_labels = 1
+        self.pad_token_id = self.base_config.pad_token_id
+        self._check()
+
+    def _check(self) -> None:
+        if self.component_type not in COMPONENT_TYPES:
+            raise ValueError(
+                f"Unknown component_type {self.component_type!r}. Allowed: {', '.join(map(repr, COMPONENT_TYPES))}."
+            )
+        if not isinstance(self.num_components, int) or self.num_components < 1:
+            raise ValueError(f"num_components must be a whole number of at least 1, got {self.num_components!r}.")
+        for name in ("component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"):
+            if len(getattr(self, name)) != self.num_components:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries, but there are {self.num_components} components. "
+                    "Give one entry per component."
+                )
+        if len(set(self.component_names)) != self.num_components:
+            raise ValueError(f"component_names must be distinct, got {self.component_names}.")
+        if min(self.mixing_weights) < 0 or not math.isclose(sum(self.mixing_weights), 1.0, abs_tol=1e-3):
+            raise ValueError(f"mixing_weights must be non-negative and sum to 1, got {self.mixing_weights}.")
+        for name in ("reward_scale", "temperatures"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+
+
+AutoConfig.register("mixture_reward", MixtureRewardModelConfig, exist_ok=True)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batching, pooling and sharing of forwards for reward components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..data.tokenization import encode_prompt, same_vocabulary
+
+if TYPE_CHECKING:
+    from .modeling_mixture_reward import MixtureRewardModel
+
+
+def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions that count real tokens only, so that padding on the left changes nothing.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(B, T)`): 1 = real token.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, long; padding gets position 0 and is masked.
+
+    Example:
+
+    >>> position_ids_from_mask(torch.tensor([[0, 1, 1]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def pool_last_token(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Hidden state of the last attended token.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(B, T, D)`): hidden states.
+        attention_mask (`torch.Tensor` of shape `(B, T)`): 1 = real token. The mask alone decides: an EOS that equals the
+            pad token is a real token.
+
+    Returns:
+        `torch.Tensor` of shape `(B, D)`.
+    """
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (positions * attention_mask.long()).argmax(-1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-pad id lists.
+
+    Returns:
+        `input_ids` and `attention_mask`, `(B, T)` each; the mask is 1 on real tokens.
+
+    Example:
+
+    >>> [t.tolist() for t in pad_sequences([[5], [6, 7]], 0)]
+    [[[5, 0], [6, 7]], [[1, 0], [1, 1]]]
+    """
+    width = max(len(ids) for ids in sequences)
+    input_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(sequences):
+        input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
+
+
+def context_length(config: Any) -> int | None:
+    """Most tokens a model can read, or `None` where its config sets no limit."""
+    text = config.get_text_config()
+    for name in ("n_positions", "max_position_embeddings"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and limit > 0:
+            # RoBERTa's table starts counting after its padding index.
+            return limit - text.pad_token_id - 1 if text.model_type == "roberta" else limit
+    return None
+
+
+@torch.no_grad()
+def score_sequences(model: MixtureRewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 64) -> torch.Tensor:
+    """Rewards `(N, K)` of id sequences, batched by length; the order of the input is kept.
+
+    Raises:
+        ValueError: an empty sequence, or one longer than the model's context.
+    """
+    device = model.device
+    rewards = torch.zeros(len(sequences), model.num_components, dtype=torch.float32, device=device)
+    limit = context_length(model.config.base_config)
+    for row, ids in enumerate(sequences):
+        if not ids or (limit is not None and len(ids) > limit):
+            raise ValueError(
+                f"Sequence {row} has {len(ids)} tokens; the reward model reads 1 to {limit}. Shorten the prompt or reply."
+            )
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+    pad_token_id = model.config.get_text_config().pad_token_id or 0
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        input_ids, attention_mask = pad_sequences([sequences[row] for row in rows], pad_token_id)
+        output = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+        rewards[torch.tensor(rows, device=device)] = output.rewards.float()
+    model.train(was_training)
+    return rewards
+
+
+class SharedRewardFunctions:
+    """K reward functions of one mixture; the first of them to be asked about a batch runs the forward for all.
+
+    Args:
+        model ([`MixtureRewardModel`]): the mixture; its `processing_class` must be set.
+        policy_processing_class (`PreTrainedTokenizerBase`, *optional*): the policy's tokenizer. Where its vocabulary is
+            another one, replies are scored as text, and finished if their ids end with its EOS.
+    """
+
+    def __init__(
+        self, model: MixtureRewardModel, policy_processing_class: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.model = model
+        self.policy_processing_class = policy_processing_class
+        self.num_forwards = 0
+        self._key: tuple[Any, ...] | None = None
+        self._rewards: torch.Tensor | None = None
+
+    def rewards(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None
+    ) -> torch.Tensor:
+        """`(N, K)` for a batch, from the last forward if it was of the same batch."""
+        key = (list(prompts), list(completions), None if completion_ids is None else [list(c) for c in completion_ids])
+        if self._rewards is None or key != self._key:
+            self._rewards = self._score(*key)
+            self._key = key
+            self.num_forwards += 1
+        return self._rewards
+
+    def _score(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]] | None) -> torch.Tensor:
+        tokenizer = self.model.processing_class
+        policy = self.policy_processing_class
+        if completion_ids is None:
+            return self.model.score(prompts, completions)
+        if policy is not None and not same_vocabulary(policy, tokenizer):
+            finished = [bool(ids) and ids[-1] == policy.eos_token_id for ids in completion_ids]
+            return self.model.score(prompts, completions, finished=finished)
+        prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        return self.model.score(prompt_ids=prompt_ids, completion_ids=completion_ids)
+
+    def callables(self) -> list[Callable[..., list[float]]]:
+        """One callable per component, named after it."""
+
+        def make(k: int, name: str) -> Callable[..., list[float]]:
+            def reward(
+                prompts: Sequence[Any],
+                completions: Sequence[Any],
+                completion_ids: Sequence[Sequence[int]] | None = None,
+                **kwargs: Any,
+            ) -> list[float]:
+                return self.rewards(prompts, completions, completion_ids)[:, k].tolist()
+
+            reward.__name__ = name
+            return reward
+
+        return [make(k, name) for k, name in enumerate(self.model.component_names)]

@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EM for a mixture of reward models, on top of TRL's reward trainer."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import RewardTrainer
+
+from .. import distributed
+from .._compat import DataCollatorForPreference
+from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences, split_by_annotator
+from ..data.tokenization import encode_reply
+from ..functional.em import annealed_beta, predictive_log_likelihood
+from ..functional.em_linear import fit_linear_mixture
+from ..functional.preference import fit_temperature, preference_accuracy, preference_log_likelihood
+from ..models import MixtureRewardModel
+from ..models.families import get_linear
+from .em_state import EM_STATE_NAME, EMState
+from .mixture_reward_config import MixtureRewardConfig
+
+logger = get_logger(__name__)
+
+_COLUMNS = ["chosen_ids", "rejected_ids", "margin", "annotator_index", "pair_index"]
+
+
+@dataclass
+class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
+    """TRL's preference collator, which also carries who gave the pair and its number.
+
+    The batch holds the chosen sequences in its first half and the rejected ones in its second, so that one forward
+    scores both:
+
+    ```python
+    {'input_ids': (2B, T), 'attention_mask': (2B, T), 'annotator_index': (B,), 'pair_index': (B,), 'margin': (B,)}
+    ```
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        for name in ("annotator_index", "pair_index"):
+            batch[name] = torch.tensor([example[name] for example in examples])
+        return batch
+
+
+class MixtureRewardTrainer(RewardTrainer):
+    r"""
+    Learns K reward components from preferences with annotator ids, by EM over annotators.
+
+    The E-step assigns whole annotators, never single pairs; the M-step is TRL's reward loss weighted by responsibility,
+    by gradient steps in the one `train()` loop of transformers. Pairs are scored by the pass that is about to train on
+    them, so that memorised pairs do not mislead the E-step.
+
+    Source: Algorithm 2 of [MaxMin-RLHF](https://arxiv.org/abs/2402.08925). Departs from the paper: responsibilities are
+    soft and annealed by default (`em="hard"` is the paper's), components share a trunk by default (`component_type="full"`
+    is the paper's), short restarts choose the start, and an annotator's held-out pairs never take part in assigning them.
+
+    Args:
+        model ([`MixtureRewardModel`], `PreTrainedModel` or `str`): the mixture, or a base model for it.
+        args ([`MixtureRewardConfig`], *optional*): training arguments.
+        train_dataset (`Dataset`): `prompt`, `chosen`, `rejected` (text or messages), `annotator_id`, optionally `group`
+            and `margin`.
+        eval_dataset (`Dataset`, *optional*): other pairs of the same annotators. Without it `args.heldout_fraction` of
+            each annotator's pairs are held out.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer; defaults to the model's own.
+        callbacks (`list[TrainerCallback]`, *optional*): as in transformers.
+        optimizers (`tuple`, *optional*): as in transformers.
+
+    Attributes:
+        annotators ([`AnnotatorIndex`]): numbers of the annotators. Not saved with the model.
+        em_state ([`EMState`]): responsibilities `(H, K)`, mixing weights `(K,)`.
+
+    Raises:
+        ValueError: bad data (see [`prepare_preferences`]), more components than annotators, nothing left after the
+            length filter.
+
+    Example:
+
+    ```python
+    trainer = MixtureRewardTrainer(
+        model="Qwen/Qwen3-0.6B",
+        args=MixtureRewardConfig(num_components=2, output_dir="mixture"),
+        train_dataset=load_dataset("json", data_files="preferences.jsonl", split="train"),
+    )
+    trainer.train()
+    trainer.assignments()  # {annotator: component name}
+    ```
+    """
+
+    _tag_names = ["trl", "reward-trainer", "trl-maxmin", "mixture-reward"]
+    _name = "Mixture Reward"
+
+    def __init__(
+        self,
+        model: MixtureRewardModel | PreTrainedModel | str,
+        args: MixtureRewardConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+    ) -> None:
+        args = args if args is not None else MixtureRewardConfig("mixture-reward")
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`.")
+        num_components = model.num_components if isinstance(model, MixtureRewardModel) else args.num_components
+        train_dataset = prepare_preferences(train_dataset, args.annotator_column, num_components)
+        if eval_dataset is None:
+            train_dataset, eval_dataset = split_by_annotator(train_dataset, args.heldout_fraction, args.seed)
+        else:
+            eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
+        self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
+        model = self._build_mixture(model, args, processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=model.processing_class,
+            data_collator=DataCollatorForAnnotatedPreference(pad_token_id=model.processing_class.pad_token_id),
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.em_state = EMState(
+            torch.tensor(self.train_dataset["annotator_index"]),
+            len(self.annotators),
+            model.num_components,
+            em=args.em,
+            dirichlet_concentration=args.dirichlet_concentration,
+        )
+        self.em_history: list[dict[str, float]] = []
+
+    @staticmethod
+    def _build_mixture(
+        model: MixtureRewardModel | PreTrainedModel | str,
+        args: MixtureRewardConfig,
+        processing_class: PreTrainedTokenizerBase | None,
+    ) -> MixtureRewardModel:
+        if not isinstance(model, MixtureRewardModel):
+            # The new heads come from the global generator; the design wants them from the seed alone.
+            with torch.random.fork_rng():
+                torch.manual_seed(args.seed)
+                kwargs = args.model_init_kwargs or {} if isinstance(model, str) else {}
+                model = MixtureRewardModel.from_base(
+                    model, args.num_components, args.component_type, processing_class=processing_class, **kwargs
+                )
+            args.model_init_kwargs = None
+        elif processing_class is not None:
+            model.attach_tokenizer(processing_class)
+        if model.processing_class is None:
+            raise ValueError("The mixture has no tokenizer. Pass `processing_class`.")
+        return model
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: MixtureRewardConfig,
+        dataset_name: str,
+    ) -> Dataset:
+        if "pair_index" in dataset.column_names:
+            return dataset
+        dataset = prepare_preferences(dataset, args.annotator_column)
+        unknown = set(dataset[ANNOTATOR_COLUMN]) - set(self.annotators.annotator_ids)
+        if unknown:
+            logger.warning(
+                f"{len(unknown)} annotators of the {dataset_name} data gave no training pairs; their pairs are scored with "
+                "the mixing weights as posterior."
+            )
+
+        def tokenize(example: dict[str, Any]) -> dict[str, list[int]]:
+            prompt = example.get("prompt") or ""
+            return {
+                f"{side}_ids": encode_reply(processing_class, prompt, example[side]) for side in ("chosen", "rejected")
+            }
+
+        dataset = dataset.map(tokenize, num_proc=args.dataset_num_proc, desc=f"Tokenizing {dataset_name} dataset")
+        dataset = self._filter_by_length(dataset, args, dataset_name)
+        lookup = {annotator: number for number, annotator in enumerate(self.annotators.annotator_ids)}
+        numbers = [lookup.get(annotator, -1) for annotator in dataset[ANNOTATOR_COLUMN]]
+        dataset = dataset.add_column("annotator_index", numbers)
+        return dataset.add_column("pair_index", list(range(len(dataset))))
+
+    def _filter_by_length(self, dataset: Dataset, args: MixtureRewardConfig, dataset_name: str) -> Dataset:
+        if args.max_length is None:
+            return dataset
+        lengths = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+        keep = [i for i, (a, b) in enumerate(lengths) if max(len(a), len(b)) <= args.max_length]
+        if not keep:
+            raise ValueError(
+                f"Every pair of the {dataset_name} data is longer than max_length={args.max_length} tokens. Raise "
+                "`max_length` (or set it to None)."
+            )
+        kept = dataset.select(keep) if len(keep) < len(dataset) else dataset
+        lost = set(dataset[ANNOTATOR_COLUMN]) - set(kept[ANNOTATOR_COLUMN])
+        if len(kept) < len(dataset):
+            logger.warning(
+                f"{len(dataset) - len(kept)} of {len(dataset)} pairs of the {dataset_name} data are longer than "
+                f"max_length={args.max_length} tokens and were left out; {len(lost)} annotators lost all their pairs."
+            )
+        if dataset_name == "train":
+            self.annotators = AnnotatorIndex.from_values(kept[ANNOTATOR_COLUMN])
+        return kept
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(_COLUMNS)
+
+    # -- EM -----------------------------------------------------------------------------------------------------------
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        resume = kwargs.get("resume_from_checkpoint")
+        if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
+            self.em_state.load(resume)
+        elif self.mixture.num_components > 1 and self.args.n_init > 0:
+            self._initialise()
+        output = super()._inner_training_loop(*args, **kwargs)
+        self._finish()
+        return output
+
+    @property
+    def mixture(self) -> MixtureRewardModel:
+        """The model without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @torch.no_grad()
+    def _features(self, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Feature differences `(N, D)` on the first trunk, annotators `(N,)` and margins `(N,)`; one forward a batch."""
+        differences = torch.zeros(0)
+        model = self.mixture.eval()
+        for batch in self._batches(dataset):
+            features = model.features(batch["input_ids"], batch["attention_mask"])[:, 0].float()
+            chosen, rejected = features.chunk(2)
+            differences = torch.zeros(len(dataset), features.shape[-1]) if not len(differences) else differences
+            differences[batch["pair_index"].cpu()] = (chosen - rejected).cpu()
+        margin = dataset["margin"] if "margin" in dataset.column_names else [0.0] * len(dataset)
+        return differences, torch.tensor(dataset["annotator_index"]), torch.tensor(margin, dtype=torch.float64)
+
+    def _batches(self, dataset: Dataset) -> Any:
+        """Batches sorted by length, on the device."""
+        size = self.args.per_device_eval_batch_size
+        lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
+        order = sorted(range(len(dataset)), key=lengths.__getitem__)
+        columns = [name for name in _COLUMNS if name in dataset.column_names]
+        rows = dataset.select_columns(columns)
+        for start in range(0, len(order), size):
+            batch = self.data_collator([rows[i] for i in order[start : start + size]])
+            yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _initialise(self) -> None:
+        """`n_init` short starts on the frozen trunk; the best gives the heads and the first responsibilities."""
+        differences, annotators, margin = self._features(self.train_dataset)
+        heldout = None
+        if self.eval_dataset is not None:
+            heldout = self._features(self.eval_dataset)
+            known = heldout[1] >= 0
+            heldout = tuple(tensor[known] for tensor in heldout) if known.any() else None
+        start = fit_linear_mixture(
+            differences,
+            annotators,
+            len(self.annotators),
+            self.mixture.num_components,
+            generator=torch.Generator().manual_seed(self.args.seed),
+            margin=margin,
+            heldout=heldout,
+            num_init=self.args.n_init,
+            num_steps=self.args.init_steps,
+            dirichlet_concentration=self.args.dirichlet_concentration,
+        )
+        self._set_heads(start.weight)
+        state = self.em_state
+        state.log_responsibilities, state.mixing_weights = start.log_responsibilities, start.mixing_weights
+        log_likelihood = torch.nn.functional.logsigmoid(differences.double() @ start.weight.T - margin.unsqueeze(1))
+        state.record(torch.arange(len(annotators)), log_likelihood)
+        logger.info(f"Best of {self.args.n_init} starts: {start.score:.4f} nats per held-out pair.")
+
+    @torch.no_grad()
+    def _set_heads(self, weight: torch.Tensor) -> None:
+        for k, row in enumerate(weight):
+            one_trunk = len(self.mixture.components) == 1
+            linear = get_linear(self.mixture.components[0 if one_trunk else k])
+            linear.weight[k if one_trunk else 0] = row.to(linear.weight)
+
+    def _beta(self) -> float:
+        steps = self.args.annealing_steps
+        if steps is None:
+            steps = max(self.state.max_steps // 4, 1)
+        return annealed_beta(self.state.global_step, steps, self.args.annealing_start)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        mode = "train" if self.model.training else "eval"
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        chosen, rejected = output.rewards.float().chunk(2)
+        log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"))
+        annotators = inputs["annotator_index"]
+        responsibilities = self.em_state.responsibilities(annotators.clamp(min=0))
+        unknown = annotators < 0
+        responsibilities[unknown] = self.em_state.mixing_weights.to(responsibilities)
+        loss = -(responsibilities * log_likelihood).sum(-1).mean()
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean()
+        with torch.no_grad():
+            packed = torch.cat([log_likelihood, preference_accuracy(chosen, rejected), responsibilities], dim=-1)
+            packed = distributed.gather_rows(self.accelerator, packed)
+            pairs = distributed.gather_rows(self.accelerator, inputs["pair_index"])
+            self._log_batch(mode, pairs, *packed.chunk(3, dim=-1))
+        return (loss, output) if return_outputs else loss
+
+    def _log_batch(
+        self,
+        mode: str,
+        pair_index: torch.Tensor,
+        log_likelihood: torch.Tensor,
+        accuracy: torch.Tensor,
+        responsibilities: torch.Tensor,
+    ) -> None:
+        metrics = self._metrics[mode]
+        if mode == "train":
+            self.em_state.record(pair_index, log_likelihood)
+        predictive = (responsibilities.log() + log_likelihood).logsumexp(-1)
+        metrics["predictive_log_likelihood"].append(predictive.mean().item())
+        # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
+        metrics["accuracy"].append((predictive.exp() > 0.5).float().mean().item())
+        for k, name in enumerate(self.mixture.component_names):
+            share = responsibilities[:, k]
+            if share.sum() > 0:
+                value = (share * accuracy[:, k]).sum() / share.sum()
+                metrics[f"accuracy/{name}"].append(value.item())
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        interval = self.args.e_step_interval
+        if self.state.global_step % interval == 0 and self.accelerator.sync_gradients:
+            self._e_step()
+        return super().training_step(*args, **kwargs)
+
+    def _e_step(self) -> None:
+        if self.mixture.num_components == 1:
+            return
+        if self.args.e_step_scores == "fresh":
+            self._score_all_pairs()
+        if self.em_state.scores.isnan().all():
+            return
+        result = self.em_state.e_step(self._beta())
+        weights = self.em_state.mixing_weights.tolist()
+        names = self.mixture.component_names
+        result |= {f"em/mixing_weight/{name}": w for name, w in zip(names, weights, strict=True)}
+        self.em_history.append({"step": self.state.global_step, **result})
+        for name, value in result.items():
+            self._metrics["train"][name].append(value)
+
+    def _score_all_pairs(self) -> None:
+        log_likelihood = self._log_likelihood(self.train_dataset, self.reward_differences(self.train_dataset))
+        self.em_state.record(torch.arange(len(log_likelihood)), log_likelihood)
+
+    @staticmethod
+    def _log_likelihood(dataset: Dataset, differences: torch.Tensor) -> torch.Tensor:
+        margin = torch.tensor(dataset["margin"]) if "margin" in dataset.column_names else None
+        return preference_log_likelihood(differences, torch.zeros_like(differences), margin)
+
+    @torch.no_grad()
+    def reward_differences(self, dataset: Dataset) -> torch.Tensor:
+        """Reward of the chosen minus that of the rejected reply, in one batched forward for all components.
+
+        Args:
+            dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`. Ranks share the work.
+
+        Returns:
+            `torch.Tensor` of shape `(N, K)`, Bradley-Terry log-odds, on the CPU.
+        """
+        model, training = self.mixture, self.mixture.training
+        model.eval()
+        differences = torch.zeros(len(dataset), model.num_components, device=self.accelerator.device)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for number, batch in enumerate(self._batches(dataset)):
+            if number % world == rank:
+                chosen, rejected = model(batch["input_ids"], batch["attention_mask"]).rewards.float().chunk(2)
+                differences[batch["pair_index"]] = chosen - rejected
+        model.train(training)
+        return distributed.sum_over_ranks(self.accelerator, differences).cpu()
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Last E-step, temperatures, mixing weights; then say whether EM came to rest."""
+        mixture = self.mixture
+        if mixture.num_components > 1:
+            self.em_state.e_step(1.0)
+            if not self.em_state.converged():
+                logger.warning(
+                    f"EM has not come to rest: the last E-step moved {self.em_state.changed:.0%} of the annotators to "
+                    "another component. Train longer (max_steps), raise n_init, or try fewer components."
+                )
+        if self.args.calibrate_temperature and self.eval_dataset is not None:
+            self._calibrate_temperatures()
+        mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+
+    def _calibrate_temperatures(self) -> None:
+        differences = self.reward_differences(self.eval_dataset).double()
+        responsibilities = self._eval_responsibilities()
+        margin = None
+        if "margin" in self.eval_dataset.column_names:
+            margin = torch.tensor(self.eval_dataset["margin"], dtype=torch.float64)
+        self.mixture.scale_heads(
+            [fit_temperature(d, w, margin) for d, w in zip(differences.T, responsibilities.T, strict=True)]
+        )
+
+    def _eval_responsibilities(self) -> torch.Tensor:
+        """`(N, K)` posterior of the annotator of each held-out pair, from their training pairs only."""
+        annotators = torch.tensor(self.eval_dataset["annotator_index"])
+        responsibilities = self.em_state.responsibilities(annotators.clamp(min=0)).double()
+        responsibilities[annotators < 0] = self.em_state.mixing_weights
+        return responsibilities
+
+    def heldout_log_likelihood(self) -> torch.Tensor:
+        """Predictive log-likelihood of each held-out pair given its annotator's other pairs.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`, nats. Its mean compares numbers of components.
+
+        Raises:
+            ValueError: no pairs are held out.
+        """
+        if self.eval_dataset is None:
+            raise ValueError("No pairs are held out. Give `eval_dataset` or set `heldout_fraction` above 0.")
+        scores = self._log_likelihood(self.eval_dataset, self.reward_differences(self.eval_dataset).double())
+        return predictive_log_likelihood(
+            scores, self._eval_responsibilities().log(), torch.arange(len(self.eval_dataset))
+        )
+
+    def assignments(self) -> dict[str | int, str]:
+        """Component name of each annotator, by their training pairs. Stays on this machine."""
+        names = self.mixture.component_names
+        best = self.em_state.log_responsibilities.argmax(-1).tolist()
+        return {annotator: names[k] for annotator, k in zip(self.annotators.annotator_ids, best, strict=True)}
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            self.em_state.save(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Cards are written from the run record, see `trl_maxmin.hub`; TRL's template knows no components."""
+
+
+def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
+    """Give components names that mean something, once somebody has looked at them.
+
+    Args:
+        model ([`MixtureRewardModel`]): changed in place.
+        names (`list[str]`): K distinct names.
+
+    Returns:
+        [`MixtureRewardModel`]: the same model.
+
+    Raises:
+        ValueError: wrong number of names, or names that repeat.
+    """
+    config = copy.deepcopy(model.config)
+    config.component_names = list(names)
+    config._check()
+    model.config.component_names = list(names)
+    return model
