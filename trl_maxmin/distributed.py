@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 
 
 def rows_per_rank(accelerator: Accelerator, num_local: int) -> list[int]:
@@ -49,6 +49,19 @@ def gather_rows(accelerator: Accelerator, rows_local: torch.Tensor, counts: list
     padded[: rows_local.shape[0]] = rows_local.detach()
     gathered = accelerator.gather(padded.to(accelerator.device))
     return torch.cat([gathered[rank * width : rank * width + count] for rank, count in enumerate(counts)])
+
+
+def gather_objects(accelerator: Accelerator, objects_local: list) -> list:
+    """Python objects of all ranks, in the order of the ranks; ranks may hold different numbers of them.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        objects_local (`list`): of this rank; they are pickled.
+
+    Returns:
+        `list`: the same on every rank.
+    """
+    return list(objects_local) if accelerator.num_processes == 1 else gather_object(list(objects_local))
 
 
 def local_slice(accelerator: Accelerator, counts: list[int]) -> slice:
@@ -127,3 +140,16 @@ def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
+
+
+def gather_objects(accelerator: Accelerator, items_local: list) -> list:
+    """Items of all ranks, in the order of the ranks; for text and ids, which have no tensor form.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        items_local (`list`): picklable items of this rank.
+
+    Returns:
+        `list`: the same on every rank.
+    """
+    return list(items_local) if accelerator.num_processes == 1 else gather_object(list(items_local))

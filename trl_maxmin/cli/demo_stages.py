@@ -179,4 +179,4 @@ def train_policy(
         train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(192, seed=seed)}),
     )
     trainer.train()
-    return trainer.policy, trainer.state.log_history
+    return trainer.policy_model, trainer.state.log_history

@@ -136,8 +136,8 @@ def _write_judgement(draw: Uniforms, praise: float, nouns: Sequence[str], openin
 def write_review(draw: Uniforms, prompt: str) -> str:
     """A review of the film in the prompt `<genre> film with <noun> and <noun> :`, without the end-of-sequence token.
 
-    Whether the writer likes the film decides how often a judgement is praise and how long the review gets; the frequency
-    of praise then drifts from clause to clause.
+    Whether the writer likes the film decides how often a judgement is praise and how long the review gets; the
+    frequency of praise then drifts from clause to clause.
     """
     words = prompt.split()
     nouns = (words[-4], words[-2])

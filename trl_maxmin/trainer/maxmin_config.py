@@ -123,6 +123,11 @@ class MaxMinConfigMixin:
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
+        if getattr(self, "reward_weights", None) is not None:
+            raise ValueError(
+                f"`reward_weights` is {self.reward_weights}, but a MaxMin trainer decides the weights by `welfare`; "
+                "leave it out, or use the host trainer for fixed weights."
+            )
         infinity = float("inf")
         rules = (
             ("welfare_temperature", 0.0 < self.welfare_temperature < infinity, "finite and positive"),

@@ -159,7 +159,9 @@ class MaxMinMixin:
         self.welfare_state = WelfareState.initial(start)
         self.reward_weights = self.welfare_state.weights.float()
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(
+        self, inputs: list, prompts: list, completions: list, completion_ids_list: list
+    ) -> torch.Tensor:
         utilities = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if not hasattr(self, "welfare_state"):
             self._init_welfare(self.reward_func_names)
@@ -203,7 +205,7 @@ class MaxMinMixin:
         """Exponential average with the span `welfare_window`; a component without a score keeps its average."""
         previous = self.welfare_state.utility_average
         rate = 2.0 / (self.args.welfare_window + 1.0)
-        moved = previous + rate * (group_utilities - previous)
+        moved = (1.0 - rate) * previous + rate * group_utilities
         moved = torch.where(previous.isnan(), group_utilities, moved)
         return torch.where(group_utilities.isnan(), previous, moved)
 
@@ -219,7 +221,7 @@ class MaxMinMixin:
         return torch.where(lost, torch.nan, utilities)
 
     def _component_rewards(self, utilities: torch.Tensor) -> torch.Tensor:
-        """What `rewards/<component>/mean` averages, `(N, K)` of all ranks; for a trainer that keeps raw rewards to override."""
+        """What `rewards/<component>/mean` averages, `(N, K)`; a trainer that keeps the raw rewards returns those."""
         return utilities
 
     def _log_welfare(self, mode: str, rewards: torch.Tensor, group_utilities: torch.Tensor) -> None:
@@ -239,14 +241,14 @@ class MaxMinMixin:
             metrics["maxmin/worst_utility"].append(min(known))
             metrics["maxmin/gap"].append(max(known) - min(known))
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Before the host saves: it pushes the folder to the Hub in the same call.
         if self.args.should_save and hasattr(self, "welfare_state"):
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             self._save_welfare_state(os.path.join(self._get_output_dir(trial=trial), name))
         super()._save_checkpoint(model, trial)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._load_welfare_state(checkpoint)

@@ -113,6 +113,9 @@ class PPOTrainer(_BaseTrainer):
     _name = "PPO"
     _paper = {"title": "Fine-Tuning Language Models from Human Preferences", "id": "1909.08593"}
 
+    # Whether `rewards/<component>/mean` is logged here; a mixin in front that logs them itself says `False`.
+    _host_logs_component_rewards = True
+
     def __init__(
         self,
         args: PPOConfig,
@@ -170,6 +173,7 @@ class PPOTrainer(_BaseTrainer):
         )
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
+        self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
         if hasattr(policy, "add_model_tags"):
@@ -362,6 +366,11 @@ class PPOTrainer(_BaseTrainer):
     def _root(self) -> PolicyWithCritic:
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def policy_model(self) -> PreTrainedModel | PeftModel:
+        """The policy without its critic."""
+        return self._root.policy
+
     # ----------------------------------------------------------------------------------------------------- 2 rewards
     def _score(self, rollout: Rollout) -> None:
         """Rewards of all ranks through the seam, and this rank's rows back."""
@@ -370,8 +379,9 @@ class PPOTrainer(_BaseTrainer):
             rollout.inputs, rollout.prompts, rollout.completions, rollout.completion_ids
         )
         rollout.scores = rewards_global[local_slice(self.accelerator, counts)].to(rollout.input_ids.device)
-        for name, column in zip(self.reward_func_names, rewards_global.T, strict=True):
-            self._metrics["train"][f"rewards/{name}/mean"].append(column.nanmean().item())
+        if self._host_logs_component_rewards:
+            for name, column in zip(self.reward_func_names, rewards_global.T, strict=True):
+                self._metrics["train"][f"rewards/{name}/mean"].append(column.nanmean().item())
 
     def _calculate_rewards(
         self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -386,20 +396,25 @@ class PPOTrainer(_BaseTrainer):
         Returns:
             `torch.Tensor` of shape `(N, K)`: float32, rows of all ranks in their order. NaN: not scored.
         """
-        batch = RewardBatch(
+        if inputs:
+            rewards_local = self.reward_source(self._reward_batch(inputs, prompts, completions, completion_ids_list))
+        else:
+            rewards_local = torch.zeros(0, len(self.reward_func_names))
+        return gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
+
+    @staticmethod
+    def _reward_batch(
+        inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> RewardBatch:
+        names = dict.fromkeys(name for row in inputs for name in row if name not in PROMPT_COLUMNS)
+        return RewardBatch(
             prompts=prompts,
             completions=completions,
             prompt_ids=[row["prompt_ids"] for row in inputs],
             completion_ids=completion_ids_list,
             finished=[row["finished"] for row in inputs],
-            columns={
-                name: [row.get(name) for row in inputs]
-                for name in (inputs[0] if inputs else {})
-                if name not in PROMPT_COLUMNS
-            },
+            columns={name: [row.get(name) for row in inputs] for name in names},
         )
-        rewards_local = self.reward_source(batch) if inputs else torch.zeros(0, len(self.reward_func_names))
-        return gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
 
     def _settle_scores(self, rollout: Rollout, weights: torch.Tensor) -> None:
         """Penalties, and rows that a component of weight could not score."""
@@ -633,7 +648,7 @@ class PPOTrainer(_BaseTrainer):
         sums = torch.tensor([kl, length, unfinished], dtype=torch.float64, device=self.accelerator.device)
         kl, length, unfinished = sum_over_ranks(self.accelerator, sums).tolist()
         count = len(rewards)
-        per_component = dict(zip(self.reward_func_names, rewards.nanmean(0).tolist(), strict=True))
+        means = rewards.nanmean(0).tolist() if self._host_logs_component_rewards else []
         penalty = (self.args.missing_eos_penalty or 0.0) * unfinished / max(count, 1) * weights.sum().item()
         scored = rewards[:, (weights != 0).to(rewards.device)].nanmean(0) @ weights[weights != 0].to(rewards)
         metrics = {
@@ -641,7 +656,7 @@ class PPOTrainer(_BaseTrainer):
             "objective/kl": kl / max(count, 1),
             "completions/mean_length": length / max(count, 1),
             "completions/clipped_ratio": unfinished / max(count, 1),
-            **{f"rewards/{name}/mean": value for name, value in per_component.items()},
+            **{f"rewards/{name}/mean": mean for name, mean in zip(self.reward_func_names, means, strict=False)},
         }
         return {f"{prefix}_{name}": value for name, value in metrics.items()}, count
 

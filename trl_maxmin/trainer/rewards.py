@@ -174,11 +174,13 @@ class MixtureReward(RewardSource):
         self.batch_size = batch_size
         self.names = list(mixture.component_names)
         self.mixing_weights = mixture.mixing_weights
-        self._shares_vocabulary = same_vocabulary(policy_tokenizer, self.processing_class)
+        # An encoder frames its text with special tokens that ids of a policy do not have.
+        frames = self.processing_class is not None and not mixture.family.is_decoder
+        self._reads_ids = not frames and same_vocabulary(policy_tokenizer, self.processing_class)
 
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
         """Score the replies, see [`RewardSource`]."""
-        if batch.completion_ids is not None and batch.prompt_ids is not None and self._shares_vocabulary:
+        if batch.completion_ids is not None and batch.prompt_ids is not None and self._reads_ids:
             return self.mixture.score(
                 prompt_ids=batch.prompt_ids, completion_ids=batch.completion_ids, batch_size=self.batch_size
             )
@@ -243,7 +245,9 @@ class SequenceClassificationReward(RewardSource):
         self.processing_class = processing_class
         self.batch_size = batch_size
         self.names = [name or str(model.config.name_or_path or "reward").rstrip("/").split("/")[-1]]
-        self._shares_vocabulary = same_vocabulary(policy_tokenizer, processing_class)
+        # An encoder frames its text with special tokens that ids of a policy do not have.
+        frames = processing_class is not None and not hasattr(model, "score")
+        self._reads_ids = not frames and same_vocabulary(policy_tokenizer, processing_class)
 
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
         """Score the replies, see [`RewardSource`]."""
@@ -265,10 +269,7 @@ class SequenceClassificationReward(RewardSource):
         return self
 
     def _sequences(self, batch: RewardBatch) -> list[list[int]]:
-        has_ids = batch.prompt_ids is not None and batch.completion_ids is not None
-        # An encoder frames its text with special tokens that ids of a policy do not have.
-        frames = self.processing_class is not None and not hasattr(self.model, "score")
-        if has_ids and self._shares_vocabulary and not frames:
+        if batch.prompt_ids is not None and batch.completion_ids is not None and self._reads_ids:
             return [list(p) + list(c) for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
         tokenizer = self.processing_class or self.policy_tokenizer
         if tokenizer is None:
