@@ -59,12 +59,16 @@ format: install
 $(SEAM_TRL)/.installed: $(STAMP)
 	rm -rf $(SEAM_TRL)
 	$(BIN)/python -m pip install -q --no-deps --target $(SEAM_TRL) "trl==$(OLDEST_TRL)"
+	@# TRL 1.12 imports requests without asking for it; huggingface_hub 2 no longer brings it along.
+	$(BIN)/python -m pip install -q --target $(SEAM_TRL) requests
 	@touch $@
 
 $(SEAM_HOST)/.installed: $(STAMP)
 	rm -rf $(SEAM_HOST)
 	$(BIN)/python -m pip install -q --no-deps --target $(SEAM_HOST) "transformers==$(OLDEST_TRANSFORMERS)" \
 		"huggingface_hub==$(OLDEST_HUB)" "tokenizers==$(OLDEST_TOKENIZERS)"
+	@# huggingface_hub 1 talks through httpx, which the environment of huggingface_hub 2 need not have.
+	$(BIN)/python -m pip install -q --target $(SEAM_HOST) "httpx<1"
 	@touch $@
 
 SEAM_PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m seam $(PYTEST_ARGS)

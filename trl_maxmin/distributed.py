@@ -140,16 +140,3 @@ def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
-
-
-def gather_objects(accelerator: Accelerator, items_local: list) -> list:
-    """Items of all ranks, in the order of the ranks; for text and ids, which have no tensor form.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        items_local (`list`): picklable items of this rank.
-
-    Returns:
-        `list`: the same on every rank.
-    """
-    return list(items_local) if accelerator.num_processes == 1 else gather_object(list(items_local))

@@ -3,4 +3,5 @@
 
 from .main import main
 
+
 __all__ = ["main"]

@@ -7,12 +7,14 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import disable_progress_bars
 from rich.console import Console
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
@@ -22,11 +24,13 @@ from ..data.world import FilmReviewWorld
 from ..evaluation.agreement import assignment_accuracy, match_components
 from ..evaluation.figures import plot_comparison
 from ..evaluation.metrics import win_rate
+from ..functional.em import NumComponentsSelection
 from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..run_record import RunRecord
 from ..trainer import MixtureRewardTrainer
 from .demo_stages import (
     EvaluationReplies,
+    Progress,
     collect_preferences,
     fit_reward,
     heldout_accuracy,
@@ -126,7 +130,17 @@ class Demo:
         """Preferences, the control (K = 1), the mixture (K = 2), and which of the two the held-out pairs support."""
         data = collect_preferences(self.world, reference, self.arguments.minority_share, self.arguments.seed)
         trainers = {
-            k: fit_reward(reference, self.world.tokenizer, data, k, self.arguments.seed, self.output / "logs" / f"k{k}")
+            k: fit_reward(
+                reference,
+                self.world.tokenizer,
+                data,
+                k,
+                self.arguments.seed,
+                self.output / "logs" / f"k{k}",
+                Progress(
+                    self.console, {"predictive_log_likelihood": f"K = {k}: log-likelihood", "accuracy": "accuracy"}
+                ),
+            )
             for k in (1, 2)
         }
         selection = select_components(trainers)
@@ -168,8 +182,31 @@ class Demo:
         )
         save_mixture(mixture, self.output, "mixture")
         single.mixture.save_pretrained(self.output / "single_reward")
-        self.record.update("reward", **self.report["em"], em_curve=mixture.em_history)
+        self.record.update("reward", **self.reward_facts(mixture, selection))
         return mixture, single
+
+    def reward_facts(self, mixture: MixtureRewardTrainer, selection: NumComponentsSelection) -> dict[str, Any]:
+        """What the run record keeps of the reward stage."""
+        em, config = self.report["em"], mixture.mixture.config
+        keys = ("assignment_accuracy", "mixing_weights", "num_components", "component_names", "heldout_accuracy")
+        curves: dict[str, list[list[float]]] = {}
+        for entry in mixture.em_history:
+            for name, value in entry.items():
+                if name != "step":
+                    curves.setdefault(name, []).append([entry["step"], value])
+        return {
+            **{key: em[key] for key in keys},
+            "component_kind": config.component_type,
+            "shares": dict(zip(config.component_names, config.mixing_weights, strict=True)),
+            "em": {"kind": mixture.args.em, "n_init": mixture.args.n_init, "init_steps": mixture.args.init_steps},
+            "training": {"max_steps": mixture.args.max_steps, "learning_rate": mixture.args.learning_rate},
+            "curves": curves,
+            "selection": {
+                name: {str(k): value for k, value in getattr(selection, name).items()}
+                for name in ("mean", "difference", "standard_error")
+            },
+            "calibration": {"temperature": config.temperatures},
+        }
 
     def train(self, name: str, reference: GPT2LMHeadModel, reward_model: MixtureRewardModel | list) -> GPT2LMHeadModel:
         """One policy from the reference, with the budget and the KL coefficient that all of them get."""
@@ -180,9 +217,21 @@ class Demo:
             self.arguments.seed,
             self.output / "logs" / name,
             welfare=self.arguments.welfare,
+            progress=Progress(
+                self.console,
+                {"maxmin/worst_utility": "worst utility", "maxmin/gap": "gap", "objective/kl": "KL (nats)"},
+            ),
         )
         self.save_policy(policy, name)
-        self.record.update("policy", **{name: {"welfare": self.arguments.welfare, "curve": history}})
+        curves: dict[str, list[list[float]]] = {}
+        for entry in history:
+            for metric, value in entry.items():
+                if metric.startswith(("maxmin/", "objective/", "rewards/")):
+                    curves.setdefault(metric, []).append([entry["step"], value])
+        facts = {"name": name, "algorithm": "PPO", "welfare": {"rule": self.arguments.welfare}, "curves": curves}
+        RunRecord().update("policy", **facts).save(self.output / "policies" / name)
+        if name == "maxmin":
+            self.record.update("policy", **facts)
         return policy
 
     def save_policy(self, policy: GPT2LMHeadModel, name: str) -> None:
@@ -209,19 +258,33 @@ class Demo:
                 continue
             rates = {g: win_rate(utility[name][g], utility["reference"][g]) for g in self.world.groups}
             self.report["win_rate"][name] = {
-                g: {"mean": round(r.mean, 4), "low": round(r.low, 4), "high": round(r.high, 4)} for g, r in rates.items()
+                g: {"mean": round(r.mean, 4), "low": round(r.low, 4), "high": round(r.high, 4)}
+                for g, r in rates.items()
             }
         samples = self.samples(prompts, replies)
         self.record.update(
-            "evaluation", gold_utility=self.report["gold_utility"], win_rate=self.report["win_rate"], samples=samples
+            "evaluation",
+            groups=list(self.world.groups),
+            majority=self.world.majority,
+            minority=self.world.minority,
+            num_prompts=len(prompts),
+            utility="gold",
+            gold_utility=self.report["gold_utility"],
+            win_rate=self.report["win_rate"],
+            samples=samples,
         )
         self.print_results(samples)
 
-    def samples(self, prompts: list[str], replies: dict[str, EvaluationReplies], count: int = 4) -> list[dict[str, str]]:
+    def samples(
+        self, prompts: list[str], replies: dict[str, EvaluationReplies], count: int = 4
+    ) -> list[dict[str, Any]]:
         """The first answers of every policy to the same prompts."""
-        return [{"prompt": prompts[i], **{name: r.texts[i] for name, r in replies.items()}} for i in range(count)]
+        return [
+            {"prompt": prompts[i], "completions": {name: r.texts[i] for name, r in replies.items()}}
+            for i in range(count)
+        ]
 
-    def print_results(self, samples: list[dict[str, str]]) -> None:
+    def print_results(self, samples: list[dict[str, Any]]) -> None:
         """The one table, and a few answers side by side."""
         rows = []
         for name, by_group in self.report["gold_utility"].items():
@@ -238,8 +301,8 @@ class Demo:
         print_table("Gold utility and win rate by group", columns, rows, self.console)
         for sample in samples:
             self.console.print(f"[dim]{sample['prompt']}[/dim]")
-            for name in self.report["gold_utility"]:
-                self.console.print(f"  {name:>9}: {sample[name] or '(empty)'}", highlight=False)
+            for name, text in sample["completions"].items():
+                self.console.print(f"  {name:>9}: {text or '(empty)'}", highlight=False)
 
     def write(self) -> None:
         """Figure, run record and report; the report comes last, so that its presence means that all is there."""
@@ -260,4 +323,7 @@ def run(argv: Sequence[str]) -> None:
     """
     (arguments,) = TrlParser((DemoArguments,), prog="trl-maxmin demo").parse_args_and_config(list(argv))
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     Demo(arguments, Console()).run()

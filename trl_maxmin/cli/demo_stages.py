@@ -10,13 +10,25 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from rich.console import Console
+from transformers import (
+    GPT2LMHeadModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ..data.tokenization import encode_prompt
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
 from ..functional.em import NumComponentsSelection, select_num_components
 from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
 from ..trainer.rollout import sample_completions
+
 
 NUM_ANNOTATORS = 50
 PAIRS_TO_LEARN = 60
@@ -84,15 +96,17 @@ def fit_reward(
     num_components: int,
     seed: int,
     output_dir: Path,
+    progress: TrainerCallback | None = None,
 ) -> MixtureRewardTrainer:
     """A mixture of K heads on the reference policy's trunk. EM sees annotator ids, never groups."""
     args = MixtureRewardConfig(
         output_dir=str(output_dir),
         num_components=num_components,
-        max_steps=300,
+        max_steps=200,
         per_device_train_batch_size=64,
         per_device_eval_batch_size=256,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
+        weight_decay=0.1,
         max_length=None,
         seed=seed,
         **_quiet(),
@@ -104,8 +118,44 @@ def fit_reward(
         eval_dataset=data.heldout,
         processing_class=tokenizer,
     )
-    trainer.train()
+    _train(trainer, progress)
     return trainer
+
+
+class Progress(TrainerCallback):
+    """Prints a line now and then: how far a training is, and the figures that matter.
+
+    Args:
+        console (`Console`): where to print.
+        figures (`dict[str, str]`): logged metric -> how to call it.
+    """
+
+    def __init__(self, console: Console, figures: dict[str, str]) -> None:
+        self.console = console
+        self.figures = figures
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Print what the trainer has just logged."""
+        shown = [f"{title} {logs[name]:.2f}" for name, title in self.figures.items() if name in logs]
+        if shown:
+            self.console.print(
+                f"  step {state.global_step:>3}/{state.max_steps}  " + "  ".join(shown), highlight=False
+            )
+
+
+def _train(trainer: Trainer, progress: TrainerCallback | None) -> None:
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if progress is not None:
+        trainer.add_callback(progress)
+    trainer.train()
 
 
 def _quiet() -> dict[str, Any]:
@@ -114,7 +164,8 @@ def _quiet() -> dict[str, Any]:
         "gradient_checkpointing": False,
         "report_to": "none",
         "save_strategy": "no",
-        "logging_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 50,
         "use_cpu": True,
     }
 
@@ -145,6 +196,7 @@ def train_policy(
     seed: int,
     output_dir: Path,
     welfare: str = "maxmin",
+    progress: TrainerCallback | None = None,
     **overrides: Any,
 ) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
     """MaxMin-PPO; with one reward component this is conventional RLHF on the same utility and KL coefficient."""
@@ -168,7 +220,7 @@ def train_policy(
         seed=seed,
         welfare=welfare,
         utility="zscore",
-        **{**settings, **_quiet(), "logging_strategy": "steps", "logging_steps": 5, **overrides},
+        **{**settings, **_quiet(), "logging_steps": 15, **overrides},
     )
     trainer = MaxMinPPOTrainer(
         args=args,
@@ -178,5 +230,5 @@ def train_policy(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(192, seed=seed)}),
     )
-    trainer.train()
+    _train(trainer, progress)
     return trainer.policy_model, trainer.state.log_history

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from trl import ScriptArguments
 
+
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 

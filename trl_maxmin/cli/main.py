@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+
 #: Subcommand -> what it does. Each is a module of this package with a `run(argv)`.
 COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
@@ -20,8 +21,11 @@ def usage() -> str:
     """Help of the command itself."""
     lines = ["usage: trl-maxmin COMMAND [options]", "", "commands:"]
     lines += [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
-    lines += ["", "`trl-maxmin COMMAND --help` lists the options of a command; `--config FILE.yaml` reads them from a file.",
-              "`--debug` shows the traceback of an error."]
+    lines += [
+        "",
+        "`trl-maxmin COMMAND --help` lists the options of a command; `--config FILE.yaml` reads them from a file.",
+        "`--debug` shows the traceback of an error.",
+    ]
     return "\n".join(lines)
 
 

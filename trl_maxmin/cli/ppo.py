@@ -26,7 +26,9 @@ class PPOArguments(ScriptArguments):
 
     reward_model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of a mixture or of one-label reward models (comma separated: one a group)."},
+        metadata={
+            "help": "Folder or Hub id of a mixture or of one-label reward models (comma separated: one a group)."
+        },
     )
 
 
@@ -52,7 +54,10 @@ def run(argv: Sequence[str]) -> None:
     script, args, model = parser.parse_args_and_config(list(argv))
     missing = [
         name
-        for name, value in (("--model_name_or_path", model.model_name_or_path), ("--reward_model", script.reward_model))
+        for name, value in (
+            ("--model_name_or_path", model.model_name_or_path),
+            ("--reward_model", script.reward_model),
+        )
         if not value
     ]
     if missing:

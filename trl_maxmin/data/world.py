@@ -244,7 +244,7 @@ class FilmReviewWorld:
         completions: Sequence[Sequence[str]],
         annotators: Sequence[str],
         pairs_per_annotator: int = 60,
-        temperature: float = 0.35,
+        temperature: float = 0.25,
         seed: Seed = 0,
         finished: Sequence[Sequence[bool]] | None = None,
     ) -> Dataset:
@@ -265,7 +265,7 @@ class FilmReviewWorld:
                 Planted group of each annotator, as [`~FilmReviewWorld.annotators`] returns them.
             pairs_per_annotator (`int`, *optional*, defaults to `60`):
                 Pairs each annotator compares.
-            temperature (`float`, *optional*, defaults to `0.35`):
+            temperature (`float`, *optional*, defaults to `0.25`):
                 Bradley-Terry noise in standard deviations of the utility; smaller is surer.
             seed (`int` or `np.random.Generator`, *optional*, defaults to `0`):
                 Source of randomness.

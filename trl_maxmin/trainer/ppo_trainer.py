@@ -156,6 +156,7 @@ class PPOTrainer(_BaseTrainer):
         self.scalar_critic = args.critic == "scalar"
         root = self._build_root(policy, value_model, args)
         self.reference, self._reference_adapter = self._build_reference(root, ref_model, peft_config, args)
+        _disable_dropout(root)
         self._prompt_buffer: list[Row] = []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._clock: tuple[float, int] | None = None
@@ -180,51 +181,6 @@ class PPOTrainer(_BaseTrainer):
             policy.add_model_tags(self._tag_names)
 
     # ------------------------------------------------------------------------------------------------ construction
-    @staticmethod
-    def _plan_steps(args: PPOConfig, train_dataset: Any) -> None:
-        args.fill_sizes()
-        if args.n_gpu > 1:
-            warnings.warn(
-                f"{args.n_gpu} GPUs are visible to one process; only the first is used. Start with `accelerate launch`.",
-                stacklevel=3,
-            )
-            args._n_gpu = 1
-        # Ranks have random states of their own; the order of the prompts is one.
-        args.data_seed = args.seed if args.data_seed is None else args.data_seed
-        # The root module uses all its parameters in every forward; searching for unused ones costs a pass over the graph.
-        args.ddp_find_unused_parameters = bool(args.ddp_find_unused_parameters)
-        if args.total_episodes is not None and args.max_steps < 0:
-            args.max_steps = math.ceil(args.total_episodes / args.batch_size)
-        args.num_total_batches = args.max_steps if args.max_steps > 0 else None
-        if not has_length(train_dataset):
-            return
-        rollouts_per_pass = len(train_dataset) // args.batch_size
-        if rollouts_per_pass == 0:
-            raise ValueError(
-                f"The training set has {len(train_dataset)} prompts, but one rollout takes {args.batch_size} "
-                f"(per_device_train_batch_size {args.per_device_train_batch_size} x gradient_accumulation_steps "
-                f"{args.gradient_accumulation_steps} x {args.world_size} processes). Give more prompts or lower these."
-            )
-        if args.max_steps <= 0:
-            args.num_total_batches = math.ceil(args.num_train_epochs * rollouts_per_pass)
-
-    @staticmethod
-    def _load_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:
-        if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(
-                model, **{"dtype": "float32", **(args.model_init_kwargs or {})}
-            )
-        if peft_config is not None:
-            if isinstance(model, PeftModel):
-                raise ValueError(
-                    "`model` has an adapter already; merge it (`merge_and_unload`), or leave out `peft_config`."
-                )
-            with seeded(torch.device("cpu"), args.seed, "adapter"):
-                model = get_peft_model(model, peft_config)
-        if isinstance(model, PeftModel) and args.model_adapter_name is not None:
-            model.set_adapter(args.model_adapter_name)
-        return model
-
     def _check_data(self, train_dataset: Any, eval_dataset: Any) -> None:
         named = {"training set": train_dataset}
         if isinstance(eval_dataset, dict):
@@ -244,31 +200,6 @@ class PPOTrainer(_BaseTrainer):
         if len(weights) != len(names):
             raise ValueError(f"reward_weights has {len(weights)} entries, but there are {len(names)} rewards: {names}.")
         return torch.tensor(weights, dtype=torch.float32)
-
-    def _build_root(self, policy: Any, value_model: Any, args: PPOConfig) -> PolicyWithCritic:
-        if value_model is not None and base_model(value_model).config.num_labels == 1:
-            self.scalar_critic = True
-        channels = 1 if self.scalar_critic else len(self.reward_func_names) + 1
-        root = PolicyWithCritic(policy, channels, value_model, args.critic_detach, args.logits_chunk_size)
-        if not any(parameter.requires_grad for parameter in policy.parameters()):
-            raise ValueError("No parameter of the policy is trainable. Load an adapter with `is_trainable=True`.")
-        if not args.deepspeed:
-            check_head(policy)
-        _disable_dropout(root)
-        return root
-
-    @staticmethod
-    def _build_reference(
-        root: PolicyWithCritic, ref_model: Any, peft_config: PeftConfig | None, args: PPOConfig
-    ) -> tuple[PolicyWithCritic | None, str | None]:
-        """A module of its own, or `None` and the adapter (`None`: none) that turns the policy into its reference."""
-        if ref_model is None and isinstance(root.policy, PeftModel):
-            if args.ref_adapter_name is not None or peft_config is not None:
-                return None, args.ref_adapter_name
-            return None, add_reference_adapter(root.policy)
-        reference = copy.deepcopy(root.policy) if ref_model is None else ref_model
-        reference = PolicyWithCritic(reference, 0, logits_chunk_size=args.logits_chunk_size)
-        return reference.eval().requires_grad_(False), None
 
     # --------------------------------------------------------------------------------------------------- the loop
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -345,6 +276,8 @@ class PPOTrainer(_BaseTrainer):
         """Log-probabilities under policy and reference, values, entropy and KL."""
         size = self.args.local_rollout_forward_batch_size
         model = self.model_wrapped
+        training = model.training
+        model.eval()
         with self.accelerator.autocast():
             rollout.logprobs, rollout.entropy, rollout.values = rollout.map_rows(
                 lambda batch: self._forward(model, batch, with_entropy=True), size
@@ -354,6 +287,7 @@ class PPOTrainer(_BaseTrainer):
             else:
                 with self._root.reference_mode(self._reference_adapter):
                     results = rollout.map_rows(lambda batch: self._forward(model, batch)[:1], size)
+        model.train(training)
         rollout.ref_logprobs = results[0]
         rollout.kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.args.kl_estimator)
 
@@ -599,123 +533,3 @@ class PPOTrainer(_BaseTrainer):
                 logs[prefix + name] = known[-1] if name in ("episode", "eps", "lr") else sum(known) / len(known)
         self._metrics[mode].clear()
         super().log(logs, start_time)
-
-    # ---------------------------------------------------------------------------------------------------- evaluation
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Sample one reply to each prompt and score it. Weights, random state and KL coefficient stay as they are.
-
-        Args:
-            dataloader: batches of rows.
-            description (`str`): unused.
-            prediction_loss_only, ignore_keys: unused.
-            metric_key_prefix (`str`): of the metrics' names.
-
-        Returns:
-            [`~transformers.trainer_utils.EvalLoopOutput`]: with metrics only.
-        """
-        self.model.eval()
-        num_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else None
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        kept: list[tuple] = []
-        kl, length = 0.0, 0
-        for number, rows in enumerate(map(rows_from_batch, dataloader)):
-            # The same stream at every evaluation: two of them differ by the policy, not by the draw.
-            rollout = self._sample(rows, "evaluation", number)
-            self._forward_rollout(rollout)
-            first = (number * world + rank) * self.args.eval_batch_size
-            # The last batches are filled up with rows from the beginning, so that all ranks make the same calls.
-            real = len(rows) if num_rows is None else min(max(num_rows - first, 0), len(rows))
-            kl += rollout.kl[:real].sum().item()
-            length += rollout.completion_mask[:real].sum().item()
-            columns = (rollout.inputs, rollout.prompts, rollout.completions, rollout.completion_ids)
-            kept.extend(zip(*(column[:real] for column in columns), strict=True))
-        metrics, num_samples = self._evaluation_metrics(kept, kl, length, metric_key_prefix)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
-
-    def _evaluation_metrics(self, kept: list[tuple], kl: float, length: int, prefix: str) -> tuple[dict, int]:
-        inputs, prompts, completions, completion_ids = map(list, zip(*kept, strict=True)) if kept else ([],) * 4
-        weights = self.reward_weights
-        rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
-        unfinished = sum(not row["finished"] for row in inputs)
-        sums = torch.tensor([kl, length, unfinished], dtype=torch.float64, device=self.accelerator.device)
-        kl, length, unfinished = sum_over_ranks(self.accelerator, sums).tolist()
-        count = len(rewards)
-        means = rewards.nanmean(0).tolist() if self._host_logs_component_rewards else []
-        penalty = (self.args.missing_eos_penalty or 0.0) * unfinished / max(count, 1) * weights.sum().item()
-        scored = rewards[:, (weights != 0).to(rewards.device)].nanmean(0) @ weights[weights != 0].to(rewards)
-        metrics = {
-            "objective/scores": scored.item() - penalty,
-            "objective/kl": kl / max(count, 1),
-            "completions/mean_length": length / max(count, 1),
-            "completions/clipped_ratio": unfinished / max(count, 1),
-            **{f"rewards/{name}/mean": mean for name, mean in zip(self.reward_func_names, means, strict=False)},
-        }
-        return {f"{prefix}_{name}": value for name, value in metrics.items()}, count
-
-    # --------------------------------------------------------------------------------------------- saving, resuming
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """The policy as `from_pretrained` expects it, the critic beside it."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        root = self._root
-        options: dict[str, Any] = {}
-        if state_dict is not None:
-            options["state_dict"] = {
-                name.removeprefix("policy."): tensor
-                for name, tensor in state_dict.items()
-                if name.startswith("policy.")
-            }
-        if isinstance(root.policy, PeftModel):
-            # The copy of the adapter that serves as the reference is not part of the result.
-            options["selected_adapters"] = [root.policy.active_adapter]
-        root.policy.save_pretrained(folder, **options)
-        root.save_critic(folder, state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        torch.save(self.args, folder / "training_args.bin")
-        (folder / STATE_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        state_file = Path(resume_from_checkpoint) / STATE_FILE
-        if state_file.exists():
-            self.kl_coef = json.loads(state_file.read_text())["kl_coef"]
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        super()._load_from_checkpoint(resume_from_checkpoint, self._root.policy)
-        self._root.load_critic(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(os.fspath(self.state.best_model_checkpoint))
-
-
-def _leave_rows(rows: list[Row]) -> list[Row]:
-    return rows
-
-
-def _require(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is None:
-            raise ValueError(f"`{name}` is required.")
-
-
-def _disable_dropout(root: torch.nn.Module) -> None:
-    """The policy that samples has to be the policy that is weighed, or the first ratio is not 1."""
-    disable_dropout_in_model(root)
-    for module in root.modules():
-        # Llama and its kin hold the rate of attention dropout as a number.
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
