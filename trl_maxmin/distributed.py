@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only place that gathers, reduces and broadcasts.
 
-Every function takes the [`~accelerate.Accelerator`] of a trainer, costs nothing with one process, and must be reached by
-all ranks.
+Every function takes the [`~accelerate.Accelerator`] of a trainer, costs nothing with one process, and must be reached
+by all ranks.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def mean_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Ten
         tensor (`torch.Tensor`): floating point, the same shape on every rank.
 
     Returns:
-        `torch.Tensor`: as `tensor`. It weighs ranks, not rows: use [`sum_over_ranks`] of sums and counts where ranks may
-        hold different numbers of rows.
+        `torch.Tensor`: as `tensor`. It weighs ranks, not rows: use [`sum_over_ranks`] of sums and counts where ranks
+        may hold different numbers of rows.
     """
     return sum_over_ranks(accelerator, tensor) / accelerator.num_processes
 
@@ -110,8 +110,9 @@ def mean_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Ten
 def accumulate(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Iterator[None]:
     """Forward and backward of one micro-batch: gradients meet across ranks on the last one only.
 
-    `transformers` decides by itself when gradients are shared; a step that is made inside `training_step` has to say so
-    for DDP and FSDP (`no_sync`), and for DeepSpeed, whose engine steps in the backward pass that is marked as the last.
+    `transformers` decides by itself when gradients are shared; a step that is made inside `training_step` has to say
+    so for DDP and FSDP (`no_sync`), and for DeepSpeed, whose engine steps in the backward pass that is marked as the
+    last.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): the trainer's.
@@ -135,8 +136,8 @@ def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        loss (`torch.Tensor`): scalar. DeepSpeed is told not to divide it by the accumulation steps of the loop, which are
-            micro-batches of prompts here.
+        loss (`torch.Tensor`): scalar. DeepSpeed is told not to divide it by the accumulation steps of the loop, which
+            are micro-batches of prompts here.
     """
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))

@@ -159,7 +159,9 @@ class TestValueModel:
             PolicyWithCritic(build(), 2, value_model=GPT2ForSequenceClassification(self.config))
 
     def test_an_encoder_is_refused(self):
-        config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        config = BertConfig(
+            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        )
         with pytest.raises(ValueError, match="`score` layer, got BertForSequenceClassification"):
             PolicyWithCritic(build(), 2, value_model=BertForSequenceClassification(config))
 

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from trl_maxmin.trainer.ppo_config import PPOConfig
-from trl_maxmin.trainer.ppo_trainer import LOSS_STATISTICS, PPOTrainer
+from trl_maxmin.trainer.ppo_metrics import LOSS_STATISTICS
+from trl_maxmin.trainer.ppo_trainer import PPOTrainer
 from trl_maxmin.trainer.rollout import Rollout
 
 
@@ -86,7 +87,9 @@ def weights(trainer):
 def assert_same(first, second, **tolerance):
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+        torch.testing.assert_close(
+            first[name], second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
+        )
 
 
 def differ(first, second):
@@ -216,7 +219,8 @@ class TestOneStepByHand:
         assert metrics["policy/approxkl_avg"] == pytest.approx((np.log(ratio) ** 2).mean() / 2, rel=1e-3)
         assert metrics["val/ratio"] == pytest.approx(ratio.mean(), rel=1e-4)
 
-        # The gradient of the value head's bias, through the unclipped entries: (V - R) / channels, averaged over tokens.
+        # The gradient of the value head's bias, through the unclipped entries: (V - R) / channels, averaged over
+        # tokens.
         free = (values - target) ** 2 >= (held - target) ** 2
         expected = self.vf_coef * ((values - target) * free).sum(0) / 3 / len(target)
         np.testing.assert_allclose(trainer._root.value_head.bias.grad.numpy(), expected, atol=1e-5)
@@ -530,7 +534,8 @@ def test_evaluation_counts_every_row_once_and_leaves_the_training_alone(make):
     assert not differ(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
     metrics = trainer.evaluate()
-    assert metrics == pytest.approx(trainer.evaluate() | {k: v for k, v in metrics.items() if "second" in k or "runtime" in k})
+    clock = {name: value for name, value in metrics.items() if "second" in name or "runtime" in name}
+    assert metrics == pytest.approx(trainer.evaluate() | clock)
     assert metrics["eval_rewards/sevens/mean"] == pytest.approx(metrics["eval_objective/scores"])
     assert {"eval_objective/kl", "eval_completions/mean_length"} <= metrics.keys()
 

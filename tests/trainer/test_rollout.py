@@ -7,14 +7,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl_maxmin.trainer.policy import PolicyWithCritic
+from trl_maxmin.trainer.prompts import PromptReader, context_length, rows_from_batch
 from trl_maxmin.trainer.rollout import (
-    PromptReader,
     Rollout,
-    context_length,
     cut_at_stop,
     pad,
     resolve_stop_tokens,
-    rows_from_batch,
     sample_completions,
     sampling_config,
     seeded,

@@ -78,7 +78,8 @@ GOLD_UTILITIES: dict[str, Callable[[Sequence[str], bool], float]] = {
 
 # --- the writers ----------------------------------------------------------------------------------------------------
 
-# Chosen once, on writers' reviews alone, so that the three facts in the module's docstring hold with a margin.
+# Chosen once, with trial runs on prompts of another split than the one `FilmReviewWorld` makes, so that the three
+# facts in the module's docstring hold with a margin.
 _LIKES = 0.8  # share of writers who like the film
 _PRAISE_IF_LIKED, _PRAISE_IF_NOT = 0.92, 0.45  # how often a judgement is praise, at the start of a review
 _LENGTH_IF_LIKED, _LENGTH_IF_NOT = (8.0, 14.5), (6.0, 11.5)  # words after which a writer adds no further clause

@@ -104,7 +104,8 @@ class FilmReviewWorld:
 
     def _split_prompts(self) -> dict[str, tuple[str, ...]]:
         topics = [(genre, a, b) for genre in GENRES for i, a in enumerate(NOUNS) for b in NOUNS[i + 1 :]]
-        order = self._rng("split", 0).permutation(len(topics))
+        # Not the split on which the grammar was chosen: no evaluation prompt has informed it.
+        order = self._rng("held-out topics", 0).permutation(len(topics))
         # Split by topic, not by text: `robots and pirates` and `pirates and robots` belong to the same part.
         parts = {"eval": order[: len(topics) // 4], "train": order[len(topics) // 4 :]}
         return {
@@ -252,8 +253,8 @@ class FilmReviewWorld:
 
         An annotator of group g prefers reply a to b with probability `sigmoid((u_g(a) - u_g(b)) / (s_g *
         temperature))`, where `s_g` is the standard deviation of the gold utility over all replies given: every group
-        is equally sure of itself. At the default temperature a preference agrees with the gold order about 86 % of
-        the time.
+        is equally sure of itself. At the default temperature a preference agrees with the gold order about 89 % of
+        the time (equal utilities counted half).
 
         Args:
             prompts (`Sequence[str]` of length P):

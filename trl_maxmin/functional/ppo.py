@@ -2,7 +2,8 @@
 """The arithmetic of PPO on vector rewards: masked statistics, KL estimates, advantages, clipped losses.
 
 Letters: B replies, T tokens of a reply (right padded), K reward components, C reward channels (what the critic
-predicts). Masks are bool with `True` for a real token, or for a token that counts. Log-probabilities and KL are in nats.
+predicts). Masks are bool with `True` for a real token, or for a token that counts. Log-probabilities and KL are in
+nats.
 """
 
 import torch
@@ -193,9 +194,9 @@ def generalized_advantage_estimate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalized advantage estimation per reward channel, with a finite horizon.
 
-    `delta_t = r_t + gamma V_{t+1} - V_t` and `A_t = delta_t + gamma lam A_{t+1}`, where `V_{t+1}` and `A_{t+1}` are 0 after
-    the last real token: the length limit ends the episode as well, because the reward has scored the truncated reply, and
-    a bootstrapped value would count it twice.
+    `delta_t = r_t + gamma V_{t+1} - V_t` and `A_t = delta_t + gamma lam A_{t+1}`, where `V_{t+1}` and `A_{t+1}` are 0
+    after the last real token: the length limit ends the episode as well, because the reward has scored the truncated
+    reply, and a bootstrapped value would count it twice.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, T, C)`): reward of each token.
@@ -205,8 +206,8 @@ def generalized_advantage_estimate(
         lam (`float`): 0 is one-step temporal difference, 1 Monte Carlo.
 
     Returns:
-        `tuple` of two `torch.Tensor` of shape `(B, T, C)`: advantages, and returns (`advantages + values`); both 0 where
-        the mask is `False`.
+        `tuple` of two `torch.Tensor` of shape `(B, T, C)`: advantages, and returns (`advantages + values`); both 0
+        where the mask is `False`.
 
     Raises:
         `ValueError`: the shapes do not match.
@@ -324,9 +325,7 @@ def value_loss_terms(
     return losses.masked_fill(~mask, 0.0), (held_loss > plain_loss) & mask.unsqueeze(-1)
 
 
-def adaptive_kl_coef(
-    coef: float, observed_kl: float, target_kl: float, horizon: float, num_episodes: int
-) -> float:
+def adaptive_kl_coef(coef: float, observed_kl: float, target_kl: float, horizon: float, num_episodes: int) -> float:
     """One step of the proportional controller of the KL coefficient.
 
     `coef * (1 + clip(observed / target - 1, -0.2, 0.2) * num_episodes / horizon)`.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The root module of the PPO trainers: a policy and its critic behind one forward.
 
-One root means one DDP, FSDP or DeepSpeed wrapper, one optimizer and one pass through the trunk for log-probabilities and
-values together. Letters: B rows, P prompt tokens, T reply tokens, n real reply tokens, H hidden size, V vocabulary, C
-channels of the critic.
+One root means one DDP, FSDP or DeepSpeed wrapper, one optimizer and one pass through the trunk for log-probabilities
+and values together. Letters: B rows, P prompt tokens, T reply tokens, n real reply tokens, H hidden size, V
+vocabulary, C channels of the critic.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class PolicyWithCritic(nn.Module):
         critic_detach (`bool`, defaults to `False`):
             Whether the head's gradient stops before the policy's trunk.
         logits_chunk_size (`int`, defaults to `4096`):
-            Tokens whose V logits exist at the same time. Several chunks are computed again in the backward pass, so that
-            the memory does not grow with the number of tokens; a single chunk is kept.
+            Tokens whose V logits exist at the same time. Several chunks are computed again in the backward pass, so
+            that the memory does not grow with the number of tokens; a single chunk is kept.
 
     Raises:
         `ValueError`: a policy that is no decoder with a language-model head, a prompt-learning adapter, or a
@@ -114,8 +114,8 @@ class PolicyWithCritic(nn.Module):
             with_entropy (`bool`): whether to compute the entropy, without gradient.
 
         Returns:
-            `tuple`: log-probabilities `(B, T)` in nats, entropies `(B, T)` in nats or `None`, and values `(B, T, C)`; all
-            float32, and 0 on padding.
+            `tuple`: log-probabilities `(B, T)` in nats, entropies `(B, T)` in nats or `None`, and values `(B, T, C)`;
+            all float32, and 0 on padding.
         """
         arguments = {
             "input_ids": input_ids,
@@ -253,7 +253,8 @@ class PolicyWithCritic(nn.Module):
         """Write the critic beside a saved policy.
 
         Args:
-            folder (`str` or `Path`): gets `value_head.safetensors`, or `value_model/` where the critic has its own trunk.
+            folder (`str` or `Path`): gets `value_head.safetensors`, or `value_model/` where the critic has its own
+                trunk.
             state_dict (`dict`, *optional*): of this module, gathered, where the weights are sharded.
         """
         prefixes = ("value_head.", "value_model.")
@@ -308,8 +309,8 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
         hidden (`torch.Tensor` of shape `(n, H)`): outputs of its trunk.
 
     Returns:
-        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family adds
-        behind its head.
+        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family
+        adds behind its head.
     """
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden)
@@ -324,7 +325,8 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel | PeftModel, tolerance: float = 1e-2) -> None:
-    """Compare [`head_logits`] with the model's own logits on three tokens, so that an unknown family cannot train wrongly.
+    """Compare [`head_logits`] with the model's own logits on three tokens, so that an unknown family cannot train
+    wrongly.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): a causal language model, not sharded.
@@ -343,8 +345,8 @@ def check_head(model: PreTrainedModel | PeftModel, tolerance: float = 1e-2) -> N
     model.train(training)
     if not torch.allclose(own[0], ours, atol=tolerance, rtol=tolerance):
         raise ValueError(
-            f"{type(model).__name__} changes its logits behind the language-model head in a way that is not known here, "
-            "so the log-probabilities would be wrong. Please report the model family."
+            f"{type(model).__name__} changes its logits behind the language-model head in a way that is not known "
+            "here, so the log-probabilities would be wrong. Please report the model family."
         )
 
 
@@ -372,11 +374,15 @@ def add_reference_adapter(policy: PeftModel) -> str:
 def _require_decoder(policy: nn.Module) -> None:
     if isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning:
         raise ValueError(
-            f"{policy.active_peft_config.peft_type} puts virtual tokens before the prompt, which PPO's positions do not "
-            "know. Use an adapter made of layers, such as LoRA."
+            f"{policy.active_peft_config.peft_type} puts virtual tokens before the prompt, which PPO's positions do "
+            "not know. Use an adapter made of layers, such as LoRA."
         )
     model = base_model(policy)
-    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+    if (
+        not isinstance(model, PreTrainedModel)
+        or model.config.is_encoder_decoder
+        or model.get_output_embeddings() is None
+    ):
         raise ValueError(
             f"The policy must be a decoder-only language model of transformers, got {type(model).__name__}. "
             "Load it with AutoModelForCausalLM."
@@ -388,13 +394,13 @@ def _require_scorer(value_model: nn.Module, num_channels: int) -> None:
     if not hasattr(model, "score"):
         raise ValueError(
             f"The value model must be a decoder's sequence-classification model with a `score` layer, got "
-            f"{type(model).__name__}. Load it with AutoModelForSequenceClassification, or leave `value_model=None` for a "
-            "critic on the policy's trunk."
+            f"{type(model).__name__}. Load it with AutoModelForSequenceClassification, or leave `value_model=None` "
+            "for a critic on the policy's trunk."
         )
     if model.config.num_labels != num_channels:
         raise ValueError(
-            f"The value model has {model.config.num_labels} labels, but the critic needs {num_channels} (one per reward "
-            "component and one for the KL penalty), or 1 for the weighted sum."
+            f"The value model has {model.config.num_labels} labels, but the critic needs {num_channels} (one per "
+            "reward component and one for the KL penalty), or 1 for the weighted sum."
         )
 
 

@@ -16,8 +16,8 @@ STATE_FILE = "ppo_state.json"
 
 
 class PolicyCheckpointMixin:
-    """What [`PPOTrainer`] writes and reads: a folder that `from_pretrained` opens as the policy (or its adapter), with the
-    critic and the KL coefficient beside it."""
+    """What [`PPOTrainer`] writes and reads: a folder that `from_pretrained` opens as the policy (or its adapter), with
+    the critic and the KL coefficient beside it."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The policy as `from_pretrained` expects it, the critic beside it."""

@@ -16,10 +16,10 @@ from ..functional.ppo import KL_ESTIMATORS
 @dataclass
 class PPOConfig(_BaseConfig):
     r"""
-    Configuration of [`PPOTrainer`]: all fields of TRL 1.12's `trl.experimental.ppo.PPOConfig`, and some more. For what is
-    not listed see [`~transformers.TrainingArguments`]. One step (`max_steps`, `save_steps`, `logging_steps`, the learning
-    rate's schedule) is one rollout, that is `per_device_train_batch_size * gradient_accumulation_steps * world_size` replies
-    and `num_ppo_epochs * num_mini_batches` optimizer steps.
+    Configuration of [`PPOTrainer`]: all fields of TRL 1.12's `trl.experimental.ppo.PPOConfig`, and some more. For what
+    is not listed see [`~transformers.TrainingArguments`]. One step (`max_steps`, `save_steps`, `logging_steps`,
+    the learning rate's schedule) is one rollout, that is `per_device_train_batch_size * gradient_accumulation_steps *
+    world_size` replies and `num_ppo_epochs * num_mini_batches` optimizer steps.
 
     Parameters:
         > Parameters that control the length of the run
@@ -118,7 +118,8 @@ class PPOConfig(_BaseConfig):
 
         world_size, num_total_batches, micro_batch_size, local_batch_size, batch_size, local_mini_batch_size,
         mini_batch_size (`int`, *optional*):
-            Processes, rollouts, and sizes per micro-batch, rollout and optimizer step, on all processes or (`local`) one.
+            Processes, rollouts, and sizes per micro-batch, rollout and optimizer step, on all processes or (`local`)
+            one.
 
     > [!NOTE]
     > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 3e-6, `logging_steps` 10,

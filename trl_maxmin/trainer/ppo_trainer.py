@@ -3,33 +3,21 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import math
-import os
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import has_length
 
-from .._compat import _BaseTrainer, disable_dropout_in_model, unwrap_model_for_generation
+from .._compat import _BaseTrainer, unwrap_model_for_generation
 from ..distributed import accumulate, backward, gather_rows, local_slice, rows_per_rank, sum_over_ranks
 from ..functional.ppo import (
-    adaptive_kl_coef,
     combine_advantages,
     generalized_advantage_estimate,
     kl_estimate,
@@ -40,61 +28,47 @@ from ..functional.ppo import (
     value_loss_terms,
     whiten,
 )
-from .policy import PolicyWithCritic, add_reference_adapter, base_model, check_head
+from .policy import PolicyWithCritic, base_model
+from .ppo_checkpoint import PolicyCheckpointMixin
 from .ppo_config import PPOConfig
+from .ppo_evaluation import ReplyEvaluationMixin
+from .ppo_metrics import LOSS_STATISTICS, RolloutMetricsMixin
+from .ppo_setup import build_reference, build_root, disable_dropout, load_policy, plan_steps, require
+from .prompts import PromptReader, Row, context_length, rows_from_batch
 from .rewards import RewardBatch, build_reward_source
-from .rollout import (
-    PromptReader,
-    Rollout,
-    Row,
-    context_length,
-    resolve_stop_tokens,
-    rows_from_batch,
-    sample_completions,
-    sampling_config,
-    seeded,
-    stream_seed,
-)
+from .rollout import Rollout, resolve_stop_tokens, sample_completions, sampling_config, seeded, stream_seed
 
 
-STATE_FILE = "ppo_state.json"
 # Columns that are the prompt itself; the others go to the reward functions.
 PROMPT_COLUMNS = ("prompt", "input_ids", "attention_mask", "prompt_ids", "finished")
-# What a micro-batch adds up, token by token; divided by the tokens of the minibatch over all ranks when logged.
-LOSS_STATISTICS = (
-    "loss/policy_avg",
-    "loss/value_avg",
-    "policy/approxkl_avg",
-    "policy/clipfrac_avg",
-    "val/clipfrac_avg",
-    "val/ratio",
-)
 
 
-class PPOTrainer(_BaseTrainer):
+class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixin, _BaseTrainer):
     """Proximal policy optimisation of a language model, on `transformers.Trainer`.
 
-    The trainer that TRL dropped in 1.13, with its constructor and its configuration, built anew: transformers' loop drives
-    it, so callbacks, logging, checkpoints, resuming and evaluation are those of every other trainer. One step of the loop is
-    one rollout: sample replies to the prompts of a batch, score them, estimate advantages, and make
-    `num_ppo_epochs * num_mini_batches` optimizer steps, the last of which is the loop's own. Each of these stages is a method
-    to override: `_rollout`, `_score`, `_aggregate`, `_advantages`, `_optimise`, `_ppo_loss`.
+    The trainer that TRL dropped in 1.13, with its constructor and its configuration, built anew: transformers' loop
+    drives it, so callbacks, logging, checkpoints, resuming and evaluation are those of every other trainer. One step
+    of the loop is one rollout: sample replies to the prompts of a batch, score them, estimate advantages, and make
+    `num_ppo_epochs * num_mini_batches` optimizer steps, the last of which is the loop's own. Each stage is a method to
+    override: `_rollout`, `_score`, `_aggregate`, `_advantages`, `_optimise`, `_ppo_loss`.
 
-    Rewards are vectors of K components. `_calculate_rewards` returns them gathered from all ranks, `(N, K)`, and only then
-    are `self.reward_weights` `(K,)` read: a subclass may set them in between. The critic predicts every component apart
-    (and the KL penalty), so the weights may change at each rollout.
+    Rewards are vectors of K components. `_calculate_rewards` returns them gathered from all ranks, `(N, K)`, and only
+    then are `self.reward_weights` `(K,)` read: a subclass may set them in between. The critic predicts every component
+    apart (and the KL penalty), so the weights may change at each rollout.
 
     Args:
         args ([`PPOConfig`]): training arguments.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): the policy's tokenizer; loaded with the
-            policy by default. Its padding side does not matter, and it needs no pad token.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): the policy's tokenizer; loaded with
+            the policy by default. Its padding side does not matter, and it needs no pad token.
         model (`str`, [`~transformers.PreTrainedModel`] or `peft.PeftModel`): the policy.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*): reference of the KL penalty. Default: the policy as it is
-            now (the bare model or a copy of the adapter where the policy is a `PeftModel`, a copy of the model otherwise).
-        reward_model: a `MixtureRewardModel`, a sequence-classification model with one label, a callable, or a list of these.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*): reference of the KL penalty. Default: the policy as
+            it is now (the bare model or a copy of the adapter where the policy is a `PeftModel`, a copy of the model
+            otherwise).
+        reward_model: a `MixtureRewardModel`, a sequence-classification model with one label, a callable, or a list of
+            these.
         train_dataset: rows with `prompt` (text or messages) or `input_ids`; other columns go to the reward functions.
-        value_model ([`~transformers.PreTrainedModel`], *optional*): a sequence-classification model as critic, with one
-            label (for the weighted sum) or K + 1. Default: a head on the policy's trunk.
+        value_model ([`~transformers.PreTrainedModel`], *optional*): a sequence-classification model as critic, with
+            one label (for the weighted sum) or K + 1. Default: a head on the policy's trunk.
         data_collator (`Callable`, *optional*): makes batches of rows; by default rows are left as they are.
         eval_dataset (*optional*): as `train_dataset`; a dict of several is evaluated one by one.
         optimizers (`tuple`, *optional*): optimizer and scheduler.
@@ -102,9 +76,9 @@ class PPOTrainer(_BaseTrainer):
         peft_config (`peft.PeftConfig`, *optional*): puts a new adapter on `model`.
 
     Raises:
-        `ValueError`: a missing `model`, `reward_model` or `train_dataset`; `ref_model` being `model`; fewer prompts than a
-            rollout takes; a prompt that leaves no room for the reply; sizes that do not divide; a critic or a number of
-            weights that does not fit the K rewards.
+        `ValueError`: a missing `model`, `reward_model` or `train_dataset`; `ref_model` being `model`; fewer prompts
+            than a rollout takes; a prompt that leaves no room for the reply; sizes that do not divide; a critic or a
+            number of weights that does not fit the K rewards.
 
     References: Schulman et al. (arXiv 1707.06347); Ziegler et al. (arXiv 1909.08593).
     """
@@ -131,11 +105,11 @@ class PPOTrainer(_BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
-        _require(model=model, reward_model=reward_model, train_dataset=train_dataset)
+        require(model=model, reward_model=reward_model, train_dataset=train_dataset)
         if ref_model is model:
             raise ValueError("`ref_model` is `model` itself; pass a copy, or `None` for the policy as it is now.")
-        self._plan_steps(args, train_dataset)
-        policy = self._load_policy(model, args, peft_config)
+        plan_steps(args, train_dataset)
+        policy = load_policy(model, args, peft_config)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(base_model(policy).config.name_or_path)
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self._read_prompt = PromptReader(
@@ -153,10 +127,9 @@ class PPOTrainer(_BaseTrainer):
         self.reward_func_names = list(self.reward_source.names)
         self.reward_weights = self._initial_reward_weights(args)
         self.kl_coef = args.kl_coef
-        self.scalar_critic = args.critic == "scalar"
-        root = self._build_root(policy, value_model, args)
-        self.reference, self._reference_adapter = self._build_reference(root, ref_model, peft_config, args)
-        _disable_dropout(root)
+        root, self.scalar_critic = build_root(policy, value_model, args, len(self.reward_func_names))
+        self.reference, self._reference_adapter = build_reference(root, ref_model, peft_config, args)
+        disable_dropout(root)
         self._prompt_buffer: list[Row] = []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._clock: tuple[float, int] | None = None
@@ -198,7 +171,9 @@ class PPOTrainer(_BaseTrainer):
         names = self.reward_func_names
         weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
         if len(weights) != len(names):
-            raise ValueError(f"reward_weights has {len(weights)} entries, but there are {len(names)} rewards: {names}.")
+            raise ValueError(
+                f"reward_weights has {len(weights)} entries, but there are {len(names)} rewards: {names}."
+            )
         return torch.tensor(weights, dtype=torch.float32)
 
     # --------------------------------------------------------------------------------------------------- the loop
@@ -471,65 +446,6 @@ class PPOTrainer(_BaseTrainer):
         approxkl = sum_over_ranks(self.accelerator, statistics)[LOSS_STATISTICS.index("policy/approxkl_avg")]
         return approxkl.item() / num_tokens > self.args.target_kl
 
-    # ----------------------------------------------------------------------------------------------------- 4 metrics
-    def _log_losses(self, means: torch.Tensor) -> None:
-        metrics = self._metrics["train"]
-        for name, value in zip(LOSS_STATISTICS, means.mean(0).tolist(), strict=True):
-            metrics[name].append(value)
-        ratios = means[:, LOSS_STATISTICS.index("val/ratio")]
-        metrics["val/ratio_var"].append(ratios.var().item() if len(ratios) > 1 else 0.0)
-        metrics["policy/num_steps"].append(float(len(means)))
 
-    def _log_rollout(self, rollout: Rollout) -> None:
-        """Means over the replies of all ranks; adapts the KL coefficient, where asked, to the KL just measured."""
-        means = self._rollout_means(rollout)
-        non_score = -self.kl_coef * means["objective/kl"]
-        means["objective/non_score_reward"] = non_score
-        means["objective/rlhf_reward"] = non_score + means["objective/scores"]
-        means["objective/kl_coef"] = self.kl_coef
-        episodes = self.args.batch_size * (self.state.global_step + 1)
-        start, first_step = self._clock
-        means["eps"] = (episodes - self.args.batch_size * first_step) / (time.perf_counter() - start)
-        means["episode"] = episodes
-        means["lr"] = self._get_learning_rate()
-        for name, value in means.items():
-            self._metrics["train"][name].append(float(value))
-        if self.args.adaptive_kl:
-            self.kl_coef = adaptive_kl_coef(
-                self.kl_coef, means["objective/kl"], self.args.kl_target, self.args.kl_horizon, self.args.batch_size
-            )
-
-    def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
-        lengths = rollout.completion_mask.sum(1)
-        sums = {
-            "objective/kl": rollout.kl.sum(),
-            "objective/entropy": -rollout.logprobs.sum(),
-            "objective/scores": (rollout.scores @ self.reward_weights.to(rollout.scores)).sum(),
-            "val/num_eos_tokens": rollout.finished.sum(),
-            "completions/mean_length": lengths.sum(),
-            "policy/entropy_avg": rollout.entropy.sum(),
-        }
-        counts = [lengths.new_tensor(len(rollout)), lengths.sum()]
-        totals = sum_over_ranks(self.accelerator, torch.stack([value.double() for value in [*sums.values(), *counts]]))
-        *values, rows, tokens = totals.tolist()
-        means = {name: value / max(rows, 1.0) for name, value in zip(sums, values, strict=True)}
-        means["policy/entropy_avg"] *= max(rows, 1.0) / max(tokens, 1.0)
-        means["val/num_eos_tokens"] *= max(rows, 1.0)
-        return means
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what was measured since the last log.
-
-        Args:
-            logs (`dict`): what the loop logs.
-            start_time (`float`, *optional*): of the training.
-        """
-        mode = "train" if self.model.training else "eval"
-        prefix = "" if mode == "train" else "eval_"
-        for name, values in self._metrics[mode].items():
-            known = [value for value in values if not math.isnan(value)]
-            if known:
-                # Where the run is, not where it was on average since the last log.
-                logs[prefix + name] = known[-1] if name in ("episode", "eps", "lr") else sum(known) / len(known)
-        self._metrics[mode].clear()
-        super().log(logs, start_time)
+def _leave_rows(rows: list[Row]) -> list[Row]:
+    return rows

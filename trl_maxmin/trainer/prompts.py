@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn, is_tensor
+from torch import is_tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenization import encode_prompt
@@ -37,7 +37,8 @@ class PromptReader:
         """Read one row.
 
         Args:
-            row (`dict`): with `input_ids` (and `attention_mask` where they are padded), or `prompt` (text or messages).
+            row (`dict`): with `input_ids` (and `attention_mask` where they are padded), or `prompt` (text or
+                messages).
             name (`str`): how an error calls the row.
 
         Returns:
@@ -64,8 +65,8 @@ class PromptReader:
         if room is not None and len(ids) > room:
             raise ValueError(
                 f"{name} has a prompt of {len(ids)} tokens, which with response_length={self.response_length} exceeds "
-                f"the policy's context of {self.context_length} tokens. Shorten the prompt, lower `response_length`, or "
-                f"set `max_prompt_length` to at most {max(room, 0)} to cut prompts from the left."
+                f"the policy's context of {self.context_length} tokens. Shorten the prompt, lower `response_length`, "
+                f"or set `max_prompt_length` to at most {max(room, 0)} to cut prompts from the left."
             )
         return ids
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling replies, and the buffer of one rollout.
 
-Letters: B replies of this rank, P prompt tokens, T reply tokens, K reward components, C channels of the critic. Masks are
-bool with `True` on real tokens; they travel with the ids, so nothing is ever inferred from the value of a token. Prompts
-are left padded, replies right padded.
+Letters: B replies of this rank, P prompt tokens, T reply tokens, K reward components, C channels of the critic. Masks
+are bool with `True` on real tokens; they travel with the ids, so nothing is ever inferred from the value of a token.
+Prompts are left padded, replies right padded.
 """
 
 from __future__ import annotations
@@ -52,14 +52,16 @@ def resolve_stop_tokens(
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def sampling_config(temperature: float, max_new_tokens: int, overrides: dict[str, Any] | None = None) -> GenerationConfig:
+def sampling_config(
+    temperature: float, max_new_tokens: int, overrides: dict[str, Any] | None = None
+) -> GenerationConfig:
     """Sampling from the policy itself: no filter or penalty stands between its distribution and the replies.
 
     Args:
         temperature (`float`): above 0.
         max_new_tokens (`int`): length limit of a reply.
-        overrides (`dict`, *optional*): the user's `generation_kwargs`. What changes the distribution (`top_p`, ...) biases
-            PPO, which weighs replies by the unfiltered probabilities.
+        overrides (`dict`, *optional*): the user's `generation_kwargs`. What changes the distribution (`top_p`, ...)
+            biases PPO, which weighs replies by the unfiltered probabilities.
 
     Returns:
         [`~transformers.GenerationConfig`].
@@ -83,8 +85,8 @@ def sample_completions(
     """Sample one reply to each prompt.
 
     Args:
-        model (`nn.Module`): [`PolicyWithCritic`], `PreTrainedModel` or `PeftModel`. Its own `generation_config` plays no
-            part and is the same afterwards, as is its training mode.
+        model (`nn.Module`): [`PolicyWithCritic`], `PreTrainedModel` or `PeftModel`. Its own `generation_config` plays
+            no part and is the same afterwards, as is its training mode.
         prompt_ids (`list[list[int]]`): prompts without padding.
         generation_config ([`~transformers.GenerationConfig`]): see [`sampling_config`].
         pad_token_id (`int`): any id; masks say what is padding.
@@ -150,8 +152,8 @@ def _ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, torch.devic
 def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
     """Draw from a random stream named by `parts`, and leave the global one as it was.
 
-    What is sampled then depends on the weights, the prompts and the names alone: not on evaluations in between, on what a
-    reward function draws, or on whether the run was resumed.
+    What is sampled then depends on the weights, the prompts and the names alone: not on evaluations in between, on
+    what a reward function draws, or on whether the run was resumed.
 
     Args:
         device (`torch.device`): where the drawing happens.
@@ -183,7 +185,8 @@ class Rollout:
     Args:
         inputs (`list[dict]`): the rows of the data, each with `prompt_ids` and `finished` added.
         prompts, completions: text, or messages where the data are conversational.
-        prompt_ids, completion_ids (`list[list[int]]`): without padding; a reply ends with its stop token if it finished.
+        prompt_ids, completion_ids (`list[list[int]]`): without padding; a reply ends with its stop token if it
+            finished.
         finished (`torch.Tensor` of shape `(B,)`): bool; a stop token ended the reply.
         input_ids (`torch.Tensor` of shape `(B, P + T)`): prompts left padded, replies right padded.
         attention_mask (`torch.Tensor` of shape `(B, P + T)`): bool.

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the constructor of [`PPOTrainer`] puts together: the plan of the run, the policy, its critic, its reference."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import has_length
+
+from .._compat import disable_dropout_in_model
+from .policy import PolicyWithCritic, add_reference_adapter, base_model, check_head
+from .ppo_config import PPOConfig
+from .rollout import seeded
+
+
+def require(**arguments: Any) -> None:
+    """Complain about what is missing.
+
+    Args:
+        arguments: by name; `None` is missing.
+
+    Raises:
+        `ValueError`: naming the first.
+    """
+    for name, value in arguments.items():
+        if value is None:
+            raise ValueError(f"`{name}` is required.")
+
+
+def plan_steps(args: PPOConfig, train_dataset: Any) -> None:
+    """Fill in sizes and the number of rollouts.
+
+    Args:
+        args ([`PPOConfig`]): changed in place.
+        train_dataset: rows; its length is used where it has one.
+
+    Raises:
+        `ValueError`: a batch that does not divide, or fewer prompts than one rollout takes.
+    """
+    args.fill_sizes()
+    if args.n_gpu > 1:
+        warnings.warn(
+            f"{args.n_gpu} GPUs are visible to one process, only the first is used. Start with `accelerate launch`.",
+            stacklevel=3,
+        )
+        args._n_gpu = 1
+    # Ranks have random states of their own; the order of the prompts is one.
+    args.data_seed = args.seed if args.data_seed is None else args.data_seed
+    # The root uses all its parameters in every forward; searching for unused ones costs a pass over the graph.
+    args.ddp_find_unused_parameters = bool(args.ddp_find_unused_parameters)
+    if args.total_episodes is not None and args.max_steps < 0:
+        args.max_steps = math.ceil(args.total_episodes / args.batch_size)
+    args.num_total_batches = args.max_steps if args.max_steps > 0 else None
+    if not has_length(train_dataset):
+        # Each process reads the stream itself: what one process hands out to the others has to be tensors.
+        if args.accelerator_config.dispatch_batches is None:
+            args.accelerator_config.dispatch_batches = False
+        return
+    rollouts_per_pass = len(train_dataset) // args.batch_size
+    if rollouts_per_pass == 0:
+        raise ValueError(
+            f"The training set has {len(train_dataset)} prompts, but one rollout takes {args.batch_size} "
+            f"(per_device_train_batch_size {args.per_device_train_batch_size} x gradient_accumulation_steps "
+            f"{args.gradient_accumulation_steps} x {args.world_size} processes). Give more prompts or lower these."
+        )
+    if args.max_steps <= 0:
+        args.num_total_batches = math.ceil(args.num_train_epochs * rollouts_per_pass)
+
+
+def load_policy(
+    model: str | PreTrainedModel | PeftModel, args: PPOConfig, peft_config: PeftConfig | None
+) -> PreTrainedModel | PeftModel:
+    """The policy to train, with its adapter.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or `peft.PeftModel`): a model, or the name of one.
+        args ([`PPOConfig`]): `model_init_kwargs`, `model_adapter_name` and `seed` are read.
+        peft_config (`peft.PeftConfig`, *optional*): of a new adapter.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or `peft.PeftModel`.
+
+    Raises:
+        `ValueError`: an adapter on top of another.
+    """
+    if isinstance(model, str):
+        options = {"dtype": "float32", **(args.model_init_kwargs or {})}
+        model = AutoModelForCausalLM.from_pretrained(model, **options)
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                "`model` has an adapter already; merge it (`merge_and_unload`), or leave out `peft_config`."
+            )
+        with seeded(torch.device("cpu"), args.seed, "adapter"):
+            model = get_peft_model(model, peft_config)
+    if isinstance(model, PeftModel) and args.model_adapter_name is not None:
+        model.set_adapter(args.model_adapter_name)
+    return model
+
+
+def build_root(
+    policy: PreTrainedModel | PeftModel, value_model: Any, args: PPOConfig, num_rewards: int
+) -> tuple[PolicyWithCritic, bool]:
+    """The policy with its critic.
+
+    Args:
+        policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): to train.
+        value_model ([`~transformers.PreTrainedModel`], *optional*): the critic; one label means a scalar critic.
+        args ([`PPOConfig`]): `critic`, `critic_detach` and `logits_chunk_size` are read.
+        num_rewards (`int`): K.
+
+    Returns:
+        `tuple`: the root module, and whether its critic predicts the weighted sum (`True`) or each channel (`False`).
+
+    Raises:
+        `ValueError`: nothing to train, or a policy or critic that does not fit.
+    """
+    scalar = args.critic == "scalar" or (value_model is not None and base_model(value_model).config.num_labels == 1)
+    root = PolicyWithCritic(
+        policy, 1 if scalar else num_rewards + 1, value_model, args.critic_detach, args.logits_chunk_size
+    )
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError("No parameter of the policy is trainable. Load an adapter with `is_trainable=True`.")
+    if not is_deepspeed_zero3_enabled():
+        check_head(policy)
+    return root, scalar
+
+
+def build_reference(
+    root: PolicyWithCritic, ref_model: PreTrainedModel | None, peft_config: PeftConfig | None, args: PPOConfig
+) -> tuple[PolicyWithCritic | None, str | None]:
+    """The reference of the KL penalty.
+
+    Args:
+        root ([`PolicyWithCritic`]): holds the policy; gets one more adapter where a trained one is the reference.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*): the reference, if it is not the policy as it is now.
+        peft_config (`peft.PeftConfig`, *optional*): of an adapter that is new, so that switching it off is enough.
+        args ([`PPOConfig`]): `ref_adapter_name` and `logits_chunk_size` are read.
+
+    Returns:
+        `tuple`: a module of its own, or `None` and the adapter (`None`: none) that turns the policy into its
+        reference.
+    """
+    if ref_model is None and isinstance(root.policy, PeftModel):
+        if args.ref_adapter_name is not None or peft_config is not None:
+            return None, args.ref_adapter_name
+        return None, add_reference_adapter(root.policy)
+    reference = copy.deepcopy(root.policy) if ref_model is None else ref_model
+    reference = PolicyWithCritic(reference, 0, logits_chunk_size=args.logits_chunk_size)
+    return reference.eval().requires_grad_(False), None
+
+
+def disable_dropout(module: torch.nn.Module) -> None:
+    """Switch dropout off: the policy that samples has to be the policy that is weighed, or the first ratio is not 1.
+
+    Args:
+        module (`torch.nn.Module`): changed in place.
+    """
+    disable_dropout_in_model(module)
+    for child in module.modules():
+        # Llama and its kin hold the rate of attention dropout as a number.
+        if isinstance(getattr(child, "attention_dropout", None), float):
+            child.attention_dropout = 0.0
