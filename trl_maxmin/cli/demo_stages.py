@@ -102,11 +102,12 @@ def fit_reward(
     args = MixtureRewardConfig(
         output_dir=str(output_dir),
         num_components=num_components,
-        max_steps=200,
+        max_steps=120,
         per_device_train_batch_size=64,
         per_device_eval_batch_size=256,
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         weight_decay=0.1,
+        center_rewards_coefficient=0.001,
         max_length=None,
         seed=seed,
         **_quiet(),
@@ -165,7 +166,7 @@ def _quiet() -> dict[str, Any]:
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "steps",
-        "logging_steps": 50,
+        "logging_steps": 40,
         "use_cpu": True,
     }
 
@@ -202,8 +203,8 @@ def train_policy(
     """MaxMin-PPO; with one reward component this is conventional RLHF on the same utility and KL coefficient."""
     settings: dict[str, Any] = {
         "max_steps": 75,
-        "per_device_train_batch_size": 96,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 3,
         "num_ppo_epochs": 4,
         "num_mini_batches": 1,
         "learning_rate": 3e-4,
@@ -212,6 +213,7 @@ def train_policy(
         "temperature": 1.0,
         "response_length": MAX_COMPLETION_LENGTH,
         "stop_token": "eos",
+        "missing_eos_penalty": 1.0,
         "local_rollout_forward_batch_size": 256,
         "num_sample_generations": 0,
     }

@@ -83,13 +83,14 @@ def fit_weighted_logistic(
 
 
 def _reduce(feature_difference: Tensor) -> tuple[Tensor, Tensor]:
-    """Whitened principal directions `(D, d)` of the differences, and the differences in them."""
+    """Leading principal directions `(D, d)` of the differences on one common scale, and the differences in them.
+
+    Not whitened: a direction in which the pairs hardly differ would get a large weight, and the reward of a reply unlike
+    the pairs (a truncated one, say) would explode along it.
+    """
     moment = feature_difference.T @ feature_difference / len(feature_difference)
     values, vectors = torch.linalg.eigh(moment)
-    # Directions in which the pairs hardly differ carry noise; whitening them would blow it up.
-    keep = values > values[-1].clamp(min=1e-12) * 1e-6
-    values, vectors = values[keep][-_MAX_DIRECTIONS:], vectors[:, keep][:, -_MAX_DIRECTIONS:]
-    projection = vectors / values.sqrt()
+    projection = vectors[:, -_MAX_DIRECTIONS:] / values.clamp(min=0).mean().sqrt()
     return projection, feature_difference @ projection
 
 
@@ -122,7 +123,7 @@ def fit_linear_mixture(
         num_init (`int`): number of starts.
         num_steps (`int`): EM steps of each start; the first half of them anneals.
         annealing_start (`float`): first inverse temperature of the posterior, in (0, 1].
-        ridge (`float`): prior precision of the weights in whitened coordinates.
+        ridge (`float`): prior precision of the weights, with features of unit mean square.
         dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
 
     Returns:

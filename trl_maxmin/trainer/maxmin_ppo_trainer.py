@@ -144,6 +144,7 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
         rollout = self._sample_reference(rows)
         batch = self._reward_batch(rollout.inputs, rollout.prompts, rollout.completions, rollout.completion_ids)
         rewards = self.reward_source(batch).to(self.accelerator.device, torch.float32)
+        rewards = self._without_truncated(rewards, rollout.finished.to(rewards.device))
         statistics = ReferenceStatistics.from_rewards(
             self.reward_func_names,
             gather_objects(self.accelerator, batch_prompt_keys(batch)),
@@ -155,6 +156,15 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
         spread = dict(zip(statistics.component_names, statistics.scale.tolist(), strict=True))
         logger.info(f"Calibrated on {len(distinct)} prompts with {count} reference replies each; spread {spread}.")
         return statistics
+
+    def _without_truncated(self, rewards: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
+        """NaN for truncated replies, where most replies finish.
+
+        Reward training sees finished replies only, so the level of a truncated one is arbitrary, and a single one of them
+        can make up most of the variance.
+        """
+        share = gather_rows(self.accelerator, finished).float().mean()
+        return torch.where(finished.unsqueeze(1), rewards, torch.nan) if share > 0.5 else rewards
 
     @torch.no_grad()
     def _sample_reference(self, rows: list[Row]) -> Rollout:

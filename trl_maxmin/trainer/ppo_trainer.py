@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from peft import PeftConfig, PeftModel
 from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -150,6 +151,8 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
+        # Ranks sample apart by streams of their own; this is for what reward functions draw.
+        set_seed(args.seed, device_specific=True)
         if hasattr(policy, "add_model_tags"):
             policy.add_model_tags(self._tag_names)
 

@@ -12,14 +12,14 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .policy import PolicyWithCritic, base_model
+from .policy import base_model
 from .prompts import Row, as_list
 
 
@@ -137,12 +137,14 @@ def cut_at_stop(tokens: list[int], stop_token_ids: Sequence[int]) -> tuple[list[
 def _ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, torch.device]]:
     """In evaluation mode and with an empty `generation_config`: generation merges what a config leaves open from the
     model's own, and a `repetition_penalty` from there would sample from another distribution than PPO weighs."""
-    inner: PreTrainedModel = model.causal_lm if isinstance(model, PolicyWithCritic) else base_model(model)
+    # A sharded root has another class, so it is known by what it has.
+    is_root = hasattr(model, "causal_lm")
+    inner: PreTrainedModel = model.causal_lm if is_root else base_model(model)
     training, own_config = model.training, inner.generation_config
     model.eval()
     inner.generation_config = GenerationConfig()
     try:
-        yield (model.generate if isinstance(model, PolicyWithCritic) else inner.generate), inner.device
+        yield (model.generate if is_root else inner.generate), inner.device
     finally:
         inner.generation_config = own_config
         model.train(training)
@@ -218,7 +220,6 @@ class Rollout:
     kl: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def build(
