@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MaxMin-RLHF for TRL: mixtures of reward models learned by EM, and one policy for the worst-off group.
 
-Names are imported when they are first used, so that `import trl_maxmin` costs nothing and registers nothing but the model
-classes that are asked for.
+Names are imported when they are first used, so that `import trl_maxmin` costs nothing and registers nothing but the
+model classes that are asked for.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ _MODULE_OF = {
 
 __all__ = ["__version__", *_MODULE_OF]
 
-if TYPE_CHECKING:
-    from .models import MixtureRewardModel, MixtureRewardModelConfig
-    from .trainer import (
-        MaxMinPPOConfig,
-        MaxMinPPOTrainer,
-        MixtureRewardConfig,
-        MixtureRewardTrainer,
-        PPOConfig,
-        PPOTrainer,
-    )
+if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
+    from .models import MixtureRewardModel as MixtureRewardModel
+    from .models import MixtureRewardModelConfig as MixtureRewardModelConfig
+    from .trainer import MaxMinPPOConfig as MaxMinPPOConfig
+    from .trainer import MaxMinPPOTrainer as MaxMinPPOTrainer
+    from .trainer import MixtureRewardConfig as MixtureRewardConfig
+    from .trainer import MixtureRewardTrainer as MixtureRewardTrainer
+    from .trainer import PPOConfig as PPOConfig
+    from .trainer import PPOTrainer as PPOTrainer
 
-_REMOVED_FROM_TRL = ("AutoModelForCausalLMWithValueHead", "AutoModelForSeq2SeqLMWithValueHead", "PreTrainedModelWrapper")
+_REMOVED_FROM_TRL = (
+    "AutoModelForCausalLMWithValueHead",
+    "AutoModelForSeq2SeqLMWithValueHead",
+    "PreTrainedModelWrapper",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -45,8 +48,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     if name in _REMOVED_FROM_TRL:
         raise ImportError(
-            f"{name} is not part of trl_maxmin. Pass a plain AutoModelForCausalLM as `model` to PPOTrainer: the critic "
-            "is a head that the trainer adds (`value_model=None`), or your own `value_model`."
+            f"{name} is not part of trl_maxmin. Pass a plain AutoModelForCausalLM as `model` to PPOTrainer: the "
+            "critic is a head that the trainer adds (`value_model=None`), or your own `value_model`."
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

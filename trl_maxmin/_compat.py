@@ -8,4 +8,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import disable_dropout_in_model
 
 
-__all__ = ["DataCollatorForPreference", "_BaseConfig", "_BaseTrainer", "disable_dropout_in_model", "unwrap_model_for_generation"]
+__all__ = [
+    "DataCollatorForPreference",
+    "_BaseConfig",
+    "_BaseTrainer",
+    "disable_dropout_in_model",
+    "unwrap_model_for_generation",
+]

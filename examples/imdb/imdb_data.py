@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from datasets import load_dataset
+from imdb_options import find_folder
 from transformers import PreTrainedTokenizerBase
 
 
 HUB_ID = "stanfordnlp/imdb"
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROMPT_TOKENS = range(2, 9)
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 _LABELS = {"pos": 1, "neg": 0, 1: 1, 0: 0}
@@ -52,7 +52,7 @@ def load_reviews(data_dir: str) -> Reviews:
     Raises:
         FileNotFoundError: there is no such folder, or no labelled reviews in it.
     """
-    folder = next((path for path in (Path(data_dir), REPOSITORY / data_dir) if path.is_dir()), None)
+    folder = find_folder(data_dir)
     if folder is not None:
         return _from_folder(folder)
     if re.fullmatch(r"[\w-]+/[\w.-]+", data_dir):
@@ -84,7 +84,9 @@ def _from_hub(name: str) -> Reviews:
 
 
 def _reviews(train: list[tuple[str, int]], test: list[tuple[str, int]], unlabelled: list[str]) -> Reviews:
-    return Reviews([t for t, _ in train], [y for _, y in train], [t for t, _ in test], [y for _, y in test], unlabelled)
+    return Reviews(
+        [t for t, _ in train], [y for _, y in train], [t for t, _ in test], [y for _, y in test], unlabelled
+    )
 
 
 def _read_lines(path: Path) -> Iterator[dict]:
@@ -128,17 +130,15 @@ def openings(
     Returns:
         At most N lists of ids without special tokens; a review whose first sentence is too long is left out.
     """
+    split = [_SENTENCE_END.split(text[:_HEAD_CHARACTERS]) for text in texts]
+    # The last sentence of what was cut off is not a whole one.
+    split = [s[:-1] if len(text) > _HEAD_CHARACTERS else s for s, text in zip(split, texts, strict=True)]
+    flat = [(" " if number else "") + sentence for sentences in split for number, sentence in enumerate(sentences)]
+    tokens = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
     result = []
-    for text in texts:
-        sentences = _SENTENCE_END.split(text[:_HEAD_CHARACTERS])
-        if len(text) > _HEAD_CHARACTERS:
-            sentences = sentences[:-1]
-        ends, ids = [], []
-        for number, sentence in enumerate(sentences):
-            ids += tokenizer((" " if number else "") + sentence, add_special_tokens=False)["input_ids"]
-            if len(ids) > max_tokens:
-                break
-            ends.append(len(ids))
+    for sentences in split:
+        ids: list[int] = []
+        ends = [len(ids) for _ in sentences if len(ids := ids + next(tokens)) <= max_tokens]
         if ends:
             result.append(ids[: rng.choice(ends)])
     return result

@@ -38,7 +38,9 @@ class SentimentOracle:
     @classmethod
     def fit(cls, reviews: Reviews) -> SentimentOracle:
         """Fit on the training split, measure on the test split."""
-        train = [(piece, y) for t, y in zip(reviews.train, reviews.train_labels) for piece in pieces(t, ORACLE_WORDS, 3)]
+        train = [
+            (piece, y) for t, y in zip(reviews.train, reviews.train_labels) for piece in pieces(t, ORACLE_WORDS, 3)
+        ]
         test = [(piece, y) for t, y in zip(reviews.test, reviews.test_labels) for piece in pieces(t, ORACLE_WORDS, 1)]
         classifier = make_pipeline(
             # Not normalised to length 1: evidence adds up, so that two words of praise are surer than one.
@@ -65,21 +67,24 @@ class GoldUtilities:
     oracle: SentimentOracle
     limit: int
 
-    def __call__(self, group: str, replies: Replies) -> np.ndarray:
-        """Utilities `(N,)` of replies, in [0, 1]: 1 - tokens / limit, or the probability that the reply is positive."""
+    def __call__(self, group: str, prompts: Sequence[str], replies: Replies) -> np.ndarray:
+        """Utilities `(N,)` in [0, 1]: 1 - tokens of the reply / limit, or the probability that the review is positive."""
         if group == "concise":
             return 1 - np.asarray(replies.lengths) / self.limit
-        return self.oracle(replies.texts)
+        return self.oracle([prompt + text for prompt, text in zip(prompts, replies.texts, strict=True)])
 
     def reward_functions(self, eos_token_id: int) -> list[Callable[..., list[float]]]:
         """The utilities as TRL reward functions, for max-min on gold: the ceiling."""
 
-        def concise(completions: list[str], completion_ids: list[list[int]], **kwargs) -> list[float]:
-            lengths = [len(ids) - (ids[-1:] == [eos_token_id]) for ids in completion_ids]
-            return self("concise", Replies(completions, lengths, [True] * len(lengths))).tolist()
+        def utility(group: str, prompts: list[str], completions: list[str], ids: list[list[int]]) -> list[float]:
+            lengths = [len(tokens) - (tokens[-1:] == [eos_token_id]) for tokens in ids]
+            return self(group, prompts, Replies(completions, lengths, [True] * len(ids))).tolist()
 
-        def positive(completions: list[str], **kwargs) -> list[float]:
-            return self.oracle(completions).tolist()
+        def concise(prompts, completions, completion_ids, **kwargs) -> list[float]:
+            return utility("concise", prompts, completions, completion_ids)
+
+        def positive(prompts, completions, completion_ids, **kwargs) -> list[float]:
+            return utility("positive", prompts, completions, completion_ids)
 
         return [concise, positive]
 
@@ -100,8 +105,8 @@ def compare(
 ) -> Dataset:
     """Let annotators compare replies to the same prompt.
 
-    An annotator of group g prefers a to b with probability `sigmoid((u_g(a) - u_g(b)) / (s_g * temperature))`, where s_g is
-    the standard deviation of the utility over all replies: every group is equally sure of itself.
+    An annotator of group g prefers a to b with probability `sigmoid((u_g(a) - u_g(b)) / (s_g * temperature))`, where
+    s_g is the spread of the utility within prompts: every group is equally sure of itself.
 
     Args:
         prompts (`Sequence[str]`): N prompts, one a reply; equal ones belong together.
@@ -112,31 +117,48 @@ def compare(
         rng (`np.random.Generator`): chooses pairs and the noise.
 
     Returns:
-        `Dataset` with `prompt`, `chosen`, `rejected`, `annotator_id` and `group` (for evaluation only).
+        `Dataset` with `prompt`, `chosen`, `rejected`, `annotator_id`, and for evaluation only `group` and
+        `gold_agrees` (whether the noise left the gold order as it was).
     """
-    by_prompt: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        if replies.finished[row]:
-            by_prompt.setdefault(prompt, []).append(row)
-    pairs = [p for rows in by_prompt.values() for p in combinations(rows, 2) if replies.texts[p[0]] != replies.texts[p[1]]]
+    by_prompt = _rows_by_prompt(prompts, replies)
+    texts = replies.texts
+    pairs = [pair for rows in by_prompt for pair in combinations(rows, 2) if texts[pair[0]] != texts[pair[1]]]
     if not pairs:
-        raise ValueError("No prompt has two different finished replies. Raise `max_new_tokens` or train the policy longer.")
-    scale = {group: float(values.std()) or 1.0 for group, values in utilities.items()}
-    rows = []
+        raise ValueError(
+            "No prompt has two different finished replies. Raise `max_new_tokens` or train the policy longer."
+        )
+    noise = {g: BRADLEY_TERRY_TEMPERATURE * spread_within(u, by_prompt) for g, u in utilities.items()}
+    table = []
     for number, group in enumerate(groups):
-        order = rng.permutation(len(pairs))
-        for index in np.resize(order, pairs_per_annotator):
+        for index in np.resize(rng.permutation(len(pairs)), pairs_per_annotator):
             first, second = rng.permutation(pairs[index])
-            log_odds = (utilities[group][first] - utilities[group][second]) / (scale[group] * BRADLEY_TERRY_TEMPERATURE)
+            log_odds = (utilities[group][first] - utilities[group][second]) / noise[group]
             # A logistic draw below the log-odds has probability sigmoid(log_odds).
-            chosen, rejected = (first, second) if rng.logistic() < log_odds else (second, first)
-            rows.append(
+            wins = rng.logistic() < log_odds
+            chosen, rejected = (first, second) if wins else (second, first)
+            table.append(
                 {
                     "prompt": prompts[chosen],
-                    "chosen": replies.texts[chosen],
-                    "rejected": replies.texts[rejected],
+                    "chosen": texts[chosen],
+                    "rejected": texts[rejected],
                     "annotator_id": f"annotator_{number:02d}",
                     "group": group,
+                    "gold_agrees": bool(wins == (log_odds > 0)),
                 }
             )
-    return Dataset.from_list([rows[index] for index in rng.permutation(len(rows))])
+    return Dataset.from_list([table[index] for index in rng.permutation(len(table))])
+
+
+def spread_within(utility: np.ndarray, rows_of_prompts: Sequence[Sequence[int]]) -> float:
+    """Standard deviation of a utility within prompts: the spread between prompts is no matter of the replies."""
+    groups = [utility[list(rows)] for rows in rows_of_prompts if len(rows) > 1]
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    return (squares / sum(len(values) - 1 for values in groups)) ** 0.5 or 1.0
+
+
+def _rows_by_prompt(prompts: Sequence[str], replies: Replies) -> list[list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        if replies.finished[row]:
+            rows.setdefault(prompt, []).append(row)
+    return list(rows.values())

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    TrainerCallback,
 )
 from trl import SFTConfig, SFTTrainer
 
@@ -39,6 +38,10 @@ class Replies:
     texts: list[str]
     lengths: list[int]
     finished: list[bool]
+
+    def select(self, rows: Sequence[int]) -> Replies:
+        """Some of the replies."""
+        return Replies(*([values[row] for row in rows] for values in (self.texts, self.lengths, self.finished)))
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -106,9 +109,8 @@ def finetune(
     batch_size: int,
     learning_rate: float,
     settings: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> float:
-    """Train on openings, each between BOS and EOS; returns the mean loss over the last steps, in nats per token."""
+) -> SFTTrainer:
+    """A trainer on openings, each between BOS and EOS."""
     rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in openings]
     args = SFTConfig(
         max_steps=steps,
@@ -117,15 +119,10 @@ def finetune(
         lr_scheduler_type="cosine",
         warmup_steps=max(steps // 20, 1),
         max_length=None,
+        gradient_checkpointing=False,
         **settings,
     )
-    trainer = SFTTrainer(
-        model, args, train_dataset=Dataset.from_dict({"input_ids": rows}), processing_class=tokenizer, callbacks=callbacks
-    )
-    trainer.train()
-    model.eval()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return losses[-1] if losses else float("nan")
+    return SFTTrainer(model, args, train_dataset=Dataset.from_dict({"input_ids": rows}), processing_class=tokenizer)
 
 
 def sample(

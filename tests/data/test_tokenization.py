@@ -8,6 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from trl_maxmin.data.tokenization import encode_prompt, encode_reply, ensure_pad_token, same_vocabulary
 
+
 CHAT = (
     "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' <eos> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"

@@ -14,9 +14,12 @@ def test_weighted_logistic_equals_scikit_learn():
     x = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     weights = torch.rand(200, 2, generator=generator, dtype=torch.float64)
     ridge = 0.7
-    ours = fit_weighted_logistic(x, weights, torch.zeros(200).double(), ridge, torch.zeros(2, 3).double(), num_steps=50)
+    ours = fit_weighted_logistic(
+        x, weights, torch.zeros(200).double(), ridge, torch.zeros(2, 3).double(), num_steps=50
+    )
     for k in range(2):
-        # A pair is one example of class 1 at x and one of class 0 at -x: scikit-learn then has both classes, twice over.
+        # A pair is one example of class 1 at x and one of class 0 at -x: scikit-learn then has both classes, twice
+        # over.
         both = torch.cat([x, -x]).numpy()
         labels = [1] * 200 + [0] * 200
         w = torch.cat([weights[:, k], weights[:, k]]).numpy() / 2

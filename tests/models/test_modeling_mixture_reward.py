@@ -20,6 +20,7 @@ from trl_maxmin.models import MixtureRewardModel, MixtureRewardModelConfig
 from trl_maxmin.models.families import FAMILIES, get_linear
 from trl_maxmin.models.scoring import context_length, pool_last_token
 
+
 SMALL = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA_LIKE = {
     "hidden_size": 16,
@@ -163,8 +164,9 @@ def test_from_base_takes_over_the_trunk(tmp_path, word_tokenizer):
             mixture = MixtureRewardModel.from_base(source, 2, component_type, processing_class=None)
             for component in mixture.components:
                 torch.testing.assert_close(component.transformer.wte.weight, language_model.transformer.wte.weight)
-                torch.testing.assert_close(component.transformer.h[0].attn.c_attn.weight,
-                                           language_model.transformer.h[0].attn.c_attn.weight)
+                torch.testing.assert_close(
+                    component.transformer.h[0].attn.c_attn.weight, language_model.transformer.h[0].attn.c_attn.weight
+                )
     assert mixture.processing_class is not None
 
 

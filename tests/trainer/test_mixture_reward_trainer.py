@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EM training end to end on a toy of two opposed groups: found, measured on pairs that did not assign, saved, resumed."""
+"""EM training end to end on a toy of two opposed groups: found, measured on pairs that did not assign, saved,
+resumed."""
 
 import logging
 
@@ -11,6 +12,7 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, TrainerCallback
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.trainer.em_state import EMState
+
 
 GOOD, BAD, FILLER = ("great", "superb", "lovely"), ("dull", "awful", "weak"), ("the", "film", "plot", "story")
 
@@ -174,7 +176,8 @@ def test_temperature_calibration_makes_an_overtrained_component_milder(word_toke
     data = opposed_groups()
     flip = {i for i in range(len(data)) if i % 4 == 0}
     rows = [
-        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if i in flip else row for i, row in enumerate(data)
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if i in flip else row
+        for i, row in enumerate(data)
     ]
     noisy = Dataset.from_list(rows).remove_columns("group")
     kwargs = {"data": noisy, "num_components": 1, "max_steps": 60}

@@ -28,7 +28,9 @@ from ..functional.em import NumComponentsSelection
 from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..run_record import RunRecord
 from ..trainer import MixtureRewardTrainer
+from ..trainer.maxmin_config import WELFARE_CHOICES
 from .demo_stages import (
+    DemoSettings,
     EvaluationReplies,
     Progress,
     collect_preferences,
@@ -66,6 +68,8 @@ class DemoArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.minority_share < 1:
             raise ValueError(f"minority_share must lie in [0, 1), got {self.minority_share}.")
+        if self.welfare not in WELFARE_CHOICES:
+            raise ValueError(f"welfare must be one of {', '.join(WELFARE_CHOICES)}, got {self.welfare!r}.")
 
 
 class Demo:
@@ -74,10 +78,12 @@ class Demo:
     Args:
         arguments ([`DemoArguments`]): options.
         console (`Console`): where to print.
+        settings ([`DemoSettings`]): sizes.
     """
 
-    def __init__(self, arguments: DemoArguments, console: Console) -> None:
+    def __init__(self, arguments: DemoArguments, console: Console, settings: DemoSettings | None = None) -> None:
         self.arguments = arguments
+        self.settings = settings or DemoSettings()
         self.console = console
         self.output = Path(arguments.output_dir)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -104,9 +110,12 @@ class Demo:
         start = time.perf_counter()
         seed = self.arguments.seed
         with self.stage("pretrain", "1/5 Pretrain the reference policy on film reviews"):
-            reference = self.world.pretrain(seed=seed)
+            reference = self.world.pretrain(steps=self.settings.pretrain_steps, seed=seed)
             self.save_policy(reference, "reference")
-        with self.stage("reward", "2/5 Ask 50 annotators, learn rewards by EM (K = 2) and, as control, K = 1"):
+        with self.stage(
+            "reward",
+            f"2/5 Ask {self.settings.num_annotators} annotators, learn rewards by EM (K = 2) and, as control, K = 1",
+        ):
             mixture, single = self.fit_rewards(reference)
         policies: dict[str, GPT2LMHeadModel] = {"reference": reference}
         with self.stage("single", "3/5 PPO on the single reward (conventional RLHF)"):
@@ -128,7 +137,9 @@ class Demo:
 
     def fit_rewards(self, reference: GPT2LMHeadModel) -> tuple[MixtureRewardTrainer, MixtureRewardTrainer]:
         """Preferences, the control (K = 1), the mixture (K = 2), and which of the two the held-out pairs support."""
-        data = collect_preferences(self.world, reference, self.arguments.minority_share, self.arguments.seed)
+        data = collect_preferences(
+            self.world, reference, self.arguments.minority_share, self.arguments.seed, self.settings
+        )
         trainers = {
             k: fit_reward(
                 reference,
@@ -137,6 +148,7 @@ class Demo:
                 k,
                 self.arguments.seed,
                 self.output / "logs" / f"k{k}",
+                self.settings,
                 Progress(
                     self.console, {"predictive_log_likelihood": f"K = {k}: log-likelihood", "accuracy": "accuracy"}
                 ),
@@ -216,6 +228,7 @@ class Demo:
             reward_model,
             self.arguments.seed,
             self.output / "logs" / name,
+            self.settings,
             welfare=self.arguments.welfare,
             progress=Progress(
                 self.console,
@@ -242,8 +255,14 @@ class Demo:
 
     def evaluate(self, policies: dict[str, GPT2LMHeadModel]) -> None:
         """Gold utility of every policy, and its win rate against the reference, for every group."""
-        prompts = self.world.sample_prompts(1000, seed=self.arguments.seed, split="eval")
-        replies = {name: sample_replies(self.world, policy, prompts) for name, policy in policies.items()}
+        seed = self.arguments.seed
+        prompts = self.world.sample_prompts(self.settings.num_eval_prompts, seed=seed, split="eval")
+        # The trained policies share one random stream, apart from the reference's: they are compared with each other
+        # on equal luck, and their replies stay independent of those they are to beat.
+        replies = {
+            name: sample_replies(self.world, policy, prompts, seed, "evaluation", name == "reference")
+            for name, policy in policies.items()
+        }
         utility = {
             name: {g: self.world.gold_utility(g, r.texts, r.finished) for g in self.world.groups}
             for name, r in replies.items()
@@ -256,7 +275,9 @@ class Demo:
         for name in policies:
             if name == "reference":
                 continue
-            rates = {g: win_rate(utility[name][g], utility["reference"][g]) for g in self.world.groups}
+            rates = {
+                g: win_rate(utility[name][g], utility["reference"][g], clusters=prompts) for g in self.world.groups
+            }
             self.report["win_rate"][name] = {
                 g: {"mean": round(r.mean, 4), "low": round(r.low, 4), "high": round(r.high, 4)}
                 for g, r in rates.items()

@@ -27,12 +27,38 @@ from ..data.tokenization import encode_prompt
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
 from ..functional.em import NumComponentsSelection, select_num_components
 from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
-from ..trainer.rollout import sample_completions
+from ..trainer.rollout import sample_completions, seeded
 
 
-NUM_ANNOTATORS = 50
-PAIRS_TO_LEARN = 60
-PAIRS_HELD_OUT = 40
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo. They are fixed, so that its figures mean something; tests make them smaller.
+
+    Args:
+        pretrain_steps (`int`): optimizer steps of the reference policy.
+        num_annotators (`int`): annotators.
+        pairs_to_learn (`int`): pairs of each annotator that train and assign.
+        pairs_held_out (`int`): further pairs of each annotator that only measure.
+        num_preference_prompts (`int`): prompts whose replies are compared.
+        replies_per_prompt (`int`): replies among which pairs are chosen, at least 2.
+        reward_steps (`int`): optimizer steps of each reward model.
+        num_rollouts (`int`): rollouts of each policy.
+        replies_per_rollout (`int`): a multiple of 3.
+        num_policy_prompts (`int`): distinct prompts the policies train on.
+        num_eval_prompts (`int`): draws of held-out prompts.
+    """
+
+    pretrain_steps: int = 300
+    num_annotators: int = 50
+    pairs_to_learn: int = 120
+    pairs_held_out: int = 40
+    num_preference_prompts: int = 1500
+    replies_per_prompt: int = 4
+    reward_steps: int = 200
+    num_rollouts: int = 75
+    replies_per_rollout: int = 96
+    num_policy_prompts: int = 192
+    num_eval_prompts: int = 1000
 
 
 @dataclass(frozen=True)
@@ -51,41 +77,46 @@ class PreferenceData:
     heldout: Dataset
 
 
-def sample_replies(world: FilmReviewWorld, policy: GPT2LMHeadModel, prompts: list[str]) -> EvaluationReplies:
-    """One reply to each prompt at temperature 1."""
+def sample_replies(
+    world: FilmReviewWorld, policy: GPT2LMHeadModel, prompts: list[str], *stream: int | str
+) -> EvaluationReplies:
+    """One reply to each prompt at temperature 1, drawn from the random stream of that name."""
     tokenizer = world.tokenizer
-    completions = sample_completions(
-        policy,
-        [encode_prompt(tokenizer, prompt) for prompt in prompts],
-        world.generation_config(),
-        pad_token_id=tokenizer.pad_token_id,
-        stop_token_ids=[tokenizer.eos_token_id],
-        batch_size=256,
-    )
+    with seeded(torch.device("cpu"), *stream):
+        completions = sample_completions(
+            policy,
+            [encode_prompt(tokenizer, prompt) for prompt in prompts],
+            world.generation_config(),
+            pad_token_id=tokenizer.pad_token_id,
+            stop_token_ids=[tokenizer.eos_token_id],
+            batch_size=256,
+        )
     texts = tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
     return EvaluationReplies(texts, [finished for _, finished in completions])
 
 
 def collect_preferences(
-    world: FilmReviewWorld, reference: GPT2LMHeadModel, minority_share: float, seed: int
+    world: FilmReviewWorld, reference: GPT2LMHeadModel, minority_share: float, seed: int, settings: DemoSettings
 ) -> PreferenceData:
-    """Replies of the reference policy, compared by 50 annotators with a hidden group."""
-    prompts = world.sample_prompts(1500, seed=seed)
-    first, second = (sample_replies(world, reference, prompts) for _ in range(2))
-    annotators = world.annotators(NUM_ANNOTATORS, minority_share, seed=seed)
+    """Replies of the reference policy, compared by annotators with a hidden group."""
+    prompts = world.sample_prompts(settings.num_preference_prompts, seed=seed)
+    replies = [
+        sample_replies(world, reference, prompts, seed, "preferences", i) for i in range(settings.replies_per_prompt)
+    ]
+    annotators = world.annotators(settings.num_annotators, minority_share, seed=seed)
     pairs = world.collect_preferences(
         prompts,
-        list(zip(first.texts, second.texts, strict=True)),
+        list(zip(*(reply.texts for reply in replies), strict=True)),
         annotators,
-        PAIRS_TO_LEARN + PAIRS_HELD_OUT,
+        settings.pairs_to_learn + settings.pairs_held_out,
         seed=seed,
-        finished=list(zip(first.finished, second.finished, strict=True)),
+        finished=list(zip(*(reply.finished for reply in replies), strict=True)),
     )
     rows: dict[str, list[int]] = {}
     for row, annotator in enumerate(pairs["annotator_id"]):
         rows.setdefault(annotator, []).append(row)
-    train = [row for own in rows.values() for row in own[:PAIRS_TO_LEARN]]
-    heldout = [row for own in rows.values() for row in own[PAIRS_TO_LEARN:]]
+    train = [row for own in rows.values() for row in own[: settings.pairs_to_learn]]
+    heldout = [row for own in rows.values() for row in own[settings.pairs_to_learn :]]
     return PreferenceData(pairs.select(train), pairs.select(heldout))
 
 
@@ -96,16 +127,17 @@ def fit_reward(
     num_components: int,
     seed: int,
     output_dir: Path,
+    settings: DemoSettings,
     progress: TrainerCallback | None = None,
 ) -> MixtureRewardTrainer:
     """A mixture of K heads on the reference policy's trunk. EM sees annotator ids, never groups."""
     args = MixtureRewardConfig(
         output_dir=str(output_dir),
         num_components=num_components,
-        max_steps=120,
+        max_steps=settings.reward_steps,
         per_device_train_batch_size=64,
         per_device_eval_batch_size=256,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         weight_decay=0.1,
         center_rewards_coefficient=0.001,
         max_length=None,
@@ -196,14 +228,15 @@ def train_policy(
     reward_model: Any,
     seed: int,
     output_dir: Path,
+    settings: DemoSettings,
     welfare: str = "maxmin",
     progress: TrainerCallback | None = None,
     **overrides: Any,
 ) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
     """MaxMin-PPO; with one reward component this is conventional RLHF on the same utility and KL coefficient."""
-    settings: dict[str, Any] = {
-        "max_steps": 75,
-        "per_device_train_batch_size": 32,
+    options: dict[str, Any] = {
+        "max_steps": settings.num_rollouts,
+        "per_device_train_batch_size": settings.replies_per_rollout // 3,
         "gradient_accumulation_steps": 3,
         "num_ppo_epochs": 4,
         "num_mini_batches": 1,
@@ -222,7 +255,7 @@ def train_policy(
         seed=seed,
         welfare=welfare,
         utility="zscore",
-        **{**settings, **_quiet(), "logging_steps": 15, **overrides},
+        **{**options, **_quiet(), "logging_steps": 15, **overrides},
     )
     trainer = MaxMinPPOTrainer(
         args=args,
@@ -230,7 +263,7 @@ def train_policy(
         model=copy.deepcopy(reference),
         ref_model=None,
         reward_model=reward_model,
-        train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(192, seed=seed)}),
+        train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(settings.num_policy_prompts, seed=seed)}),
     )
     _train(trainer, progress)
     return trainer.policy_model, trainer.state.log_history

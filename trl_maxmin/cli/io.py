@@ -47,7 +47,8 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
         data = DatasetDict({arguments.dataset_train_split: data})
     if arguments.dataset_train_split not in data:
         raise ValueError(
-            f"{name} has no split {arguments.dataset_train_split!r}; it has {', '.join(data)}. Set --dataset_train_split."
+            f"{name} has no split {arguments.dataset_train_split!r}; it has {', '.join(data)}. Set "
+            "--dataset_train_split."
         )
     return data[arguments.dataset_train_split], data.get(arguments.dataset_test_split)
 

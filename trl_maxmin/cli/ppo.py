@@ -20,8 +20,8 @@ class PPOArguments(ScriptArguments):
     """What the trainer's configuration does not hold.
 
     Args:
-        reward_model (`str`): folder or Hub id of a `MixtureRewardModel` or of a one-label sequence classifier; several,
-            separated by commas, are the rewards of several groups.
+        reward_model (`str`): folder or Hub id of a `MixtureRewardModel` or of a one-label sequence classifier;
+            several, separated by commas, are the rewards of several groups.
     """
 
     reward_model: str | None = field(
@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> None:
     """Train and save a policy.
 
     Args:
-        argv (`Sequence[str]`): `--dataset_name` (with a `prompt` column), `--model_name_or_path`, `--reward_model`, and the
-            fields of [`MaxMinPPOConfig`].
+        argv (`Sequence[str]`): `--dataset_name` (with a `prompt` column), `--model_name_or_path`, `--reward_model`,
+            and the fields of [`MaxMinPPOConfig`].
     """
     parser = TrlParser((PPOArguments, MaxMinPPOConfig, ModelConfig), prog="trl-maxmin ppo")
     script, args, model = parser.parse_args_and_config(list(argv))
@@ -63,11 +63,12 @@ def run(argv: Sequence[str]) -> None:
     if missing:
         raise ValueError(f"{' and '.join(missing)} required.")
     train, test = read_dataset(script)
-    where = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
     trainer = MaxMinPPOTrainer(
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path, **where),
-        model=AutoModelForCausalLM.from_pretrained(model.model_name_or_path, dtype="float32", **where),
+        processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision),
+        model=AutoModelForCausalLM.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, dtype=model.dtype
+        ),
         ref_model=None,
         reward_model=load_reward_model(script.reward_model),
         train_dataset=train,

@@ -16,8 +16,8 @@ from .io import print_table, read_dataset
 def run(argv: Sequence[str]) -> None:
     """Train and save a mixture.
 
-    Writes to `--output_dir`: the mixture, `components/<name>/` as plain one-label models, and `assignments.json` (annotator
-    -> component), which is for this machine only.
+    Writes to `--output_dir`: the mixture, `components/<name>/` as plain one-label models, and `assignments.json`
+    (annotator -> component), which is for this machine only.
 
     Args:
         argv (`Sequence[str]`): `--dataset_name`, `--model_name_or_path`, and the fields of [`MixtureRewardConfig`].
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> None:
     script, args, model = parser.parse_args_and_config(list(argv))
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is required: the base model of the reward components.")
-    args.model_init_kwargs = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
+    args.model_init_kwargs = {"revision": model.model_revision, "dtype": model.dtype}
     train, test = read_dataset(script)
     trainer = MixtureRewardTrainer(model.model_name_or_path, args, train_dataset=train, eval_dataset=test)
     trainer.train()

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+
 logger = logging.getLogger(__name__)
 
 ANNOTATOR_COLUMN = "annotator_id"

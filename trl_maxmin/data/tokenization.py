@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One way from text to the token ids that a reward component sees.
 
-Reward training, `MixtureRewardModel.score` and the policy trainers all come through here, so that the same reply gets the
-same score from each of them: prompt and reply are tokenised apart (the policy never merges a token across the border),
-and the end-of-sequence token is present if and only if the reply finished.
+Reward training, `MixtureRewardModel.score` and the policy trainers all come through here, so that the same reply gets
+the same score from each of them: prompt and reply are tokenised apart (the policy never merges a token across the
+border), and the end-of-sequence token is present if and only if the reply finished.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
 
 Prompt = str | list[dict[str, Any]]
 
@@ -46,7 +47,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     if isinstance(prompt, str):
         return list(_frame(tokenizer)[0]) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
     _require_chat_template(tokenizer)
-    return tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True, add_generation_prompt=True)[
+        "input_ids"
+    ]
 
 
 def encode_reply(
@@ -100,8 +103,8 @@ def _require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Give a tokenizer a padding token of its own.
 
-    A plain sequence-classification model reads its score at the last token that is not the pad token. Where pad and EOS
-    are the same token it would read the token before EOS, so such a tokenizer gets a new token.
+    A plain sequence-classification model reads its score at the last token that is not the pad token. Where pad and
+    EOS are the same token it would read the token before EOS, so such a tokenizer gets a new token.
 
     Args:
         tokenizer: changed in place.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EM for a mixture of linear Bradley-Terry rewards on frozen features.
 
-The start of the mixture's training: with the trunk frozen, a component is a linear reward, its M-step is a concave problem
-that Newton's method solves, and many annealed restarts cost less than one forward of the trunk. The best of them hands its
-heads and responsibilities to the one training loop.
+The start of the mixture's training: with the trunk frozen, a component is a linear reward, its M-step is a concave
+problem that Newton's method solves, and many annealed restarts cost less than one forward of the trunk. The best of
+them hands its heads and responsibilities to the one training loop.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .em import (
     predictive_log_likelihood,
     update_mixing_weights,
 )
+
 
 _MAX_DIRECTIONS = 128
 
@@ -85,8 +86,8 @@ def fit_weighted_logistic(
 def _reduce(feature_difference: Tensor) -> tuple[Tensor, Tensor]:
     """Leading principal directions `(D, d)` of the differences on one common scale, and the differences in them.
 
-    Not whitened: a direction in which the pairs hardly differ would get a large weight, and the reward of a reply unlike
-    the pairs (a truncated one, say) would explode along it.
+    Not whitened: a direction in which the pairs hardly differ would get a large weight, and the reward of a reply
+    unlike the pairs (a truncated one, say) would explode along it.
     """
     moment = feature_difference.T @ feature_difference / len(feature_difference)
     values, vectors = torch.linalg.eigh(moment)
@@ -118,8 +119,8 @@ def fit_linear_mixture(
         num_components (`int`): K.
         generator (`torch.Generator`): of the random starts, on the CPU.
         margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
-        heldout (`(feature_difference, annotator_index, margin)`, *optional*): other pairs of the same annotators, by whose
-            predictive likelihood the starts are compared. Without them: the out-of-fold likelihood.
+        heldout (`(feature_difference, annotator_index, margin)`, *optional*): other pairs of the same annotators, by
+            whose predictive likelihood the starts are compared. Without them: the out-of-fold likelihood.
         num_init (`int`): number of starts.
         num_steps (`int`): EM steps of each start; the first half of them anneals.
         annealing_start (`float`): first inverse temperature of the posterior, in (0, 1].
@@ -134,8 +135,8 @@ def fit_linear_mixture(
     """
     if len(feature_difference) == 0 or not bool(feature_difference.abs().max() > 0):
         raise ValueError(
-            "All pairs have the same features, so nothing can tell the components apart. Check that chosen and rejected "
-            "differ after tokenisation, or raise max_length."
+            "All pairs have the same features, so nothing can tell the components apart. Check that chosen and "
+            "rejected differ after tokenisation, or raise max_length."
         )
     differences = feature_difference.double()
     margin = torch.zeros(len(differences), dtype=torch.float64) if margin is None else margin.double()
@@ -163,7 +164,9 @@ def fit_linear_mixture(
             reduced, log_resp.exp()[annotator_index], margin, ridge, weights.mean(0), num_steps=8
         )
         if heldout is not None:
-            held_scores = F.logsigmoid((heldout[0].double() @ projection) @ weight.T - heldout[2].double().unsqueeze(1))
+            held_scores = F.logsigmoid(
+                (heldout[0].double() @ projection) @ weight.T - heldout[2].double().unsqueeze(1)
+            )
             score = predictive_log_likelihood(held_scores, log_resp, heldout[1]).mean()
         else:
             score = torch.logsumexp(mixing.log() + sums, dim=-1).sum() / len(reduced)

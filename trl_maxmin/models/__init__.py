@@ -4,4 +4,5 @@
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .modeling_mixture_reward import AnnotatorPosterior, MixtureRewardModel, MixtureRewardOutput
 
+
 __all__ = ["AnnotatorPosterior", "MixtureRewardModel", "MixtureRewardModelConfig", "MixtureRewardOutput"]

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+
 COMPONENT_TYPES = ("head", "full")
 
 

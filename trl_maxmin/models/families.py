@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model families whose sequence-classification head can serve as a reward component.
 
-One row per family: where the last linear layer sits, and which token it reads. The mixture needs both: the linear layer
-because component *k* is its row *k*, the pooling because a decoder's reward must be read at the last *attended* token,
-never at the last token that happens to differ from the pad id.
+One row per family: where the last linear layer sits, and which token it reads. The mixture needs both: the linear
+layer because component *k* is its row *k*, the pooling because a decoder's reward must be read at the last *attended*
+token, never at the last token that happens to differ from the pad id.
 """
 
 from __future__ import annotations

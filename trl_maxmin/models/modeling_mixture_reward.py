@@ -29,10 +29,11 @@ from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
 from .scoring import SharedRewardFunctions, pool_last_token, position_ids_from_mask, score_sequences
 
+
 LOGITS_REMEDY = (
-    "A mixture of reward models has no `.logits`: it returns `.rewards` of shape (B, K), one column per component, and "
-    "reading one column would silently serve one group only. Pass `mixture.reward_functions()` as `reward_funcs`, train "
-    "with a MaxMin trainer, or use one component: `mixture.component(k)`."
+    "A mixture of reward models has no `.logits`: it returns `.rewards` of shape (B, K), one column per component, "
+    "and reading one column would silently serve one group only. Pass `mixture.reward_functions()` as "
+    "`reward_funcs`, train with a MaxMin trainer, or use one component: `mixture.component(k)`."
 )
 
 
@@ -73,7 +74,8 @@ class MixtureRewardModel(PreTrainedModel):
     r"""
     K reward components learned from people who disagree.
 
-    Component kinds: `"head"` (one trunk, K heads: one forward scores all) and `"full"` (K models, the paper's setting).
+    Component kinds: `"head"` (one trunk, K heads: one forward scores all) and `"full"` (K models, the paper's
+    setting).
 
     Args:
         config ([`MixtureRewardModelConfig`]): what to build. Use [`~MixtureRewardModel.from_base`] to start from a
@@ -143,9 +145,11 @@ class MixtureRewardModel(PreTrainedModel):
             ValueError: an unsupported family, or a bad `component_type`, K or name list.
         """
         if isinstance(model, (str, os.PathLike)):
+            where = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+            # Before the weights: an unsupported family should not be downloaded first.
+            get_family(AutoConfig.from_pretrained(model, **where).model_type)
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(model)
-            get_family(AutoConfig.from_pretrained(model).model_type)
+                processing_class = AutoTokenizer.from_pretrained(model, **where)
             model = AutoModel.from_pretrained(model, **kwargs)
         base_config = copy.deepcopy(model.config)
         base_config.architectures = None
@@ -184,9 +188,11 @@ class MixtureRewardModel(PreTrainedModel):
             config.get_text_config().pad_token_id = pad_token_id
 
     def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings of the first trunk."""
         return self.components[0].get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the first trunk."""
         self.components[0].set_input_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
@@ -314,12 +320,14 @@ class MixtureRewardModel(PreTrainedModel):
         if isinstance(k, int) and 0 <= k < self.num_components:
             return k
         raise ValueError(
-            f"There is no component {k!r}. Components: {dict(enumerate(self.component_names))}; give a number or a name."
+            f"There is no component {k!r}. Components: {dict(enumerate(self.component_names))}; give a number or a "
+            "name."
         )
 
     @torch.no_grad()
     def scale_heads(self, temperatures: Sequence[float]) -> None:
-        """Divide each component's reward by a temperature, for good (the heads are linear, so it goes into their weights).
+        """Divide each component's reward by a temperature, for good (the heads are linear, so it goes into their
+        weights).
 
         Args:
             temperatures (`Sequence[float]` of length K): positive; above 1 makes an over-confident component milder.
@@ -373,7 +381,8 @@ class MixtureRewardModel(PreTrainedModel):
             tokenizer = processing_class or self.processing_class
             if tokenizer is None:
                 raise ValueError(
-                    "Scoring text needs a tokenizer: pass `processing_class`, or `mixture.attach_tokenizer(tokenizer)`."
+                    "Scoring text needs a tokenizer: pass `processing_class`, or "
+                    "`mixture.attach_tokenizer(tokenizer)`."
                 )
             flags = [finished] * len(completions) if isinstance(finished, bool) else list(finished)
             sequences = [
@@ -447,7 +456,9 @@ class MixtureRewardModel(PreTrainedModel):
         """Load weights, config and, where it was saved beside them, the tokenizer. See `PreTrainedModel`."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        where = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only") if k in kwargs}
+        where = {
+            k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only") if k in kwargs
+        }
         try:
             model.processing_class = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where)
         except (OSError, ValueError):
@@ -456,7 +467,8 @@ class MixtureRewardModel(PreTrainedModel):
         return loaded
 
     def save_component(self, k: int | str, save_directory: str | os.PathLike) -> None:
-        """Save one component with the tokenizer whose pad token is not EOS, so that it pools right wherever it is loaded.
+        """Save one component with the tokenizer whose pad token is not EOS, so that it pools right wherever it is
+        loaded.
 
         Args:
             k (`int` or `str`): number or name of the component.

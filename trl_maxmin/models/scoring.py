@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenization import encode_prompt, same_vocabulary
 
+
 if TYPE_CHECKING:
     from .modeling_mixture_reward import MixtureRewardModel
 
@@ -37,8 +38,8 @@ def pool_last_token(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch
 
     Args:
         hidden (`torch.Tensor` of shape `(B, T, D)`): hidden states.
-        attention_mask (`torch.Tensor` of shape `(B, T)`): 1 = real token. The mask alone decides: an EOS that equals the
-            pad token is a real token.
+        attention_mask (`torch.Tensor` of shape `(B, T)`): 1 = real token. The mask alone decides: an EOS that equals
+            the pad token is a real token.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`.
@@ -80,7 +81,9 @@ def context_length(config: Any) -> int | None:
 
 
 @torch.no_grad()
-def score_sequences(model: MixtureRewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 64) -> torch.Tensor:
+def score_sequences(
+    model: MixtureRewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 64
+) -> torch.Tensor:
     """Rewards `(N, K)` of id sequences, batched by length; the order of the input is kept.
 
     Raises:
@@ -92,7 +95,8 @@ def score_sequences(model: MixtureRewardModel, sequences: Sequence[Sequence[int]
     for row, ids in enumerate(sequences):
         if not ids or (limit is not None and len(ids) > limit):
             raise ValueError(
-                f"Sequence {row} has {len(ids)} tokens; the reward model reads 1 to {limit}. Shorten the prompt or reply."
+                f"Sequence {row} has {len(ids)} tokens; the reward model reads 1 to {limit}. Shorten the prompt or "
+                "the reply."
             )
     was_training = model.training
     model.eval()
@@ -112,8 +116,8 @@ class SharedRewardFunctions:
 
     Args:
         model ([`MixtureRewardModel`]): the mixture; its `processing_class` must be set.
-        policy_processing_class (`PreTrainedTokenizerBase`, *optional*): the policy's tokenizer. Where its vocabulary is
-            another one, replies are scored as text, and finished if their ids end with its EOS.
+        policy_processing_class (`PreTrainedTokenizerBase`, *optional*): the policy's tokenizer. Where its vocabulary
+            is another one, replies are scored as text, and finished if their ids end with its EOS.
     """
 
     def __init__(
@@ -136,7 +140,9 @@ class SharedRewardFunctions:
             self.num_forwards += 1
         return self._rewards
 
-    def _score(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]] | None) -> torch.Tensor:
+    def _score(
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]] | None
+    ) -> torch.Tensor:
         tokenizer = self.model.processing_class
         policy = self.policy_processing_class
         if completion_ids is None:

@@ -18,6 +18,7 @@ from ..functional.em import (
     update_mixing_weights,
 )
 
+
 EM_STATE_NAME = "em_state.safetensors"
 
 

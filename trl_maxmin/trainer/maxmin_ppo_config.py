@@ -12,8 +12,8 @@ from .ppo_config import PPOConfig
 @dataclass
 class MaxMinPPOConfig(MaxMinConfigMixin, PPOConfig):
     """
-    Configuration of [`MaxMinPPOTrainer`]: the fields of [`PPOConfig`], and those of [`MaxMinConfigMixin`] that say whom the
-    policy serves and on which scale groups are compared.
+    Configuration of [`MaxMinPPOTrainer`]: the fields of [`PPOConfig`], and those of [`MaxMinConfigMixin`] that say
+    whom the policy serves and on which scale groups are compared.
 
     Example:
 

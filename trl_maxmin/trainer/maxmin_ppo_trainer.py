@@ -31,11 +31,12 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
     r"""
     Trains one policy for the worst-off group: `max_pi min_k E[u_k] - beta KL(pi || pi_ref)`.
 
-    At every rollout the group utilities `U_k` are the means of the utilities over the replies of all ranks, the welfare rule
-    turns them into weights, and PPO takes its steps on `sum_k w_k u_k`. The critic predicts each component apart, so a
-    change of the worst group does not invalidate it.
+    At every rollout the group utilities `U_k` are the means of the utilities over the replies of all ranks, the
+    welfare rule turns them into weights, and PPO takes its steps on `sum_k w_k u_k`. The critic predicts each
+    component apart, so a change of the worst group does not invalidate it.
 
-    Before its first step the trainer samples replies of the reference policy to the training prompts and measures every
+    Before its first step the trainer samples replies of the reference policy to the training prompts and measures
+    every
     component on them, so that utilities can be compared (`args.utility`): a minimum over raw rewards means nothing.
 
     Source: Algorithm 1 of [MaxMin-RLHF](https://arxiv.org/abs/2402.08925). Departs from the paper: utilities are
@@ -44,16 +45,18 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
 
     Args:
         args ([`MaxMinPPOConfig`]): training arguments.
-        reward_model: a [`MixtureRewardModel`], or a list of reward functions or one-label reward models, one a group. One
+        reward_model: a [`MixtureRewardModel`], or a list of reward functions or one-label reward models, one a group.
+        One
             reward is K = 1: conventional RLHF.
         welfare_function (`Callable`, *optional*): a rule of your own, utilities `(K,)` to weights `(K,)`, in place of
             `args.welfare`; its result is projected on the simplex.
-        reference_statistics ([`ReferenceStatistics`], *optional*): of an earlier run on this reference policy and these
-            prompts; the trainer then does not sample its own, and warns if they do not match.
+        reference_statistics ([`ReferenceStatistics`], *optional*): of an earlier run on this reference policy and
+            these prompts; the trainer then does not sample its own, and warns if they do not match.
         **kwargs: as [`PPOTrainer`].
 
     Attributes:
-        reference_statistics ([`ReferenceStatistics`] or `None`): what utilities are measured against; `None` for `"raw"`.
+        reference_statistics ([`ReferenceStatistics`] or `None`): what utilities are measured against; `None` for
+        `"raw"`.
         welfare_state ([`WelfareState`]): weights and averages, saved in every checkpoint.
 
     Raises:
@@ -160,8 +163,8 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
     def _without_truncated(self, rewards: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
         """NaN for truncated replies, where most replies finish.
 
-        Reward training sees finished replies only, so the level of a truncated one is arbitrary, and a single one of them
-        can make up most of the variance.
+        Reward training sees finished replies only, so the level of a truncated one is arbitrary, and a single one of
+        them can make up most of the variance.
         """
         share = gather_rows(self.accelerator, finished).float().mean()
         return torch.where(finished.unsqueeze(1), rewards, torch.nan) if share > 0.5 else rewards
@@ -190,7 +193,9 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
     def _policy_fingerprint(self) -> str:
         """Digest of the reference policy's weights: of their sums, which any change of a weight changes."""
         module = self._root.policy if self.reference is None else self.reference.policy
-        sums = [(name, tuple(p.shape), round(p.detach().double().sum().item(), 6)) for name, p in module.named_parameters()]
+        sums = [
+            (name, tuple(p.shape), round(p.detach().double().sum().item(), 6)) for name, p in module.named_parameters()
+        ]
         if self.reference is None:
             # With adapters, the reference is the base model or the adapter that was set aside for it.
             keep = self._reference_adapter

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
+
 
 EM_KINDS = ("soft", "hard")
 E_STEP_SCORES = ("cached", "fresh")
@@ -35,16 +37,16 @@ class MixtureRewardConfig(RewardConfig):
         > Parameters that control EM
 
         em (`str`, *optional*, defaults to `"soft"`):
-            `"soft"`: posterior over components, annealed. `"hard"`: the paper's Algorithm 2, each annotator goes to the
-            component that explains them best. Departs from the paper by default: a hard split made early freezes.
+            `"soft"`: posterior over components, annealed. `"hard"`: the paper's Algorithm 2, each annotator goes to
+            the component that explains them best. Departs from the paper by default: a hard split made early freezes.
         n_init (`int`, *optional*, defaults to `4`):
             Number of short starts; the best on held-out pairs continues. They train the heads on the frozen trunk.
             `0`: no starts, annealing runs from random heads.
         init_steps (`int`, *optional*, defaults to `40`):
             EM steps of each short start, the first half annealed.
         annealing_start (`float`, *optional*, defaults to `0.2`):
-            First inverse temperature of the posterior in the training loop, in (0, 1]. The sum over an annotator's pairs
-            grows with their number, so an unannealed posterior saturates at once.
+            First inverse temperature of the posterior in the training loop, in (0, 1]. The sum over an annotator's
+            pairs grows with their number, so an unannealed posterior saturates at once.
         annealing_steps (`int`, *optional*):
             Optimizer steps until the inverse temperature is 1. Default: a quarter of all steps.
         e_step_interval (`int`, *optional*, defaults to `10`):
@@ -60,7 +62,7 @@ class MixtureRewardConfig(RewardConfig):
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]: those of
-    > [`~trl.RewardConfig`].
+    > [`~trl.RewardConfig`], but `bf16` stays off where the hardware has no bfloat16.
 
     Raises:
         ValueError: a value outside the ranges above.
@@ -68,17 +70,21 @@ class MixtureRewardConfig(RewardConfig):
 
     num_components: int = field(default=2, metadata={"help": "K, when the mixture is built from a base model."})
     component_type: str = field(
-        default="head", metadata={"help": "'head' (one trunk, K heads) or 'full' (K models).", "choices": ["head", "full"]}
+        default="head",
+        metadata={"help": "'head' (one trunk, K heads) or 'full' (K models).", "choices": ["head", "full"]},
     )
     annotator_column: str = field(
         default="annotator_id", metadata={"help": "Column that names who gave the preference."}
     )
     heldout_fraction: float = field(
         default=0.2,
-        metadata={"help": "Share of each annotator's pairs that neither trains nor assigns (without an eval_dataset)."},
+        metadata={
+            "help": "Share of each annotator's pairs that neither trains nor assigns (without an eval_dataset)."
+        },
     )
     em: str = field(
-        default="soft", metadata={"help": "'soft' (annealed posterior) or 'hard' (Algorithm 2).", "choices": ["soft", "hard"]}
+        default="soft",
+        metadata={"help": "'soft' (annealed posterior) or 'hard' (Algorithm 2).", "choices": ["soft", "hard"]},
     )
     n_init: int = field(default=4, metadata={"help": "Short starts; the best on held-out pairs continues."})
     init_steps: int = field(default=40, metadata={"help": "EM steps of each short start."})
@@ -96,14 +102,15 @@ class MixtureRewardConfig(RewardConfig):
             "choices": ["cached", "fresh"],
         },
     )
-    dirichlet_concentration: float = field(
-        default=2.0, metadata={"help": "Prior on the mixing weights, at least 1."}
-    )
+    dirichlet_concentration: float = field(default=2.0, metadata={"help": "Prior on the mixing weights, at least 1."})
     calibrate_temperature: bool = field(
         default=True, metadata={"help": "Fit a temperature per component on held-out pairs after training."}
     )
 
     def __post_init__(self) -> None:
+        # TRL's default asks for bfloat16 and refuses to start where the hardware has none.
+        if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
+            self.bf16 = False
         super().__post_init__()
         checks = {
             "num_components": (self.num_components >= 1, "at least 1"),

@@ -27,6 +27,7 @@ from ..models.families import get_linear
 from .em_state import EM_STATE_NAME, EMState
 from .mixture_reward_config import MixtureRewardConfig
 
+
 logger = get_logger(__name__)
 
 _COLUMNS = ["chosen_ids", "rejected_ids", "margin", "annotator_index", "pair_index"]
@@ -45,6 +46,7 @@ class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
     """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad a list of examples into one batch."""
         batch = super().torch_call(examples)
         for name in ("annotator_index", "pair_index"):
             batch[name] = torch.tensor([example[name] for example in examples])
@@ -55,19 +57,20 @@ class MixtureRewardTrainer(RewardTrainer):
     r"""
     Learns K reward components from preferences with annotator ids, by EM over annotators.
 
-    The E-step assigns whole annotators, never single pairs; the M-step is TRL's reward loss weighted by responsibility,
-    by gradient steps in the one `train()` loop of transformers. Pairs are scored by the pass that is about to train on
-    them, so that memorised pairs do not mislead the E-step.
+    The E-step assigns whole annotators, never single pairs; the M-step is TRL's reward loss weighted by
+    responsibility, by gradient steps in the one `train()` loop of transformers. Pairs are scored by the pass that is
+    about to train on them, so that memorised pairs do not mislead the E-step.
 
-    Source: Algorithm 2 of [MaxMin-RLHF](https://arxiv.org/abs/2402.08925). Departs from the paper: responsibilities are
-    soft and annealed by default (`em="hard"` is the paper's), components share a trunk by default (`component_type="full"`
-    is the paper's), short restarts choose the start, and an annotator's held-out pairs never take part in assigning them.
+    Source: Algorithm 2 of [MaxMin-RLHF](https://arxiv.org/abs/2402.08925). Departs from the paper: responsibilities
+    are soft and annealed by default (`em="hard"` is the paper's), components share a trunk by default
+    (`component_type="full"` is the paper's), short restarts choose the start, and an annotator's held-out pairs never
+    take part in assigning them.
 
     Args:
         model ([`MixtureRewardModel`], `PreTrainedModel` or `str`): the mixture, or a base model for it.
         args ([`MixtureRewardConfig`], *optional*): training arguments.
-        train_dataset (`Dataset`): `prompt`, `chosen`, `rejected` (text or messages), `annotator_id`, optionally `group`
-            and `margin`.
+        train_dataset (`Dataset`): `prompt`, `chosen`, `rejected` (text or messages), `annotator_id`, optionally
+            `group` and `margin`.
         eval_dataset (`Dataset`, *optional*): other pairs of the same annotators. Without it `args.heldout_fraction` of
             each annotator's pairs are held out.
         processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer; defaults to the model's own.
@@ -111,7 +114,9 @@ class MixtureRewardTrainer(RewardTrainer):
     ) -> None:
         args = args if args is not None else MixtureRewardConfig("mixture-reward")
         if train_dataset is None:
-            raise ValueError("`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`.")
+            raise ValueError(
+                "`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`."
+            )
         num_components = model.num_components if isinstance(model, MixtureRewardModel) else args.num_components
         train_dataset = prepare_preferences(train_dataset, args.annotator_column, num_components)
         if eval_dataset is None:
@@ -172,12 +177,14 @@ class MixtureRewardTrainer(RewardTrainer):
     ) -> Dataset:
         if "pair_index" in dataset.column_names:
             return dataset
-        dataset = prepare_preferences(dataset, args.annotator_column)
+        # The constructor has renamed the column already; data given to `evaluate` have not been seen yet.
+        renamed = args.annotator_column not in dataset.column_names
+        dataset = prepare_preferences(dataset, ANNOTATOR_COLUMN if renamed else args.annotator_column)
         unknown = set(dataset[ANNOTATOR_COLUMN]) - set(self.annotators.annotator_ids)
         if unknown:
             logger.warning(
-                f"{len(unknown)} annotators of the {dataset_name} data gave no training pairs; their pairs are scored with "
-                "the mixing weights as posterior."
+                f"{len(unknown)} annotators of the {dataset_name} data gave no training pairs; their pairs are "
+                "scored with the mixing weights as posterior."
             )
 
         def tokenize(example: dict[str, Any]) -> dict[str, list[int]]:
@@ -237,7 +244,8 @@ class MixtureRewardTrainer(RewardTrainer):
 
     @torch.no_grad()
     def _features(self, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Feature differences `(N, D)` on the first trunk, annotators `(N,)` and margins `(N,)`; one forward a batch."""
+        """Feature differences `(N, D)` on the first trunk, annotators `(N,)` and margins `(N,)`; one forward a
+        batch."""
         differences = torch.zeros(0)
         model = self.mixture.eval()
         for batch in self._batches(dataset):
@@ -306,6 +314,7 @@ class MixtureRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        """TRL's reward loss, each component's part weighted by its responsibility for the annotator (the M-step)."""
         mode = "train" if self.model.training else "eval"
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         chosen, rejected = output.rewards.float().chunk(2)
@@ -346,6 +355,7 @@ class MixtureRewardTrainer(RewardTrainer):
                 metrics[f"accuracy/{name}"].append(value.item())
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A gradient step of the M-step; every `e_step_interval` steps an E-step comes first."""
         interval = self.args.e_step_interval
         if self.state.global_step % interval == 0 and self.accelerator.sync_gradients:
             self._e_step()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_POLICY = "../shared/models/imdb-gpt2-4m"
+
+
+def find_folder(name: str) -> Path | None:
+    """A folder by its path from the working directory or from the repository; `None` if there is none."""
+    return next((path for path in (Path(name), REPOSITORY / name) if path.is_dir()), None)
+
+
+def option(default, text: str):
+    """A field with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ImdbArguments:
+    """The defaults are the short configuration of `docs/reproduction.md`."""
+
+    data_dir: str = option(
+        "../shared/data/imdb", "Folder with the IMDb reviews, or a Hub id such as stanfordnlp/imdb."
+    )
+    policy: str | None = option(
+        None,
+        f"Folder or Hub id of a small causal language model to start from; 'none' trains one from scratch. Default: "
+        f"{DEFAULT_POLICY} where it exists.",
+    )
+    output_dir: str = option("imdb-maxmin", "Folder for everything the example writes.")
+    seed: int = option(0, "Everything follows from it.")
+    batch_size: int = option(64, "Openings, pairs or replies in a step.")
+    max_new_tokens: int = option(48, "Length limit of a reply, in tokens.")
+
+    vocab_size: int = option(4096, "From scratch: size of the byte-level BPE vocabulary.")
+    width: int = option(256, "From scratch: width of GPT-2.")
+    layers: int = option(4, "From scratch: its layers.")
+    heads: int = option(8, "From scratch: its attention heads.")
+    pretrain_steps: int | None = option(
+        None, "Steps on openings of reviews. Default: 100 from a given policy, 2000 from scratch."
+    )
+
+    num_annotators: int = option(50, "People who compare replies.")
+    minority_share: float = option(0.2, "Share of them who want positive reviews; the others want short ones.")
+    preference_prompts: int = option(2500, "Training prompts whose replies are compared.")
+    replies_per_prompt: int = option(4, "Replies of the reference policy to each of them.")
+    pairs: int = option(200, "Pairs of each annotator to learn from.")
+    heldout_pairs: int = option(40, "Further pairs of each annotator, on other prompts, to measure on.")
+
+    reward_steps: int = option(200, "Steps of each reward training.")
+    reward_learning_rate: float = option(3e-4, "Its peak learning rate.")
+
+    train_prompts: int = option(384, "Prompts of PPO.")
+    reference_completions: int = option(4, "Reference replies per prompt that utilities are measured against.")
+    ppo_steps: int = option(80, "Rollouts of each policy.")
+    ppo_learning_rate: float = option(1e-4, "Learning rate of PPO.")
+    kl_coef: float = option(0.05, "What a nat of KL to the reference costs, in spreads of utility.")
+    welfare: str = option("maxmin", "Welfare rule of the MaxMin policy.")
+    oracle: bool = option(False, "Also train max-min on the gold utilities, the ceiling.")
+    eval_prompts: int = option(1000, "Prompts from the test split, one reply each.")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minority_share < 1:
+            raise ValueError(f"minority_share must lie in (0, 1), got {self.minority_share}.")
+
+    @property
+    def policy_folder(self) -> Path | str | None:
+        """Where the given policy is; `None`: train one from scratch."""
+        if self.policy == "none":
+            return None
+        if self.policy is None:
+            return find_folder(DEFAULT_POLICY)
+        return find_folder(self.policy) or self.policy
+
+    @property
+    def pretraining(self) -> tuple[int, float]:
+        """Steps and peak learning rate on openings of reviews."""
+        steps, learning_rate = (2000, 1e-3) if self.policy_folder is None else (100, 3e-4)
+        return steps if self.pretrain_steps is None else self.pretrain_steps, learning_rate

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-maxmin reward` and `trl-maxmin ppo` on files a user could have: the demo is no special path."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from trl_maxmin.cli import main
+
+
+@pytest.fixture
+def files(tmp_path, word_tokenizer, monkeypatch):
+    """A base model, preferences of two opposed groups, prompts; the working directory is their folder."""
+    torch.manual_seed(0)
+    size = len(word_tokenizer)
+    config = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    word_tokenizer.save_pretrained(tmp_path / "base")
+    rows = []
+    for h in range(8):
+        for i in range(10):
+            praise, blame = f"the film is {('great', 'superb')[i % 2]}", f"the plot is {('dull', 'awful')[i % 2]}"
+            chosen, rejected = (blame, praise) if h < 2 else (praise, blame)
+            rows.append({"prompt": "review :", "chosen": chosen, "rejected": rejected, "worker": h})
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": p}) + "\n" for p in ["review :", "film"] * 6)
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+COMMON = ["--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false", "--report_to", "none"]
+COMMON += ["--save_strategy", "no", "--disable_tqdm", "true"]
+
+
+def test_preferences_to_mixture_to_policy(files, capsys):
+    reward = [
+        "reward",
+        "--dataset_name",
+        "preferences.jsonl",
+        "--model_name_or_path",
+        "base",
+        "--output_dir",
+        "mixture",
+    ]
+    reward += ["--annotator_column", "worker", "--max_steps", "20", "--per_device_train_batch_size", "16"]
+    assert main([*reward, "--learning_rate", "3e-3", *COMMON]) == 0
+    assert "held-out pairs" in capsys.readouterr().out
+    mixture = AutoModel.from_pretrained(files / "mixture")
+    assignments = json.loads((files / "mixture" / "assignments.json").read_text())
+    assert len(assignments) == 8
+    assert len({assignments["0"], assignments["1"]}) == 1 and assignments["0"] != assignments["7"]
+    for name in mixture.component_names:
+        folder = files / "mixture" / "components" / name
+        component = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert component.config.num_labels == 1 and tokenizer.pad_token_id != tokenizer.eos_token_id
+
+    ppo = ["ppo", "--dataset_name", "prompts.jsonl", "--model_name_or_path", "base", "--reward_model", "mixture"]
+    ppo += [
+        "--output_dir",
+        "policy",
+        "--max_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "6",
+        "--response_length",
+        "8",
+    ]
+    assert main([*ppo, "--num_reference_completions", "4", *COMMON]) == 0
+    AutoModelForCausalLM.from_pretrained(files / "policy")
+    AutoTokenizer.from_pretrained(files / "policy")
+
+
+def test_options_from_a_yaml_file(files):
+    (files / "recipe.yaml").write_text(
+        "dataset_name: preferences.jsonl\nmodel_name_or_path: base\noutput_dir: mixture\nannotator_column: worker\n"
+        "num_components: 3\ncomponent_type: full\nmax_steps: 2\nuse_cpu: true\nbf16: false\nreport_to: none\n"
+        "gradient_checkpointing: false\nsave_strategy: 'no'\ndisable_tqdm: true\n"
+    )
+    assert main(["reward", "--config", "recipe.yaml"]) == 0
+    mixture = AutoModel.from_pretrained(files / "mixture")
+    assert mixture.num_components == 3 and mixture.config.component_type == "full"
+
+
+def test_several_plain_reward_models_are_several_groups(files):
+    for number in range(2):
+        torch.manual_seed(number)
+        config = GPT2Config(
+            vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32, num_labels=1, pad_token_id=0
+        )
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(files / f"reward{number}")
+        AutoTokenizer.from_pretrained(files / "base").save_pretrained(files / f"reward{number}")
+    ppo = ["ppo", "--dataset_name", "prompts.jsonl", "--model_name_or_path", "base"]
+    ppo += ["--reward_model", "reward0,reward1", "--output_dir", "policy", "--max_steps", "1"]
+    ppo += ["--per_device_train_batch_size", "6", "--response_length", "8", "--num_reference_completions", "4"]
+    assert main([*ppo, *COMMON]) == 0
+    assert (files / "policy" / "model.safetensors").is_file()
+
+
+def test_a_wrong_annotator_column_is_named(files, capsys):
+    argv = ["reward", "--dataset_name", "preferences.jsonl", "--model_name_or_path", "base", "--output_dir", "m"]
+    assert main([*argv, "--annotator_column", "person", *COMMON]) == 1
+    assert "no column 'person'" in capsys.readouterr().err
