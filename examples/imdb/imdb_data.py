@@ -58,9 +58,9 @@ def load_reviews(data_dir: str) -> Reviews:
     if re.fullmatch(r"[\w-]+/[\w.-]+", data_dir):
         return _from_hub(data_dir)
     raise FileNotFoundError(
-        f"There is no folder {data_dir} with IMDb reviews. The set is `{HUB_ID}` on the Hub: pass `--data_dir {HUB_ID}` to "
-        "fetch it from there, or `--data_dir FOLDER` with a file `imdb_labelled_50k.jsonl.xz` (one JSON object a line "
-        "with `split`, `label` and `text`)."
+        f"There is no folder {data_dir} with IMDb reviews. The set is `{HUB_ID}` on the Hub: pass "
+        f"`--data_dir {HUB_ID}` to fetch it from there, or `--data_dir FOLDER` with a file "
+        "`imdb_labelled_50k.jsonl.xz` (one JSON object a line with `split`, `label` and `text`)."
     )
 
 
@@ -68,7 +68,8 @@ def _from_folder(folder: Path) -> Reviews:
     labelled = sorted(folder.glob("*labelled*.jsonl*"))
     if not labelled:
         raise FileNotFoundError(
-            f"{folder} has no file *labelled*.jsonl[.gz|.xz]. Give the folder of the reviews, or `--data_dir {HUB_ID}`."
+            f"{folder} has no file *labelled*.jsonl[.gz|.xz]. Pass `--data_dir` with the folder of the reviews, or "
+            f"`--data_dir {HUB_ID}` to take them from the Hub."
         )
     rows = {"train": [], "test": []}
     for row in (row for path in labelled for row in _read_lines(path)):

@@ -38,21 +38,23 @@ class SentimentOracle:
     @classmethod
     def fit(cls, reviews: Reviews) -> SentimentOracle:
         """Fit on the training split, measure on the test split."""
-        train = [
-            (piece, y) for t, y in zip(reviews.train, reviews.train_labels) for piece in pieces(t, ORACLE_WORDS, 3)
-        ]
-        test = [(piece, y) for t, y in zip(reviews.test, reviews.test_labels) for piece in pieces(t, ORACLE_WORDS, 1)]
         classifier = make_pipeline(
             # Not normalised to length 1: evidence adds up, so that two words of praise are surer than one.
             TfidfVectorizer(ngram_range=(1, 2), min_df=5, sublinear_tf=True, norm=None, token_pattern=r"[a-z']+"),
             LogisticRegression(C=0.001, max_iter=500),
         )
-        classifier.fit(*map(list, zip(*train)))
-        return cls(classifier, float(classifier.score(*map(list, zip(*test)))))
+        classifier.fit(*_labelled_pieces(reviews.train, reviews.train_labels, 3))
+        return cls(classifier, float(classifier.score(*_labelled_pieces(reviews.test, reviews.test_labels, 1))))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities `(N,)`."""
         return self.classifier.predict_proba(list(texts))[:, 1]
+
+
+def _labelled_pieces(texts: Sequence[str], labels: Sequence[int], count: int) -> tuple[list[str], list[int]]:
+    """The first pieces of reviews, each with the label of its review."""
+    found = [(piece, y) for text, y in zip(texts, labels, strict=True) for piece in pieces(text, ORACLE_WORDS, count)]
+    return [piece for piece, _ in found], [y for _, y in found]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class GoldUtilities:
     limit: int
 
     def __call__(self, group: str, prompts: Sequence[str], replies: Replies) -> np.ndarray:
-        """Utilities `(N,)` in [0, 1]: 1 - tokens of the reply / limit, or the probability that the review is positive."""
+        """Utilities `(N,)`: 1 - tokens of the reply / limit, or the probability that prompt and reply are positive."""
         if group == "concise":
             return 1 - np.asarray(replies.lengths) / self.limit
         return self.oracle([prompt + text for prompt, text in zip(prompts, replies.texts, strict=True)])

@@ -3,6 +3,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -16,6 +17,7 @@ from transformers import (
     OPTConfig,
 )
 
+from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.models import MixtureRewardModel, MixtureRewardModelConfig
 from trl_maxmin.models.families import FAMILIES, get_linear
 from trl_maxmin.models.scoring import context_length, pool_last_token
@@ -199,9 +201,6 @@ class TestTokenizer:
         prompts = [" ".join(words[:3]), words[1]]
         replies = [" ".join(words[2:4]), " ".join(words[:5])]
         own = mixture.processing_class
-        prompt_ids = [own(p)["input_ids"] for p in prompts]
-        from trl_maxmin.data.tokenization import encode_prompt
-
         prompt_ids = [encode_prompt(own, p) for p in prompts]
         finished = [True, False]
         completion_ids = [
@@ -259,6 +258,30 @@ def test_assign_new_annotators(word_tokenizer):
     assert posterior.annotator_ids == ("likes-first", "likes-second")
     torch.testing.assert_close(posterior.probabilities.sum(-1), torch.ones(2, dtype=torch.float64))
     assert posterior.probabilities.argmax(-1).tolist() == [0, 1]
+
+
+class TestCalibration:
+    def test_shift_and_scale_by_hand_and_saved(self, word_tokenizer, tmp_path):
+        mixture = TestTokenizer._mixture(word_tokenizer)
+        words = [t for t in word_tokenizer.get_vocab() if t not in word_tokenizer.all_special_tokens]
+        prompts, replies = words[:2], [words[2:6], words[6:10]]
+        rewards = np.array(
+            [[mixture.score([p], [r])[0].tolist() for r in rs] for p, rs in zip(prompts, replies, strict=True)]
+        )
+        mixture.calibrate(prompts, replies)
+        np.testing.assert_allclose(mixture.reward_shift, rewards.mean((0, 1)), rtol=1e-4, atol=1e-4)
+        within = [rewards[i].std(axis=0, ddof=1) ** 2 for i in range(2)]
+        np.testing.assert_allclose(mixture.reward_scale, np.sqrt(np.mean(within, axis=0)), rtol=1e-4)
+        mixture.save_pretrained(tmp_path)
+        loaded = MixtureRewardModel.from_pretrained(tmp_path)
+        assert loaded.config.reward_scale == mixture.config.reward_scale
+
+    def test_too_few_or_ragged_replies_are_refused(self, word_tokenizer):
+        mixture = TestTokenizer._mixture(word_tokenizer)
+        with pytest.raises(ValueError, match="same number of replies"):
+            mixture.calibrate(["film", "plot"], [["great"] * 4, ["great"] * 3])
+        with pytest.raises(ValueError, match="4"):
+            mixture.calibrate(["film"], [["great", "dull", "weak"]])
 
 
 class TestErrors:

@@ -143,6 +143,19 @@ class TestCalibration:
             trainer.train()
 
 
+class TestWinRate:
+    def test_evaluation_prompts_are_calibrated_too(self, make):
+        trainer = make(utility="win_rate", eval_dataset=Dataset.from_dict({"prompt": ["story was", "great plot"]}))
+        trainer.train()
+        metrics = trainer.evaluate()
+        assert 0 <= metrics["eval_maxmin/utility/nines"] <= 1
+        assert len(trainer.reference_statistics.prompt_keys) == len(PROMPTS) + 2
+
+    def test_prompts_beyond_the_limit_are_refused_before_training(self, make):
+        with pytest.raises(ValueError, match="max_calibration_prompts=2"):
+            make(utility="win_rate", max_calibration_prompts=2).train()
+
+
 class TestWhomItServes:
     def test_the_worst_group_is_lifted(self, make):
         """Two rewards that compete for the same tokens, one on a hundred times the scale: both are served."""

@@ -25,6 +25,7 @@ from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
 from ..data.tokenization import Prompt, encode_reply, ensure_pad_token
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..functional.preference import preference_log_likelihood
+from ..functional.utility import within_prompt_scale
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
 from .scoring import SharedRewardFunctions, pool_last_token, position_ids_from_mask, score_sequences
@@ -390,6 +391,47 @@ class MixtureRewardModel(PreTrainedModel):
                 for prompt, completion, flag in zip(prompts or [], completions, flags, strict=True)
             ]
         return score_sequences(self, sequences, batch_size)
+
+    def calibrate(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Prompt]],
+        *,
+        finished: Sequence[Sequence[bool]] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Measure the components on a reference policy's replies, so that their rewards can be compared.
+
+        Sets `reward_shift` (mean over prompts of each prompt's mean) and `reward_scale` (spread within prompts), which
+        are saved with the model. A policy trainer measures its own reference policy anyway, prompt by prompt.
+
+        Args:
+            prompts (`Sequence[str]` or of messages, P): prompts.
+            completions (P sequences of M replies, M at least 4): replies of the reference policy to each.
+            finished (P sequences of M `bool`, *optional*): whether each reply ended by itself; default: all.
+            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
+            batch_size (`int`): sequences per forward.
+
+        Raises:
+            ValueError: fewer than four replies to a prompt, numbers of replies that differ, or as
+                [`~MixtureRewardModel.score`].
+        """
+        num_replies = len(completions[0]) if len(completions) else 0
+        if len(prompts) != len(completions) or any(len(replies) != num_replies for replies in completions):
+            raise ValueError(
+                f"Give the same number of replies to each of the {len(prompts)} prompts, got "
+                f"{sorted({len(replies) for replies in completions})} for {len(completions)} prompts."
+            )
+        rewards = self.score(
+            [prompt for prompt in prompts for _ in range(num_replies)],
+            [reply for replies in completions for reply in replies],
+            finished=True if finished is None else [flag for flags in finished for flag in flags],
+            processing_class=processing_class,
+            batch_size=batch_size,
+        ).view(len(prompts), num_replies, self.num_components)
+        self.config.reward_scale = within_prompt_scale(rewards).tolist()
+        self.config.reward_shift = rewards.mean(dim=(0, 1)).tolist()
 
     def assign(
         self,

@@ -131,12 +131,25 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
         self.reward_source = UtilityReward(source, self.reference_statistics, self.utility)
 
     def _distinct_prompts(self) -> dict[str, Row]:
-        """First rows of the distinct training prompts by their key, at most `args.max_calibration_prompts`."""
+        """First rows of the distinct prompts by their key, training before evaluation.
+
+        At most `args.max_calibration_prompts`; the others are measured against the mean over all prompts, except by
+        `"win_rate"`, which needs replies to the very prompt.
+        """
+        evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         rows: dict[str, Row] = {}
-        for row in self.train_dataset:
-            rows.setdefault(prompt_key(self._read_prompt(row)), row)
-            if len(rows) == self.args.max_calibration_prompts:
-                break
+        for dataset in (self.train_dataset, *evaluation.values()):
+            for row in () if dataset is None else dataset:
+                key = prompt_key(self._read_prompt(row))
+                if key not in rows and len(rows) == self.args.max_calibration_prompts:
+                    if self.utility == "win_rate":
+                        raise ValueError(
+                            f"There are more than max_calibration_prompts={len(rows)} distinct prompts, and "
+                            "utility='win_rate' needs reference replies to each. Raise `max_calibration_prompts`, "
+                            "give fewer prompts, or use 'zscore'."
+                        )
+                    return rows
+                rows.setdefault(key, row)
         return rows
 
     def _measure_reference(self) -> ReferenceStatistics:
@@ -201,6 +214,16 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
             keep = self._reference_adapter
             sums = [entry for entry in sums if "lora_" not in entry[0] or (keep and f".{keep}." in entry[0])]
         return _digest(repr(sums))
+
+    # -- rewards ------------------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(
+        self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        if not inputs and isinstance(self.reward_source, UtilityReward):
+            # A rank without replies still takes part in gathering the raw rewards.
+            self.reward_source.last_raw_rewards = torch.zeros(0, len(self.reward_func_names))
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     # -- metrics ------------------------------------------------------------------------------------------------------
 
