@@ -24,14 +24,17 @@ WORDS = (
 ).split()
 
 
-def build_word_tokenizer(pad_token: str | None = "<pad>"):
-    """A word-level tokenizer with distinct <pad>, <bos>, <eos> and <unk>; text is split on white space."""
+def build_word_tokenizer(pad_token: str | None = "<pad>", reverse: bool = False):
+    """A word-level tokenizer with distinct <pad>, <bos>, <eos> and <unk>; text is split on white space. With `reverse`
+    every word has another id."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS]
+    words = words[::-1] if reverse else words
+    vocabulary = {word: index for index, word in enumerate(words)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -2,123 +2,33 @@
 """PPO on tiny random models: arithmetic by hand, steps counted, learning, determinism, saving and resuming, errors."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorWithPadding,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    TrainerCallback,
 )
 
-from trl_maxmin.trainer.ppo_config import PPOConfig
-from trl_maxmin.trainer.ppo_metrics import LOSS_STATISTICS
+from tests.trainer.ppo_helpers import (
+    PROMPTS,
+    GivenReplies,
+    Recorded,
+    assert_same,
+    brevity,
+    critic_model,
+    differ,
+    gpt2,
+    history,
+    lora,
+    prompts,
+    sevens,
+    weights,
+)
 from trl_maxmin.trainer.ppo_trainer import PPOTrainer
-from trl_maxmin.trainer.rollout import Rollout
-
-
-SIZE = 36
-PROMPTS = ["the film", "a movie story is", "plot", "acting very good but", "review of the film", "bad ending"]
-
-
-def gpt2(seed=0, **kwargs):
-    torch.manual_seed(seed)
-    settings = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32} | kwargs
-    return GPT2LMHeadModel(GPT2Config(vocab_size=SIZE, bos_token_id=1, eos_token_id=2, **settings))
-
-
-def prompts(count=24):
-    return Dataset.from_dict(
-        {"prompt": [PROMPTS[i % len(PROMPTS)] for i in range(count)], "group": [f"g{i}" for i in range(count)]}
-    )
-
-
-def sevens(completion_ids, **kwargs):
-    return [sum(token == 7 for token in ids) / max(len(ids), 1) for ids in completion_ids]
-
-
-def brevity(completion_ids, **kwargs):
-    return [-len(ids) / 8 for ids in completion_ids]
-
-
-@pytest.fixture
-def make(tmp_path, word_tokenizer):
-    """A trainer on the defaults below; keywords that the configuration knows go there, the others to the trainer."""
-
-    def build(trainer_class=PPOTrainer, **kwargs):
-        settings = {
-            "output_dir": str(tmp_path / "run"),
-            "report_to": [],
-            "disable_tqdm": True,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "max_steps": 2,
-            "learning_rate": 1e-2,
-            "response_length": 6,
-            "temperature": 1.0,
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "num_ppo_epochs": 2,
-        }
-        fields = PPOConfig.__dataclass_fields__
-        settings |= {name: value for name, value in kwargs.items() if name in fields}
-        objects = {"processing_class": word_tokenizer, "reward_model": sevens, "train_dataset": prompts()}
-        objects |= {name: value for name, value in kwargs.items() if name not in fields}
-        if "model" not in objects:
-            objects["model"] = gpt2()
-        return trainer_class(args=PPOConfig(**settings), **objects)
-
-    return build
-
-
-def weights(trainer):
-    return {name: tensor.detach().clone() for name, tensor in trainer._root.state_dict().items()}
-
-
-def assert_same(first, second, **tolerance):
-    assert first.keys() == second.keys()
-    for name in first:
-        torch.testing.assert_close(
-            first[name], second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
-        )
-
-
-def differ(first, second):
-    return any(not torch.equal(first[name], second[name]) for name in first)
-
-
-def history(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-class GivenReplies(PPOTrainer):
-    """Replies come from a list instead of the policy."""
-
-    replies = [([7, 8, 2], True), ([9, 7, 7, 10, 11, 12], False), ([2], True), ([13, 14], False)]
-
-    def _sample(self, rows, *stream):
-        ids = [self._read_prompt(row) for row in rows]
-        replies = [self.replies[i % len(self.replies)] for i in range(len(rows))]
-        return Rollout.build(rows, ids, replies, self._tokenizer, self.pad_token_id, self.accelerator.device)
-
-
-class Recorded(PPOTrainer):
-    """Keeps the means of [`LOSS_STATISTICS`] of every minibatch."""
-
-    def _backward_minibatch(self, rollout, rows, num_tokens):
-        sums = super()._backward_minibatch(rollout, rows, num_tokens)
-        means = dict(zip(LOSS_STATISTICS, (sums / num_tokens).tolist(), strict=True))
-        self.__dict__.setdefault("minibatches", []).append((self.state.global_step, means))
-        return sums
 
 
 # ---------------------------------------------------------------------------------------------------- by hand
@@ -256,32 +166,6 @@ class TestOneStepByHand:
 
 
 # ------------------------------------------------------------------------------------------------ the step
-@pytest.mark.parametrize(("epochs", "mini_batches"), [(1, 1), (3, 2), (2, 4)])
-def test_number_of_optimizer_steps(make, epochs, mini_batches):
-    """Over the borders of the passes over the data as well: 24 prompts, 8 a rollout, 7 rollouts."""
-    trainer = make(num_ppo_epochs=epochs, num_mini_batches=mini_batches, max_steps=7)
-    calls = []
-    trainer.create_optimizer().register_step_post_hook(lambda *_: calls.append(trainer.state.global_step))
-    trainer.train()
-    assert trainer.state.global_step == 7
-    assert [calls.count(step) for step in range(7)] == [epochs * mini_batches] * 7
-
-
-@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 3.0}, {"min_p": 0.5}])
-def test_first_minibatch_is_on_policy(make, settings):
-    model = gpt2()
-    model.generation_config.update(**settings)
-    before = model.generation_config.to_dict()
-    trainer = make(Recorded, model=model, num_mini_batches=2, max_steps=3)
-    trainer.train()
-    for step in range(3):
-        first = next(means for number, means in trainer.minibatches if number == step)
-        assert first["val/ratio"] == pytest.approx(1.0, abs=1e-5)
-        assert first["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-9)
-    assert trainer.minibatches[-1][1]["policy/approxkl_avg"] > 1e-6
-    assert model.generation_config.to_dict() == before
-
-
 def test_learns_a_trivial_problem(make):
     trainer = make(
         per_device_train_batch_size=32, gradient_accumulation_steps=1, train_dataset=prompts(96), max_steps=25,
@@ -292,17 +176,6 @@ def test_learns_a_trivial_problem(make):
     assert np.mean(scores[:3]) < 0.1
     assert np.mean(scores[-3:]) > 0.5
     assert history(trainer, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
-
-
-def test_same_seed_same_weights(make):
-    runs = []
-    for seed in (1, 1, 2):
-        trainer = make(seed=seed, num_mini_batches=2)
-        torch.rand(3)
-        trainer.train()
-        runs.append(weights(trainer))
-    assert not differ(runs[0], runs[1])
-    assert differ(runs[0], runs[2])
 
 
 def test_accumulation_and_chunks_change_nothing(make):
@@ -320,44 +193,6 @@ def test_accumulation_and_chunks_change_nothing(make):
         assert_same(runs[0], other, atol=1e-5, rtol=1e-4)
 
 
-def test_pad_that_is_eos_or_missing(make, word_tokenizer, word_tokenizer_without_pad):
-    runs = []
-    for tokenizer, pad in ((word_tokenizer, "<pad>"), (word_tokenizer, "<eos>"), (word_tokenizer_without_pad, None)):
-        tokenizer.pad_token = pad
-        tokenizer.padding_side = "right"
-        trainer = make(processing_class=tokenizer, reward_model=[sevens, brevity])
-        trainer.train()
-        runs.append((weights(trainer), history(trainer, "loss"), history(trainer, "objective/scores")))
-    for run in runs[1:]:
-        assert run[1:] == runs[0][1:]
-        assert_same(run[0], runs[0][0])
-
-
-def test_all_replies_empty_is_finite(make):
-    class Empty(GivenReplies):
-        replies = [([], False)]
-
-    trainer = make(Empty, max_steps=2)
-    trainer.train()
-    assert all(math.isfinite(value) for value in history(trainer, "loss"))
-    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
-
-
-def test_clipping_reaches_every_step(make):
-    trainer = make(max_grad_norm=1e-3, num_mini_batches=2, optim="sgd")
-    norms = []
-
-    def before_step(optimizer, *_):
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms.append(torch.stack([grad.norm() for grad in grads]).norm().item())
-
-    trainer.create_optimizer().register_step_pre_hook(before_step)
-    trainer.train()
-    assert len(norms) == 2 * 2 * 2
-    assert all(norm <= 1.001e-3 for norm in norms)
-    assert all(value > 1e-3 for value in history(trainer, "grad_norm"))
-
-
 def test_target_kl_ends_the_passes_over_a_rollout(make):
     trainer = make(Recorded, num_ppo_epochs=5, target_kl=1e-4, max_steps=2)
     trainer.train()
@@ -373,46 +208,7 @@ def test_adaptive_kl_moves_towards_the_target(make):
     assert history(trainer, "objective/kl_coef") == pytest.approx([0.5, 0.5 * 0.98, 0.5 * 0.98**2])
 
 
-def test_a_callback_stops(make):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 2
-
-    trainer = make(callbacks=[Stop()], max_steps=5)
-    trainer.train()
-    assert trainer.state.global_step == 2
-
-
 # ------------------------------------------------------------------------------------------------ rewards
-def test_columns_and_ids_reach_the_reward_function(make, word_tokenizer):
-    seen = []
-
-    def record(prompts, completions, completion_ids, group, **kwargs):
-        for prompt, completion, ids, name in zip(prompts, completions, completion_ids, group, strict=True):
-            index = int(name[1:])
-            assert prompt == PROMPTS[index % len(PROMPTS)]
-            assert completion == word_tokenizer.decode(ids, skip_special_tokens=True)
-            assert 2 not in ids[:-1]
-            seen.append(index)
-        return [0.0] * len(prompts)
-
-    make(reward_model=record, max_steps=3).train()
-    assert sorted(seen) == list(range(24))
-
-
-def test_conversations(make, word_tokenizer):
-    word_tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}:"
-    chats = [[{"role": "user", "content": text}] for text in PROMPTS[:4] * 2]
-
-    def reward(prompts, completions, **kwargs):
-        assert prompts[0][0]["role"] == "user" and completions[0][0]["role"] == "assistant"
-        return [0.5] * len(prompts)
-
-    trainer = make(train_dataset=Dataset.from_dict({"prompt": chats}), reward_model=reward, max_steps=1)
-    trainer.train()
-    assert history(trainer, "objective/scores") == [0.5]
-
-
 def test_tokens_and_a_users_collator(make, word_tokenizer):
     rows = Dataset.from_dict({"input_ids": [[5, 6, 7], [8]] * 4})
     runs = []
@@ -468,14 +264,6 @@ def test_whitened_rewards(make):
     np.testing.assert_allclose(sums[0] - sums[0].mean(), (sums[1] - sums[1].mean()) / sums[1].std(ddof=1), atol=1e-4)
 
 
-def test_truncated_replies_can_be_left_out(make):
-    trainer = make(GivenReplies, mask_truncated_completions=True)
-    rollout = trainer._rollout([{"prompt": text} for text in PROMPTS[:4]])
-    trainer._score(rollout)
-    trainer._aggregate(rollout)
-    assert rollout.loss_mask.sum(1).tolist() == [3, 0, 1, 0]
-
-
 def test_a_row_without_a_score_is_left_out(make):
     def sometimes(completion_ids, **kwargs):
         return [None if len(ids) == 1 else 1.0 for ids in completion_ids]
@@ -516,30 +304,7 @@ def test_prompts_rotate_when_they_do_not_divide(make):
     assert len({name for group in seen for name in group}) == 11
 
 
-def test_stream_of_prompts(make):
-    trainer = make(train_dataset=prompts(20).to_iterable_dataset(), max_steps=3)
-    trainer.train()
-    assert trainer.state.global_step == 3 and history(trainer, "episode") == [8, 16, 24]
-
-
 # ------------------------------------------------------------------------------------------------ evaluation
-def test_evaluation_counts_every_row_once_and_leaves_the_training_alone(make):
-    runs = []
-    for evaluated in (True, False):
-        trainer = make(
-            eval_dataset=prompts(6), eval_strategy="steps" if evaluated else "no", eval_steps=1, num_mini_batches=2
-        )
-        trainer.train()
-        runs.append((weights(trainer), trainer.reward_weights))
-    assert not differ(runs[0][0], runs[1][0])
-    assert torch.equal(runs[0][1], runs[1][1])
-    metrics = trainer.evaluate()
-    clock = {name: value for name, value in metrics.items() if "second" in name or "runtime" in name}
-    assert metrics == pytest.approx(trainer.evaluate() | clock)
-    assert metrics["eval_rewards/sevens/mean"] == pytest.approx(metrics["eval_objective/scores"])
-    assert {"eval_objective/kl", "eval_completions/mean_length"} <= metrics.keys()
-
-
 def test_evaluation_of_given_replies(make):
     trainer = make(GivenReplies, reward_model=[sevens, brevity], reward_weights=[1.0, 2.0], missing_eos_penalty=0.1)
     metrics = trainer.evaluate(prompts(6))
@@ -577,37 +342,6 @@ def test_save_and_load(make, tmp_path):
     assert torch.equal(other._root.value_head.weight, trainer._root.value_head.weight)
 
 
-def lora():
-    return LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], r=2, fan_in_fan_out=True, lora_dropout=0.1)
-
-
-def critic_model(labels):
-    torch.manual_seed(7)
-    config = GPT2Config(
-        vocab_size=SIZE, n_layer=1, n_head=2, n_embd=8, n_positions=32, num_labels=labels, pad_token_id=0
-    )
-    return GPT2ForSequenceClassification(config)
-
-
-@pytest.mark.parametrize("kind", ["head", "lora", "value_model"])
-def test_resumed_run_equals_the_uninterrupted_one(make, kind):
-    def settings():
-        extra = {"head": {}, "lora": {"peft_config": lora()}, "value_model": {"value_model": critic_model(2)}}[kind]
-        common = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "adaptive_kl": True, "kl_horizon": 50.0}
-        return common | {"num_mini_batches": 2, "kl_target": 0.01} | extra
-
-    trainer = make(**settings())
-    trainer.train()
-    expected, losses = weights(trainer), history(trainer, "loss")
-    for step in (2, 4):
-        torch.manual_seed(100 + step)
-        resumed = make(**settings())
-        resumed.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-{step}")
-        assert not differ(expected, weights(resumed))
-        assert history(resumed, "loss") == losses
-        assert resumed.kl_coef == trainer.kl_coef != 0.05
-
-
 def test_best_checkpoint_is_loaded(make):
     class Worse(PPOTrainer):
         def evaluation_loop(self, *args, **kwargs):
@@ -641,47 +375,6 @@ def test_lora_policy(make, tmp_path):
     loaded = PeftModel.from_pretrained(gpt2(), tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(loaded(ids).logits, trainer._root.policy.eval()(ids).logits)
-
-
-def test_reference_of_a_trained_adapter_is_the_adapter_as_it_was(make, tmp_path):
-    policy = get_peft_model(gpt2(), lora())
-    for name, parameter in policy.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    trainer = make(model=policy, max_steps=2)
-    trainer.train()
-    assert history(trainer, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
-    trainer.save_model(str(tmp_path / "adapter"))
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir() if path.is_dir()) == []
-    assert list(PeftModel.from_pretrained(gpt2(), tmp_path / "adapter").peft_config) == ["default"]
-
-
-@pytest.mark.parametrize(("labels", "channels"), [(1, 1), (2, 2)])
-def test_value_model(make, labels, channels):
-    critic = critic_model(labels)
-    before = critic.score.weight.detach().clone()
-    trainer = make(value_model=critic)
-    rollout = trainer._rollout([{"prompt": "the film"}])
-    assert rollout.values.shape[-1] == channels
-    trainer.train()
-    assert not torch.equal(before, critic.score.weight)
-
-
-def test_gradient_checkpointing_reaches_policy_and_critic(make):
-    trainer = make(value_model=critic_model(1), gradient_checkpointing=True, max_steps=1)
-    trainer.train()
-    assert trainer._root.policy.is_activation_checkpointing
-    assert trainer._root.value_model.is_activation_checkpointing
-
-
-def test_bf16_autocast(make):
-    trainer = make(Recorded, bf16=True, use_cpu=True, max_steps=2)
-    seen = []
-    trainer._root.policy.transformer.h[0].mlp.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    trainer.train()
-    assert set(seen) == {torch.bfloat16}
-    assert trainer.minibatches[0][1]["val/ratio"] == pytest.approx(1.0, abs=0.02)
-    assert all(tensor.dtype == torch.float32 for tensor in weights(trainer).values())
 
 
 def test_model_by_name(make, tmp_path, word_tokenizer):
@@ -720,10 +413,6 @@ class TestErrors:
 
     def test_long_prompts_can_be_cut(self, make):
         make(response_length=30, max_prompt_length=2, max_steps=1).train()
-
-    def test_fewer_prompts_than_a_rollout(self, make):
-        with pytest.raises(ValueError, match="7 prompts, but one rollout takes 8"):
-            make(train_dataset=prompts(7))
 
     def test_no_prompts(self, make):
         with pytest.raises(ValueError, match="0 prompts"):

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
@@ -103,6 +103,36 @@ def load_policy(
     if isinstance(model, PeftModel) and args.model_adapter_name is not None:
         model.set_adapter(args.model_adapter_name)
     return model
+
+
+def adapt_critic(
+    value_model: PreTrainedModel | PeftModel | None, peft_config: PeftConfig | None, seed: int
+) -> PreTrainedModel | PeftModel | None:
+    """The critic, with an adapter where the policy gets one: trained in full it would outweigh what that saves.
+
+    Args:
+        value_model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`, *optional*): the critic.
+        peft_config (`peft.PeftConfig`, *optional*): of the policy's new adapter.
+        seed (`int`): of the adapter's random part.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or `peft.PeftModel`: as it was, where it has an adapter, where there is no
+        `peft_config`, or (with a warning) where the adapter does not fit it.
+    """
+    if value_model is None or peft_config is None or isinstance(value_model, PeftModel):
+        return value_model
+    config = copy.deepcopy(peft_config)
+    config.task_type = TaskType.SEQ_CLS
+    try:
+        with seeded(torch.device("cpu"), seed, "critic adapter"):
+            return get_peft_model(value_model, config)
+    except ValueError as error:
+        warnings.warn(
+            f"The adapter of `peft_config` does not fit the value model ({error}), which is trained in full. Leave "
+            "`value_model=None` for a head on the policy's trunk, or pass a `PeftModel`.",
+            stacklevel=4,
+        )
+        return value_model
 
 
 def build_root(

@@ -34,7 +34,7 @@ from .ppo_checkpoint import PolicyCheckpointMixin
 from .ppo_config import PPOConfig
 from .ppo_evaluation import ReplyEvaluationMixin
 from .ppo_metrics import LOSS_STATISTICS, RolloutMetricsMixin
-from .ppo_setup import build_reference, build_root, disable_dropout, load_policy, plan_steps, require
+from .ppo_setup import adapt_critic, build_reference, build_root, disable_dropout, load_policy, plan_steps, require
 from .prompts import PromptReader, Row, context_length, rows_from_batch
 from .rewards import RewardBatch, build_reward_source
 from .rollout import Rollout, resolve_stop_tokens, sample_completions, sampling_config, seeded, stream_seed
@@ -69,7 +69,8 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
             these.
         train_dataset: rows with `prompt` (text or messages) or `input_ids`; other columns go to the reward functions.
         value_model ([`~transformers.PreTrainedModel`], *optional*): a sequence-classification model as critic, with
-            one label (for the weighted sum) or K + 1. Default: a head on the policy's trunk.
+            one label (for the weighted sum) or K + 1; with `peft_config` it gets such an adapter as well. Default: a
+            head on the policy's trunk.
         data_collator (`Callable`, *optional*): makes batches of rows; by default rows are left as they are.
         eval_dataset (*optional*): as `train_dataset`; a dict of several is evaluated one by one.
         optimizers (`tuple`, *optional*): optimizer and scheduler.
@@ -128,6 +129,7 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         self.reward_func_names = list(self.reward_source.names)
         self.reward_weights = self._initial_reward_weights(args)
         self.kl_coef = args.kl_coef
+        value_model = adapt_critic(value_model, peft_config, args.seed)
         root, self.scalar_critic = build_root(policy, value_model, args, len(self.reward_func_names))
         self.reference, self._reference_adapter = build_reference(root, ref_model, peft_config, args)
         disable_dropout(root)
