@@ -418,23 +418,34 @@ class TestOnRealGRPO:
 
 
 def test_only_the_process_that_saves_writes_the_state(tmp_path):
-    class Saving(MaxMinHost):
+    class Base:
+        accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+
         def _get_output_dir(self, trial):
             return str(tmp_path)
 
-    class Base:
+        def is_world_process_zero(self):
+            return self.args.should_save
+
+        is_local_process_zero = is_world_process_zero
+
         def _save_checkpoint(self, model, trial):
             (tmp_path / "host_saved").touch()
 
     class Trainer(MaxMinMixin, Base):
-        _get_output_dir = Saving._get_output_dir
+        pass
 
     for should_save in (False, True):
         trainer = Trainer()
         trainer.args = SimpleNamespace(
-            should_save=should_save, welfare="maxmin", disagreement_point=None, welfare_floor=0.0
+            should_save=should_save,
+            welfare="maxmin",
+            disagreement_point=None,
+            welfare_floor=0.0,
+            push_to_hub=False,
+            save_total_limit=None,
         )
-        trainer.state = SimpleNamespace(global_step=7)
+        trainer.state = SimpleNamespace(global_step=7, best_model_checkpoint=None)
         trainer._init_welfare(NAMES)
         trainer._save_checkpoint(None, None)
         assert (tmp_path / "host_saved").exists()

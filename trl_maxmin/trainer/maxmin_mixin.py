@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..functional.welfare import sample_min, welfare_weights
+from .atomic_checkpoint import AtomicCheckpointMixin
 
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class WelfareState:
             setattr(self, name, torch.tensor(values, dtype=torch.float64))
 
 
-class MaxMinMixin:
+class MaxMinMixin(AtomicCheckpointMixin):
     """Put before a trainer: `class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer)`.
 
     At each training rollout it takes the group utilities `U[k]`, the mean over the replies of all ranks, turns them
@@ -241,12 +241,10 @@ class MaxMinMixin:
             metrics["maxmin/worst_utility"].append(min(known))
             metrics["maxmin/gap"].append(max(known) - min(known))
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Before the host saves: it pushes the folder to the Hub in the same call.
-        if self.args.should_save and hasattr(self, "welfare_state"):
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self._save_welfare_state(os.path.join(self._get_output_dir(trial=trial), name))
-        super()._save_checkpoint(model, trial)
+    def _save_run_state(self, folder: Path) -> None:
+        super()._save_run_state(folder)
+        if hasattr(self, "welfare_state"):
+            self._save_welfare_state(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

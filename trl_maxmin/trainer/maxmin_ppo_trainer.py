@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import gather_objects, gather_rows
 from .calibration import RECORD_FILE, ReferenceStatistics, UtilityReward, batch_prompt_keys, prompt_key
@@ -235,11 +233,10 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        if self.args.should_save and self.reference_statistics is not None:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.reference_statistics.save(os.path.join(self._get_output_dir(trial=trial), name, CALIBRATION_FOLDER))
-        super()._save_checkpoint(model, trial)
+    def _save_run_state(self, folder: Path) -> None:
+        super()._save_run_state(folder)
+        if self.reference_statistics is not None:
+            self.reference_statistics.save(folder / CALIBRATION_FOLDER)
 
 
 def _digest(text: str) -> str:

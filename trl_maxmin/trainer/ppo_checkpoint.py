@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from .atomic_checkpoint import AtomicCheckpointMixin
+
 
 STATE_FILE = "ppo_state.json"
 
 
-class PolicyCheckpointMixin:
+class PolicyCheckpointMixin(AtomicCheckpointMixin):
     """What [`PPOTrainer`] writes and reads: a folder that `from_pretrained` opens as the policy (or its adapter), with
     the critic and the KL coefficient beside it."""
 
