@@ -11,7 +11,7 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardConfig, MixtureRewardTrainer
-from trl_maxmin.trainer.em_state import EMState
+from trl_maxmin.trainer.em_state import EM_STATE_NAME, EMState
 
 
 GOOD, BAD, FILLER = ("great", "superb", "lovely"), ("dull", "awful", "weak"), ("the", "film", "plot", "story")
@@ -137,6 +137,18 @@ def test_same_seed_same_mixture(word_tokenizer, tmp_path):
     for a, b in zip(first.mixture.parameters(), second.mixture.parameters(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(first.em_state.log_responsibilities, second.em_state.log_responsibilities)
+
+
+def test_an_interrupted_save_leaves_no_checkpoint(word_tokenizer, tmp_path, monkeypatch):
+    """EM's state, without which a run would start anew, is in a checkpoint from the moment it has its name."""
+    monkeypatch.setattr(MixtureRewardTrainer, "_save_rng_state", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        fit(word_tokenizer, tmp_path, **settings)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    monkeypatch.undo()
+    fit(word_tokenizer, tmp_path, **settings)
+    assert (tmp_path / "checkpoint-2" / EM_STATE_NAME).is_file()
 
 
 def test_resumed_run_equals_the_uninterrupted_one(word_tokenizer, tmp_path):

@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ..functional.em_linear import fit_linear_mixture
 from ..functional.preference import fit_temperature, preference_accuracy, preference_log_likelihood
 from ..models import MixtureRewardModel
 from ..models.families import get_linear
+from .atomic_checkpoint import AtomicCheckpointMixin
 from .em_state import EM_STATE_NAME, EMState
 from .mixture_reward_config import MixtureRewardConfig
 
@@ -53,7 +55,7 @@ class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
         return batch
 
 
-class MixtureRewardTrainer(RewardTrainer):
+class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
     r"""
     Learns K reward components from preferences with annotator ids, by EM over annotators.
 
@@ -464,8 +466,10 @@ class MixtureRewardTrainer(RewardTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
         super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            self.em_state.save(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"))
+
+    def _save_run_state(self, folder: Path) -> None:
+        super()._save_run_state(folder)
+        self.em_state.save(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Cards are written from the run record, see `trl_maxmin.hub`; TRL's template knows no components."""
