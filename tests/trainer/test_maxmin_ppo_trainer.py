@@ -205,7 +205,44 @@ def test_evaluation_leaves_the_weights_alone(make):
     assert torch.equal(trainer.reward_weights, before[0]) and trainer.welfare_state.state_dict() == before[1]
 
 
-def test_resumed_run_equals_the_uninterrupted_one(make, tmp_path):
+@pytest.mark.parametrize("worst", [[3.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
+def test_the_best_checkpoint_is_the_best_for_the_worst_group(make, worst):
+    """Chosen by the smallest group utility on the evaluation prompts, though the score would choose another."""
+
+    class Planned(MaxMinPPOTrainer):
+        def _log_welfare(self, mode, rewards, group_utilities):
+            if mode == "eval":
+                value = worst[self.state.global_step - 1]
+                group_utilities = torch.tensor([value, 10.0 * self.state.global_step])
+            super()._log_welfare(mode, rewards, group_utilities)
+
+    trainer = make(
+        Planned, eval_dataset=Dataset.from_dict({"prompt": PROMPTS}), eval_strategy="steps", eval_steps=1, max_steps=3,
+        save_strategy="steps", save_steps=1, metric_for_best_model="eval_maxmin/worst_utility", greater_is_better=True,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.train()
+    best = 1 + worst.index(max(worst))
+    assert trainer.state.best_metric == 3.0
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    chosen = GPT2LMHeadModel.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    for name, tensor in trainer.policy_model.state_dict().items():
+        assert torch.equal(tensor, chosen[name]), name
+
+
+def test_every_evaluation_set_has_its_own_group_utilities(make):
+    sets = {"short": Dataset.from_dict({"prompt": ["plot"]}), "long": Dataset.from_dict({"prompt": PROMPTS})}
+    trainer = make(eval_dataset=sets)
+    trainer.train()
+    metrics = trainer.evaluate()
+    for name in sets:
+        utilities = [metrics[f"eval_{name}_maxmin/utility/{component}"] for component in ("sevens", "nines")]
+        assert metrics[f"eval_{name}_maxmin/worst_utility"] == min(utilities)
+        assert metrics[f"eval_{name}_maxmin/gap"] == pytest.approx(max(utilities) - min(utilities))
+    assert metrics["eval_short_maxmin/utility/nines"] != metrics["eval_long_maxmin/utility/nines"]
+
+
+def test_c19_resumed_run_is_the_uninterrupted_one_group_weights_included(make, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "welfare": "mirror"}
     whole = make(output_dir=str(tmp_path / "whole"), **settings)
     whole.train()

@@ -358,6 +358,27 @@ def test_best_checkpoint_is_loaded(make):
     assert_same(dict(first.state_dict()), dict(trainer._root.policy.state_dict()))
 
 
+@pytest.mark.parametrize("kind", ["head", "value_model"])
+def test_the_critic_may_stay_out_of_what_is_published(make, tmp_path, monkeypatch, kind):
+    """Checkpoints have it in any case, or a run could not go on."""
+    extra = {"value_model": critic_model(1)} if kind == "value_model" else {}
+    name = {"head": "value_head.safetensors", "value_model": "value_model"}[kind]
+    monkeypatch.setattr("transformers.Trainer._push_from_checkpoint", lambda *_: None)
+    for save_critic in (True, False):
+        run = tmp_path / f"run-{save_critic}"
+        trainer = make(
+            output_dir=run, save_critic=save_critic, save_strategy="steps", save_steps=1, max_steps=1, **extra
+        )
+        trainer.args.push_to_hub = True
+        monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
+        trainer.train()
+        assert (run / "checkpoint-1" / name).exists()
+        assert (run / name).exists() is save_critic, "what a push of a checkpoint copies to the run's folder"
+        trainer.args.push_to_hub = False
+        trainer.save_model(str(run / "saved"))
+        assert (run / "saved" / name).exists() is save_critic
+
+
 # ------------------------------------------------------------------------------------------------- adapters
 def test_lora_policy(make, tmp_path):
     base = gpt2()

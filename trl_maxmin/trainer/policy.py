@@ -227,6 +227,12 @@ class PolicyWithCritic(nn.Module):
             return None
         return [f"{name}.weight" for name, module in self.causal_lm.named_modules() if module is head]
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Blocks that FSDP shards one by one: accelerate asks the module it wraps."""
+        models = [base_model(model) for model in (self.policy, self.value_model) if model is not None]
+        return sorted({name for model in models for name in model._no_split_modules or ()})
+
     def tie_weights(self) -> None:
         """Tie the policy's embeddings again after a reload."""
         self.causal_lm.tie_weights()

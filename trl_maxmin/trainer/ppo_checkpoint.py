@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from .atomic_checkpoint import AtomicCheckpointMixin
+from .policy import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
 
 STATE_FILE = "ppo_state.json"
@@ -39,11 +41,23 @@ class PolicyCheckpointMixin(AtomicCheckpointMixin):
             # The copy of the adapter that serves as the reference is not part of the result.
             options["selected_adapters"] = [root.policy.active_adapter]
         root.policy.save_pretrained(folder, **options)
-        root.save_critic(folder, state_dict)
+        if self.args.save_critic or self._staging is not None:
+            root.save_critic(folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
         (folder / STATE_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers copies the files it knows, and pushes the copies.
+        if self._staging is None and self.args.save_critic and self.is_world_process_zero():
+            for name in (VALUE_HEAD_FILE, VALUE_MODEL_FOLDER):
+                source, target = Path(checkpoint_folder) / name, Path(self.args.output_dir) / name
+                if source.is_file():
+                    shutil.copy(source, target)
+                elif source.is_dir():
+                    shutil.copytree(source, target, dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         state_file = Path(resume_from_checkpoint) / STATE_FILE

@@ -47,8 +47,10 @@ class PPOConfig(_BaseConfig):
         local_rollout_forward_batch_size (`int`, *optional*, defaults to `64`):
             Replies per process that are generated, and passed without gradient, together.
         num_sample_generations (`int`, *optional*, defaults to `10`):
-            Accepted for scripts of TRL 1.12. Set `eval_strategy` instead: an evaluation samples replies to the
-            evaluation prompts.
+            How often in the run `generate_completions` prints likeliest replies to a batch of evaluation prompts; 0
+            is never. For metrics set `eval_strategy`.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether each log shows a table of sampled replies with their scores.
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
             DeepSpeed ZeRO-3: gather the policy's weights to generate. Faster; needs the memory for them.
 
@@ -109,6 +111,9 @@ class PPOConfig(_BaseConfig):
             For `from_pretrained` where `model` is a name. The default data type is float32.
         model_adapter_name, ref_adapter_name (`str`, *optional*):
             Adapters of a `PeftModel` that are trained and that serve as the reference.
+        save_critic (`bool`, *optional*, defaults to `True`):
+            Whether `save_model`, and with it a push to the Hub, has the critic beside the policy. Checkpoints always
+            have it.
         dataset_num_proc (`int`, *optional*):
             Accepted for scripts of TRL 1.12; prompts are tokenised as they are drawn.
         sft_model_path, reward_model_path (`str`, *optional*):
@@ -152,7 +157,10 @@ class PPOConfig(_BaseConfig):
         default=64, metadata={"help": "Replies per process generated, and passed without gradient, together."}
     )
     num_sample_generations: int = field(
-        default=10, metadata={"help": "Accepted for old scripts; set eval_strategy instead."}
+        default=10, metadata={"help": "Tables of replies to evaluation prompts throughout the run."}
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Show a table of sampled replies with their scores at each log."}
     )
     ds3_gather_for_generation: bool = field(
         default=True, metadata={"help": "DeepSpeed ZeRO-3: gather the policy's weights to generate."}
@@ -202,6 +210,9 @@ class PPOConfig(_BaseConfig):
     )
     model_adapter_name: str | None = field(default=None, metadata={"help": "Adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "Adapter that is the reference."})
+    save_critic: bool = field(
+        default=True, metadata={"help": "Save (and push) the critic beside the policy; checkpoints always have it."}
+    )
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Accepted for old scripts."})
     sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts."})
     reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts."})

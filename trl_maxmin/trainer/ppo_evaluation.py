@@ -72,4 +72,7 @@ class ReplyEvaluationMixin:
             "completions/clipped_ratio": unfinished / max(count, 1),
             **{f"rewards/{name}/mean": mean for name, mean in zip(self.reward_func_names, means, strict=False)},
         }
+        # What the seam measured belongs to this evaluation set.
+        metrics |= {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
         return {f"{prefix}_{name}": value for name, value in metrics.items()}, count

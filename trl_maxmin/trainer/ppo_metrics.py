@@ -88,3 +88,6 @@ class RolloutMetricsMixin:
                 logs[prefix + name] = known[-1] if name in ("episode", "eps", "lr") else sum(known) / len(known)
         self._metrics[mode].clear()
         super().log(logs, start_time)
+        if mode == "train" and self._completions is not None:
+            self._show_completions(self._completions)
+            self._completions = None

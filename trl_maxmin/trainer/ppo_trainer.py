@@ -31,6 +31,7 @@ from ..functional.ppo import (
 )
 from .policy import PolicyWithCritic, base_model
 from .ppo_checkpoint import PolicyCheckpointMixin
+from .ppo_completions import CompletionTableMixin
 from .ppo_config import PPOConfig
 from .ppo_evaluation import ReplyEvaluationMixin
 from .ppo_metrics import LOSS_STATISTICS, RolloutMetricsMixin
@@ -44,7 +45,7 @@ from .rollout import Rollout, resolve_stop_tokens, sample_completions, sampling_
 PROMPT_COLUMNS = ("prompt", "input_ids", "attention_mask", "prompt_ids", "finished")
 
 
-class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixin, _BaseTrainer):
+class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixin, CompletionTableMixin, _BaseTrainer):
     """Proximal policy optimisation of a language model, on `transformers.Trainer`.
 
     The trainer that TRL dropped in 1.13, with its constructor and its configuration, built anew: transformers' loop
@@ -214,6 +215,8 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         rows, self._prompt_buffer = self._prompt_buffer, []
         if self._clock is None or self._clock[1] > self.state.global_step:
             self._clock = (time.perf_counter(), self.state.global_step)
+        if self._sample_generation_is_due():
+            self.generate_completions(sampling=True)
 
         rollout = self._rollout(rows)
         self._score(rollout)
@@ -221,6 +224,8 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         self._advantages(rollout, rewards, channel_weights)
         loss = self._optimise(rollout)
         self._log_rollout(rollout)
+        if self.args.log_completions:
+            self._completions = self._completion_columns(rollout)
         return loss
 
     # ---------------------------------------------------------------------------------------------------- 1 rollout
