@@ -121,9 +121,11 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         self._check_data(train_dataset, eval_dataset)
 
         self.stop_token_ids = resolve_stop_tokens(args.stop_token, args.stop_token_id, policy, self._tokenizer)
-        # Masks travel with the ids, so any id serves as padding.
-        fallback = self.stop_token_ids[0] if self.stop_token_ids else 0
-        self.pad_token_id = fallback if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
+        # Masks travel with the ids, so any id that the policy can embed serves as padding; scripts of TRL 1.12 add a
+        # pad token to the tokenizer without resizing the model.
+        padding = [self._tokenizer.pad_token_id, *self.stop_token_ids, 0]
+        size = base_model(policy).get_input_embeddings().num_embeddings
+        self.pad_token_id = next(token for token in padding if token is not None and token < size)
         self.generation_config = sampling_config(args.temperature, args.response_length, args.generation_kwargs)
 
         self.reward_source = self._build_reward_source(reward_model)
