@@ -143,8 +143,8 @@ def test_c27_evaluates_and_logs_as_asked_the_ragged_last_batch_included(make, ro
 
     evaluation = Dataset.from_dict({"prompt": PROMPTS[:rows], "group": [f"e{i}" for i in range(rows)]})
     trainer = make(
-        reward_model=record, eval_dataset=evaluation, eval_strategy="steps", eval_steps=2, logging_steps=3, max_steps=6,
-        num_sample_generations=0,
+        reward_model=record, eval_dataset=evaluation, eval_strategy="steps", eval_steps=2, logging_steps=3,
+        max_steps=6, num_sample_generations=0,
     )  # fmt: skip
     trainer.train()
     evaluated = [groups for groups in scored if groups[0].startswith("e")]
