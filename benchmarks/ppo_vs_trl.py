@@ -6,9 +6,9 @@
     python benchmarks/ppo_vs_trl.py --sides k1 k8                           # what eight components cost
 
 TRL 1.12.0 is installed into a folder of its own. Both sides run in float32 without gradient checkpointing (1.12
-ignores both settings), each run in a process of its own, the order changing from pair to pair. The policy is first trained to
-end its replies after a quarter to the whole of the length limit: a random one never does. The reward is the share of
-half of the words. Prints medians and ratios; figures mean something on an idle machine only. Linux.
+ignores both settings), each run in a process of its own, the order changing from pair to pair. The policy is first
+trained to end its replies after a quarter to the whole of the length limit: a random one never does. The reward is the
+share of half of the words. Prints medians and ratios; figures mean something on an idle machine only. Linux.
 """
 
 import argparse
