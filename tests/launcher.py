@@ -10,6 +10,8 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+# What is in front of the environment here (`make seam`) is in front of it there.
+PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 
 
 def launch(script, world, out, *arguments):
@@ -22,7 +24,7 @@ def launch(script, world, out, *arguments):
         port = probe.getsockname()[1]
     processes = []
     for rank in range(world):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
         if world > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}

@@ -12,11 +12,14 @@ import pytest
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
-from tests.launcher import ROOT
+from tests.launcher import PYTHONPATH
 from tests.trainer.ppo_helpers import assert_same, build_ppo_trainer, differ, prompts, weights
 from trl_maxmin.trainer import MaxMinPPOConfig, MaxMinPPOTrainer
 from trl_maxmin.trainer.atomic_checkpoint import STAGING_FOLDER, is_complete_checkpoint, last_complete_checkpoint
 from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+
+
+pytestmark = pytest.mark.seam
 
 
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
@@ -206,7 +209,7 @@ def test_c19_killed_at_ten_random_moments_is_the_uninterrupted_run(tmp_path, kin
     killable(str(tmp_path / "whole"), kind)
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     outcome = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "killed"), kind, "10"],
         env=environment, capture_output=True, text=True, timeout=300,

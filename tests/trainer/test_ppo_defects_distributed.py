@@ -7,6 +7,9 @@ import pytest
 from tests.launcher import launch
 
 
+pytestmark = pytest.mark.seam
+
+
 TRAINING = """
 import json, os, sys, torch
 from datasets import Dataset

@@ -38,6 +38,9 @@ from tests.trainer.ppo_helpers import (
 from trl_maxmin.models import MixtureRewardModel
 
 
+pytestmark = pytest.mark.seam
+
+
 def adapted_critic(labels=2):
     critic = get_peft_model(critic_model(labels), LoraConfig(task_type="SEQ_CLS", target_modules=["c_attn"], r=2))
     assert 0 < sum(p.numel() for p in critic.parameters() if p.requires_grad) < critic_model(labels).num_parameters()

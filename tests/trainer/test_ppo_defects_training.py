@@ -29,6 +29,9 @@ from tests.trainer.ppo_helpers import (
 )
 
 
+pytestmark = pytest.mark.seam
+
+
 ROWS = [{"prompt": text} for text in PROMPTS[:4]]
 
 
