@@ -82,7 +82,7 @@ def build_reference(
     arguments: ImdbArguments, reviews: Reviews, rng: np.random.Generator, console: Console
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The reference policy: a given or a new GPT-2, trained on openings that fit into the length limit."""
-    texts = [reviews.for_training[row] for row in rng.permutation(len(reviews.for_training))]
+    texts = rng.permutation(np.asarray(reviews.for_training, dtype=object)).tolist()
     if arguments.policy_folder is None:
         tokenizer = train_tokenizer(texts[:20_000], arguments.vocab_size)
         model = new_policy(tokenizer, arguments.width, arguments.layers, arguments.heads, arguments.seed)
@@ -168,7 +168,9 @@ def train_policy(
         welfare=arguments.welfare,
         utility="zscore",
         max_steps=arguments.ppo_steps,
-        per_device_train_batch_size=arguments.batch_size,
+        # One optimizer step takes two micro-batches, replies of like length together: less padding.
+        per_device_train_batch_size=arguments.batch_size // 2,
+        gradient_accumulation_steps=2,
         num_ppo_epochs=4,
         num_mini_batches=1,
         learning_rate=arguments.ppo_learning_rate,
