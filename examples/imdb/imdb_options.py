@@ -45,6 +45,9 @@ class ImdbArguments:
     pretrain_steps: int | None = option(
         None, "Steps on openings of reviews. Default: 100 from a given policy, 2000 from scratch."
     )
+    pretrain_learning_rate: float | None = option(
+        None, "Their peak learning rate. Default: 3e-4, or 1e-3 from scratch."
+    )
 
     num_annotators: int = option(50, "People who compare replies.")
     minority_share: float = option(0.2, "Share of them who want positive reviews; the others want short ones.")
@@ -81,5 +84,8 @@ class ImdbArguments:
     @property
     def pretraining(self) -> tuple[int, float]:
         """Steps and peak learning rate on openings of reviews."""
-        steps, learning_rate = (2000, 1e-3) if self.policy_folder is None else (100, 3e-4)
-        return steps if self.pretrain_steps is None else self.pretrain_steps, learning_rate
+        steps, rate = (2000, 1e-3) if self.policy_folder is None else (100, 3e-4)
+        return (
+            steps if self.pretrain_steps is None else self.pretrain_steps,
+            rate if self.pretrain_learning_rate is None else self.pretrain_learning_rate,
+        )

@@ -120,6 +120,7 @@ def finetune(
         warmup_steps=max(steps // 20, 1),
         max_length=None,
         gradient_checkpointing=False,
+        train_sampling_strategy="group_by_length",
         **settings,
     )
     return SFTTrainer(model, args, train_dataset=Dataset.from_dict({"input_ids": rows}), processing_class=tokenizer)

@@ -82,7 +82,7 @@ def build_reference(
     arguments: ImdbArguments, reviews: Reviews, rng: np.random.Generator, console: Console
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The reference policy: a given or a new GPT-2, trained on openings that fit into the length limit."""
-    texts = [reviews.for_training[row] for row in rng.permutation(len(reviews.for_training))]
+    texts = rng.permutation(np.asarray(reviews.for_training, dtype=object)).tolist()
     if arguments.policy_folder is None:
         tokenizer = train_tokenizer(texts[:20_000], arguments.vocab_size)
         model = new_policy(tokenizer, arguments.width, arguments.layers, arguments.heads, arguments.seed)
@@ -141,12 +141,17 @@ def fit_reward(
         center_rewards_coefficient=0.001,
         max_length=None,
         gradient_checkpointing=False,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
         **trainer_settings(arguments, f"k{num_components}", max(arguments.reward_steps // 5, 1)),
     )
+    train = data.train.remove_columns(["group", "gold_agrees"])
+    # Pairs of like length together: a third less padding.
+    characters = [max(len(a), len(b)) for a, b in zip(train["chosen"], train["rejected"], strict=True)]
     trainer = MixtureRewardTrainer(
         copy.deepcopy(reference),
         args,
-        train_dataset=data.train.remove_columns(["group", "gold_agrees"]),
+        train_dataset=train.add_column(args.length_column_name, characters),
         eval_dataset=data.heldout,
         processing_class=tokenizer,
     )
@@ -168,7 +173,9 @@ def train_policy(
         welfare=arguments.welfare,
         utility="zscore",
         max_steps=arguments.ppo_steps,
-        per_device_train_batch_size=arguments.batch_size,
+        # One optimizer step takes two micro-batches, replies of like length together: less padding.
+        per_device_train_batch_size=arguments.batch_size // 2,
+        gradient_accumulation_steps=2,
         num_ppo_epochs=4,
         num_mini_batches=1,
         learning_rate=arguments.ppo_learning_rate,

@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from transformers import AutoTokenizer
 
 from trl_maxmin.data.film_reviews import INTENSIFIERS, NEGATIVE_WORDS, POSITIVE_WORDS, SPECIAL_TOKENS, VOCABULARY
@@ -94,7 +95,7 @@ class TestPrompts:
 class TestReviews:
     def test_lengths(self, reviews):
         lengths = np.array([len(review.split()) for review in reviews[1]])
-        assert 11 < lengths.mean() < 14
+        assert 13 < lengths.mean() < 16
         assert lengths.min() >= 2
         assert lengths.max() < MAX_COMPLETION_LENGTH  # the end-of-sequence token still fits
 
@@ -264,9 +265,11 @@ class TestPreferences:
             scale = np.std(world.gold_utility(group, pool))
             difference = world.gold_utility(group, rows["chosen"]) - world.gold_utility(group, rows["rejected"])
             size = np.abs(difference) / scale
-            # Among pairs about one standard deviation apart, sigmoid(1 / 0.5) = 0.881 are in the gold order.
-            near_one = (size > 0.8) & (size < 1.2)
-            assert np.mean(difference[near_one] > 0) == pytest.approx(0.881, abs=0.04)
+            # Of pairs z standard deviations apart, sigmoid(z / 0.5) are in the gold order: 0.88 at z = 1.
+            for low, high in ((0.3, 0.8), (0.8, 1.2), (1.2, 2.0)):
+                near = (size > low) & (size < high)
+                if near.sum() > 300:
+                    assert np.mean(difference[near] > 0) == pytest.approx(expit(size[near] / 0.5).mean(), abs=0.04)
 
     def test_default_noise_leaves_planted_preferences_mostly_right(self, world, replies):
         preferences = world.collect_preferences(*replies, ["concise", "positive"], pairs_per_annotator=2000)
@@ -376,7 +379,7 @@ class TestReferencePolicy:
         assert win_rate(world.gold_utility("positive", silence), positive) <= 0.35
 
         lengths = [len(reply.split()) for reply in replies]
-        assert 11.5 < np.mean(lengths) < 14.5
+        assert 12.5 < np.mean(lengths) < 16
         # Grammar: a judging word follows each intensifier, and hardly any reply breaks off in the middle of a clause.
         judging = {*POSITIVE_WORDS, *NEGATIVE_WORDS, *INTENSIFIERS}
         followers = [

@@ -55,7 +55,7 @@ class DemoSettings:
     num_preference_prompts: int = 1500
     replies_per_prompt: int = 4
     reward_steps: int = 200
-    num_rollouts: int = 75
+    num_rollouts: int = 90
     replies_per_rollout: int = 96
     num_policy_prompts: int = 192
     num_eval_prompts: int = 1000
@@ -242,7 +242,9 @@ def train_policy(
         "num_mini_batches": 1,
         "learning_rate": 3e-4,
         "lr_scheduler_type": "constant",
-        "kl_coef": 0.05,
+        "kl_coef": 0.03,
+        # Utilities have unit spread, so a critic held to 0.2 a rollout would never catch up with the policy.
+        "cliprange_value": 1.0,
         "temperature": 1.0,
         "response_length": MAX_COMPLETION_LENGTH,
         "stop_token": "eos",

@@ -82,8 +82,8 @@ GOLD_UTILITIES: dict[str, Callable[[Sequence[str], bool], float]] = {
 # facts in the module's docstring hold with a margin.
 _LIKES = 0.8  # share of writers who like the film
 _PRAISE_IF_LIKED, _PRAISE_IF_NOT = 0.92, 0.45  # how often a judgement is praise, at the start of a review
-_LENGTH_IF_LIKED, _LENGTH_IF_NOT = (8.0, 14.5), (6.0, 11.5)  # words after which a writer adds no further clause
-_ONE_CLAUSE = 0.01  # share of writers who stop after one clause
+_LENGTH_IF_LIKED, _LENGTH_IF_NOT = (9.0, 16.0), (8.5, 11.0)  # words after which a writer adds no further clause
+_ONE_CLAUSE = 0.005  # share of writers who stop after one clause
 _DRIFT = 0.1  # how far the frequency of praise may move with each clause
 _INTENSE = 0.1  # share of judging words with an intensifier
 _TWO_JUDGEMENTS = 0.15  # share of clauses without a verb that judge with two words: `fresh lovely music`

@@ -150,7 +150,7 @@ class FilmReviewWorld:
         return [pool[index] for permutation in rounds for index in permutation][:n]
 
     def sample_reviews(self, prompts: Sequence[str], seed: Seed = 0) -> list[str]:
-        """One review for each of this world's prompts, as the writers write them: 2 to 22 words, 13 on average."""
+        """One review for each of this world's prompts, as the writers write them: 2 to 22 words, 14 on average."""
         draw = Uniforms(self._rng("reviews", seed))
         return [write_review(draw, prompt) for prompt in prompts]
 

@@ -60,6 +60,8 @@ def fit_weighted_logistic(
         `Tensor` of shape `(K, D)`.
     """
     solution = start.clone()
+    # Newton's direction bears rounding; the gradient, which says where to stop, does not.
+    single = feature_difference.float()
     identity = torch.eye(feature_difference.shape[1], dtype=start.dtype, device=start.device) * ridge
     for k in range(start.shape[0]):
         w, weight = solution[k], weights[:, k]
@@ -71,7 +73,8 @@ def fit_weighted_logistic(
         for _ in range(num_steps):
             p = torch.sigmoid(feature_difference @ w - margin)
             gradient = -feature_difference.T @ (weight * (1 - p)) + ridge * w
-            hessian = (feature_difference * (weight * p * (1 - p)).unsqueeze(1)).T @ feature_difference + identity
+            curvature = (weight * p * (1 - p)).float().unsqueeze(1)
+            hessian = ((single * curvature).T @ single).to(identity) + identity
             step = torch.linalg.solve(hessian, gradient)
             size = 1.0
             while size > 1e-3 and (candidate := objective(w - size * step)) > value:
@@ -153,7 +156,7 @@ def fit_linear_mixture(
             responsibilities = log_resp.exp()[annotator_index]
             for half, own in enumerate((fold, ~fold)):
                 weights[half] = fit_weighted_logistic(
-                    reduced[~own], responsibilities[~own], margin[~own], ridge, weights[half], num_steps=2
+                    reduced[~own], responsibilities[~own], margin[~own], ridge, weights[half], num_steps=1
                 )
                 scores[own] = F.logsigmoid(reduced[own] @ weights[half].T - margin[own].unsqueeze(1))
             mixing = update_mixing_weights(log_resp, dirichlet_concentration)
