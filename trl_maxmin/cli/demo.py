@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import disable_progress_bars
 from rich.console import Console
 from transformers import GPT2LMHeadModel
@@ -343,6 +344,8 @@ def run(argv: Sequence[str]) -> None:
         ValueError: an option outside its range.
     """
     (arguments,) = TrlParser((DemoArguments,), prog="trl-maxmin demo").parse_args_and_config(list(argv))
+    # The models are tiny: a second thread gains a tenth on an idle machine and loses everything on a busy one.
+    torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
