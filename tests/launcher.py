@@ -14,11 +14,23 @@ ROOT = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 
 
+# A rank must not wait for the interpreter to take gloo down: a mesh keeps its process groups, and destroying their worker
+# threads that late aborts now and then (https://github.com/pytorch/pytorch/issues/190489).
+EPILOGUE = """
+import os as _os, sys as _sys, torch.distributed as _dist
+if _dist.is_initialized():
+    _dist.barrier()
+_sys.stdout.flush()
+_sys.stderr.flush()
+_os._exit(0)
+"""
+
+
 def launch(script, world, out, *arguments):
     """Run a script in `world` processes and return what each wrote."""
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.with_suffix(".py")
-    file.write_text(script)
+    file.write_text(script + EPILOGUE)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -181,6 +181,8 @@ def train_policy(
         learning_rate=arguments.ppo_learning_rate,
         lr_scheduler_type="constant",
         kl_coef=arguments.kl_coef,
+        # Utilities have unit spread: a critic that may move 0.2 a rollout lags behind.
+        cliprange_value=1.0,
         temperature=1.0,
         response_length=arguments.max_new_tokens,
         stop_token="eos",

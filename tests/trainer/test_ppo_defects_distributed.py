@@ -146,7 +146,6 @@ result = {
     "replies": replies[0] == replies[1],
 }
 Path(f"{out}.{rank}").write_text(json.dumps(result))
-dist.destroy_process_group()
 """
 
 
