@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from ..functional.logprobs import token_logprobs
 
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -153,15 +154,10 @@ class PolicyWithCritic(nn.Module):
     def _chunk(
         self, states: torch.Tensor, tokens: torch.Tensor, temperature: float, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits = head_logits(self.causal_lm, states).float()
+        logits = head_logits(self.causal_lm, states)
         if temperature != 1.0:
-            logits = logits / temperature
-        logprobs = -F.cross_entropy(logits, tokens, reduction="none")
-        if not with_entropy:
-            return logprobs, None
-        with torch.no_grad():
-            log_all = logits.detach().log_softmax(-1)
-            return logprobs, -(log_all.exp() * log_all).sum(-1)
+            logits = logits.float() / temperature
+        return token_logprobs(logits, tokens, with_entropy)
 
     def _token_values(
         self, hidden: torch.Tensor, arguments: dict, states: slice, completion_mask: torch.Tensor
