@@ -15,7 +15,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
 from .._compat import disable_dropout_in_model
-from .policy import PolicyWithCritic, add_reference_adapter, base_model, check_head
+from .policy import PolicyWithCritic, base_model, check_head
+from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
 from .rollout import seeded
 
@@ -143,7 +144,7 @@ def build_root(
     Args:
         policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): to train.
         value_model ([`~transformers.PreTrainedModel`], *optional*): the critic; one label means a scalar critic.
-        args ([`PPOConfig`]): `critic`, `critic_detach` and `logits_chunk_size` are read.
+        args ([`PPOConfig`]): `critic`, `critic_detach`, `critic_adapter` and `logits_chunk_size` are read.
         num_rewards (`int`): K.
 
     Returns:
@@ -152,9 +153,16 @@ def build_root(
     Raises:
         `ValueError`: nothing to train, or a policy or critic that does not fit.
     """
+    if args.critic_adapter and value_model is not None:
+        raise ValueError("critic_adapter=True puts the critic on the policy's base; leave `value_model=None`.")
     scalar = args.critic == "scalar" or (value_model is not None and base_model(value_model).config.num_labels == 1)
     root = PolicyWithCritic(
-        policy, 1 if scalar else num_rewards + 1, value_model, args.critic_detach, args.logits_chunk_size
+        policy,
+        1 if scalar else num_rewards + 1,
+        value_model,
+        args.critic_detach,
+        args.logits_chunk_size,
+        args.critic_adapter,
     )
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("No parameter of the policy is trainable. Load an adapter with `is_trainable=True`.")

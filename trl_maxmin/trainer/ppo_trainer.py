@@ -270,18 +270,21 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
                 lambda batch: self._forward(model, batch, with_entropy=True), size
             )
             if self.reference is not None:
-                results = rollout.map_rows(lambda batch: self._forward(self.reference, batch)[:1], size)
+                results = rollout.map_rows(lambda batch: self._reference_forward(self.reference, batch), size)
             else:
                 with self._root.reference_mode(self._reference_adapter):
-                    results = rollout.map_rows(lambda batch: self._forward(model, batch)[:1], size)
+                    results = rollout.map_rows(lambda batch: self._reference_forward(model, batch), size)
         model.train(training)
         rollout.ref_logprobs = results[0]
         rollout.kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.args.kl_estimator)
 
-    def _forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], with_entropy: bool = False) -> tuple:
+    def _reference_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor]:
+        return self._forward(model, batch, with_values=False)[:1]
+
+    def _forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], **options: bool) -> tuple:
         names = ("input_ids", "attention_mask", "completion_mask", "completion_ids")
         inputs = {name: batch[name] for name in names}
-        return model(**inputs, temperature=self.args.temperature, with_entropy=with_entropy)
+        return model(**inputs, temperature=self.args.temperature, **options)
 
     @property
     def _root(self) -> PolicyWithCritic:
