@@ -47,6 +47,21 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def use_class_forward(model: PreTrainedModel) -> None:
+    """Take a forward off the instance that another trainer has put there.
+
+    TRL's `SFTTrainer` replaces `forward` by a function that holds the method of the model it was given. A copy of that
+    model (`copy.deepcopy`) keeps the function, and with it answers from the weights of the original: it would sample
+    from one policy and train another.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): changed in place. One that accelerate has spread over devices
+            (`device_map`) needs its own forward and keeps it.
+    """
+    if not hasattr(model, "_hf_hook"):
+        vars(model).pop("forward", None)
+
+
 class PolicyWithCritic(nn.Module):
     """A causal language model together with a critic.
 
@@ -83,6 +98,7 @@ class PolicyWithCritic(nn.Module):
     ) -> None:
         super().__init__()
         _require_decoder(policy)
+        use_class_forward(base_model(policy))
         self.policy = policy
         self.critic_detach = critic_detach
         self.logits_chunk_size = logits_chunk_size
@@ -93,7 +109,7 @@ class PolicyWithCritic(nn.Module):
         if value_model is not None:
             _require_scorer(value_model, num_channels)
         elif num_channels:
-            self.value_head = _value_head(base_model(policy).get_output_embeddings().weight, num_channels)
+            self.value_head = _value_head(base_model(policy).get_output_embeddings(), num_channels)
 
     @property
     def config(self):
@@ -431,10 +447,11 @@ def _require_scorer(value_model: nn.Module, num_channels: int) -> None:
         )
 
 
-def _value_head(like: torch.Tensor, num_channels: int) -> nn.Linear:
+def _value_head(lm_head: nn.Linear, num_channels: int) -> nn.Linear:
     """A float32 head that starts near zero and does not touch the global random state."""
-    width = like.shape[-1]
-    head = nn.utils.skip_init(nn.Linear, width, num_channels, device=like.device, dtype=torch.float32)
+    # Of the layer, not of its weight: under ZeRO-3 that is empty until it is used.
+    width = lm_head.in_features
+    head = nn.utils.skip_init(nn.Linear, width, num_channels, device=lm_head.weight.device, dtype=torch.float32)
     start = torch.randn((num_channels, width), generator=torch.Generator().manual_seed(0)) / (width + 1)
     with torch.no_grad():
         head.weight.copy_(start)

@@ -35,7 +35,16 @@ from .ppo_completions import CompletionTableMixin
 from .ppo_config import PPOConfig
 from .ppo_evaluation import ReplyEvaluationMixin
 from .ppo_metrics import LOSS_STATISTICS, RolloutMetricsMixin
-from .ppo_setup import adapt_critic, build_reference, build_root, disable_dropout, load_policy, plan_steps, require
+from .ppo_setup import (
+    adapt_critic,
+    build_reference,
+    build_root,
+    disable_dropout,
+    load_policy,
+    place_reference,
+    plan_steps,
+    require,
+)
 from .prompts import PromptReader, Row, context_length, rows_from_batch
 from .rewards import RewardBatch, build_reward_source
 from .rollout import Rollout, resolve_stop_tokens, sample_completions, sampling_config, seeded, stream_seed
@@ -155,7 +164,7 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         root.config.use_cache = use_cache
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
-            self.reference.to(self.accelerator.device)
+            self.reference = place_reference(self.reference, self.accelerator)
         # Ranks sample apart by streams of their own; this is for what reward functions draw.
         set_seed(args.seed, device_specific=True)
         if hasattr(policy, "add_model_tags"):
