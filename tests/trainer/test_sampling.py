@@ -46,6 +46,18 @@ def test_rare_tokens_of_a_large_vocabulary_are_drawn_as_often_as_they_should():
     assert late == pytest.approx(0.25, abs=0.04)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 600])
+def test_every_token_can_be_drawn_whatever_the_blocks(vocabulary):
+    """All probability on one token: it is drawn, be it the first or the last of a block."""
+    for token in {0, min(255, vocabulary - 1), min(256, vocabulary - 1), vocabulary - 1}:
+        logits = torch.full((1, vocabulary), -math.inf)
+        logits[0, token] = 0.0
+        assert draw(logits, 50)[token] == 1.0
+    frequencies = draw(torch.zeros(1, vocabulary), 20_000)
+    assert frequencies.sum() == pytest.approx(1.0)
+    assert (frequencies - 1 / vocabulary).abs().max() <= 5 * (1 / vocabulary / 20_000) ** 0.5
+
+
 @pytest.mark.parametrize(
     ("config", "vocabulary", "device"),
     [

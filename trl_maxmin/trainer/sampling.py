@@ -32,6 +32,8 @@ def sampling_config(
 
 # Below this the overhead of a step is larger than its random numbers.
 MIN_VOCABULARY = 1024
+# Tokens summed together before one of them is looked for.
+BLOCK = 256
 
 
 class SampleByCdf(LogitsProcessor):
@@ -56,13 +58,32 @@ class SampleByCdf(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """The scores `(B, V)`, with infinity at the token drawn for each row."""
-        probabilities = (scores / self.temperature).softmax(-1)
-        # In double precision, or the sum of many small terms loses the rare tokens.
-        cdf = probabilities.cumsum(-1, dtype=torch.float64)
+        if self.temperature != 1.0:
+            scores = scores / self.temperature
+        probabilities = scores.softmax(-1)
+        # Block first, token within it second: one pass over the vocabulary instead of a running sum of all of it. Sums
+        # are in double precision, or many small terms would lose the rare tokens.
+        blocks = probabilities.split(BLOCK, dim=-1)
+        whole = probabilities.shape[-1] // BLOCK
+        masses = [probabilities[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(-1, dtype=torch.float64)]
+        masses += [block.sum(-1, keepdim=True, dtype=torch.float64) for block in blocks[whole:]]
+        cdf = torch.cat(masses, dim=1).cumsum(-1)
         places = torch.rand((len(scores), 1), dtype=torch.float64, device=scores.device) * cdf[:, -1:]
-        # The first token whose cumulative probability exceeds the place: never one of probability 0.
-        tokens = torch.searchsorted(cdf, places, right=True).clamp_(max=scores.shape[-1] - 1)
-        return scores.scatter(-1, tokens, float("inf"))
+        block, before = _first_above(cdf, places)
+        ids = block * BLOCK + torch.arange(BLOCK, device=scores.device)
+        inside = probabilities.gather(-1, ids.clamp(max=probabilities.shape[-1] - 1)).double()
+        inside.masked_fill_(ids >= probabilities.shape[-1], 0.0)
+        cdf = inside.cumsum(-1)
+        # The two sums of a block differ in their last bits; a place beyond the end belongs to its last token.
+        place = torch.minimum(places - before, cdf[:, -1:].nextafter(cdf.new_zeros(())))
+        token, _ = _first_above(cdf, place)
+        return scores.scatter(-1, ids.gather(-1, token), float("inf"))
+
+
+def _first_above(cdf: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index `(B, 1)` of the first entry above the place, which is never one of probability 0, and what precedes it."""
+    index = torch.searchsorted(cdf, places, right=True).clamp_(max=cdf.shape[-1] - 1)
+    return index, torch.nn.functional.pad(cdf, (1, 0)).gather(-1, index)
 
 
 def sample_by_cdf(config: GenerationConfig, vocabulary: int, device: torch.device) -> LogitsProcessorList | None:
