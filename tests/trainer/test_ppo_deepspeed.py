@@ -64,10 +64,12 @@ trainer = PPOTrainer(
     args, tokenizer, load(), ref_model=load() if reference == "given" else None, reward_model=[sevens, brevity],
     train_dataset=data, eval_dataset=data.select(range(5)),
 )
+before = trainer.evaluate()["eval_objective/scores"] if resume == "evaluate" else None
 trainer.train(resume_from_checkpoint=f"{out}-run/checkpoint-2" if resume == "resume" else None)
 names = ("loss", "objective/kl", "objective/scores", "val/ratio", "rewards/brevity/mean")
 curves = {name: [e[name] for e in trainer.state.log_history if name in e] for name in names}
-evaluation = {k: v for k, v in trainer.evaluate().items() if "second" not in k and "runtime" not in k}
+evaluation = {"before": before} if before is not None else {}
+evaluation |= {k: v for k, v in trainer.evaluate().items() if "second" not in k and "runtime" not in k}
 trainer.save_model(out + "-final")
 weights = None
 if trainer.args.process_index == 0:
@@ -111,6 +113,13 @@ def test_zero_on_two_processes_is_one_process_without_it_and_resumes(tmp_path, i
     same(sharded, alone)
     resumed, _ = launch(SCRIPT, 2, two, str(stage), "2", "given", "resume", init)
     same(resumed, alone)
+
+
+def test_a_policy_in_shards_is_evaluated_before_it_trains(tmp_path, init):
+    (alone,) = launch(SCRIPT, 1, tmp_path / "one" / "run", "0", "1", "given", "evaluate", init)
+    sharded, _ = launch(SCRIPT, 2, tmp_path / "two" / "run", "3", "2", "given", "evaluate", init)
+    assert sharded["evaluation"]["before"] is not None
+    same(sharded, alone)
 
 
 def test_a_policy_in_shards_needs_its_reference(tmp_path, init):
