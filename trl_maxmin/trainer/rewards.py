@@ -41,7 +41,7 @@ def build_reward_source(
     Args:
         reward_model:
             A [`MixtureRewardModel`], a one-label sequence-classification model, a pair `(model, tokenizer)`, a reward
-            function, a [`RewardSource`], or a list of these.
+            function, a [`RewardSource`], a list of these, or a dict of single rewards by the name of their group.
         policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         names (`list[str]`, *optional*):
@@ -64,6 +64,8 @@ def build_reward_source(
 
     ```
     """
+    if isinstance(reward_model, dict):
+        names, reward_model = list(reward_model) if names is None else names, list(reward_model.values())
     source = _build(reward_model, policy_tokenizer)
     if names is not None:
         if len(names) != source.num_components or len(set(names)) != len(names):
@@ -92,6 +94,6 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
     raise TypeError(
         f"A reward of type {type(reward_model).__name__} cannot score replies. Pass a `MixtureRewardModel`, a "
         "sequence-classification model with one label (loaded, not its name; an adapter merged with "
-        "`merge_and_unload()`), a pair `(model, tokenizer)`, a function `f(prompts, completions, **kwargs)`, or a "
-        "list of these."
+        "`merge_and_unload()`), a pair `(model, tokenizer)`, a function `f(prompts, completions, **kwargs)`, a list "
+        "of these, or a dict of them by group."
     )
