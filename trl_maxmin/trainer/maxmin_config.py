@@ -11,6 +11,7 @@ from .calibration import UTILITY_KINDS
 
 # "sample_min" changes the reward, not the weights, so it is no welfare rule; a user chooses it in the same place.
 WELFARE_CHOICES = (*WELFARE_RULES, "sample_min")
+OSCILLATION_CHOICES = ("warn", "stop", "ignore")
 
 
 def resolve_utility(utility: str | None, num_components: int) -> str:
@@ -59,6 +60,11 @@ class MaxMinConfigMixin:
         disagreement_point (`list[float]`, *optional*):
             K utilities without an agreement, for `"nash"`. Default: 0, which under `"zscore"` is the reference
             policy's.
+        oscillation (`str`, *optional*, defaults to `"warn"`):
+            What to do when `"maxmin"` goes in circles, that is when the worst-off group alternates while the worst
+            utility stalls: `"warn"` (once), `"stop"` the training, or `"ignore"`.
+        oscillation_window (`int`, *optional*, defaults to 20):
+            Number of rollouts over which that is looked at; at least 4.
 
     > Parameters that control the utility
 
@@ -97,6 +103,16 @@ class MaxMinConfigMixin:
     disagreement_point: list[float] | None = field(
         default=None, metadata={"help": "Utility of each component without an agreement, for 'nash'. Default: zeros."}
     )
+    oscillation: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when 'maxmin' alternates between groups while the worst utility stalls: 'warn', "
+            "'stop' or 'ignore'."
+        },
+    )
+    oscillation_window: int = field(
+        default=20, metadata={"help": "Number of rollouts over which oscillation is looked at; at least 4."}
+    )
     num_reference_completions: int = field(
         default=8,
         metadata={"help": "Replies of the reference policy per prompt to measure utilities against; at least 4."},
@@ -123,6 +139,9 @@ class MaxMinConfigMixin:
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
+        if self.oscillation not in OSCILLATION_CHOICES:
+            allowed = ", ".join(map(repr, OSCILLATION_CHOICES))
+            raise ValueError(f"`oscillation` is {self.oscillation!r}, which is unknown; choose one of {allowed}.")
         if getattr(self, "reward_weights", None) is not None:
             raise ValueError(
                 f"`reward_weights` is {self.reward_weights}, but a MaxMin trainer decides the weights by `welfare`; "
@@ -134,6 +153,7 @@ class MaxMinConfigMixin:
             ("welfare_step_size", 0.0 < self.welfare_step_size < infinity, "finite and positive"),
             ("welfare_window", self.welfare_window >= 1, "at least 1 (no averaging)"),
             ("welfare_floor", 0.0 <= self.welfare_floor <= 1.0, "in [0, 1 / K]"),
+            ("oscillation_window", self.oscillation_window >= 4, "at least 4, to see a trend"),
             ("num_reference_completions", self.num_reference_completions >= 4, "at least 4, to estimate a spread"),
             ("max_calibration_prompts", self.max_calibration_prompts >= 1, "at least 1"),
         )
