@@ -51,7 +51,7 @@ class CallableReward(RewardSource):
     ) -> None:
         self.function = function
         self.policy_tokenizer = policy_tokenizer
-        self.names = [name or _function_name(function)]
+        self.names = [name or callable_name(function)]
         self.device = torch.device("cpu")
 
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
@@ -153,7 +153,17 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _function_name(function: Callable[..., Any]) -> str:
+def callable_name(function: Callable[..., Any]) -> str:
+    """What to call a reward function: its name, that of the function inside a `partial`, or that of its class.
+
+    Example:
+
+    ```python
+    >>> callable_name(functools.partial(sorted, reverse=True))
+    'sorted'
+
+    ```
+    """
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
