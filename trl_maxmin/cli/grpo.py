@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-maxmin grpo`: one policy for the worst-off group with TRL's GRPO, from the user's own prompts and reward models."""
+"""`trl-maxmin grpo`: one policy for the worst-off group with TRL's GRPO, from the user's own prompts and rewards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-maxmin rloo`: one policy for the worst-off group with TRL's RLOO, from the user's own prompts and reward models."""
+"""`trl-maxmin rloo`: one policy for the worst-off group with TRL's RLOO, from the user's own prompts and rewards."""
 
 from __future__ import annotations
 
