@@ -4,6 +4,7 @@
 import copy
 import math
 import shutil
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -28,6 +29,19 @@ from trl_maxmin.trainer.calibration import ReferenceStatistics
 
 
 NAN = float("nan")
+
+
+@dataclass
+class GRPOOnCPU(MaxMinGRPOConfig):
+    use_cpu: bool = True
+
+
+@dataclass
+class RLOOOnCPU(MaxMinRLOOConfig):
+    use_cpu: bool = True
+
+
+OnCPU = {MaxMinGRPOConfig: GRPOOnCPU, MaxMinRLOOConfig: RLOOOnCPU}
 CHAT = "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}{% endfor %}"
 CHAT += "{% if add_generation_prompt %}assistant : {% endif %}"
 
@@ -326,7 +340,7 @@ class TestCalibration:
         statistics = trainer.reference_statistics
         assert sum(calls) == len(PROMPTS) * 8 + 8
         assert {tuple(ids) for prompt in statistics.completions for ids in prompt} == {(7, 2), (9, 8, 2)}
-        assert statistics.rewards[0, :2].tolist() == pytest.approx([[0.0, 1 / 3], [0.5, 0.0]])
+        torch.testing.assert_close(statistics.rewards[0, :2], torch.tensor([[0.0, 1 / 3], [0.5, 0.0]]))
         assert trainer._recorded is None and len(trainer._logs["prompt"]) == 8
 
 
@@ -537,16 +551,20 @@ class TestRefusals:
 
     def test_arguments_of_the_host(self, base, trainer_class, tmp_path):
         with pytest.raises(TypeError, match=f"needs a {CONFIG_OF[trainer_class].__name__}"):
-            trainer_class(model=str(base), reward_funcs=sevens, args=GRPOConfig(str(tmp_path), report_to=[]))
+            trainer_class(
+                model=str(base), reward_funcs=sevens, args=GRPOConfig(str(tmp_path), report_to=[], use_cpu=True)
+            )
 
     def test_default_arguments(self, base, trainer_class, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
+        # TRL's own default is bfloat16 on a GPU.
+        monkeypatch.setattr(trainer_class, "_config_class", OnCPU[CONFIG_OF[trainer_class]])
         rows = Dataset.from_dict({"prompt": PROMPTS})
         trainer = trainer_class(model=str(base), reward_funcs=[sevens, nines], train_dataset=rows)
         assert trainer.args.output_dir == f"base-{trainer._name}" and trainer.args.beta > 0
 
     def test_before_a_model_is_loaded(self, trainer_class, tmp_path):
-        args = CONFIG_OF[trainer_class](str(tmp_path), welfare_floor=0.6, report_to=[])
+        args = CONFIG_OF[trainer_class](str(tmp_path), welfare_floor=0.6, report_to=[], use_cpu=True)
         with pytest.raises(ValueError, match=r"0\.6.*at most 0\.5"):
             trainer_class(model="no/such-model", reward_funcs=[sevens, nines], args=args)
 
@@ -560,7 +578,7 @@ class TestRefusals:
 
     def test_fixed_weights(self, trainer_class, tmp_path):
         with pytest.raises(ValueError, match="decides the weights by `welfare`"):
-            CONFIG_OF[trainer_class](str(tmp_path), reward_weights=[1.0, 2.0], report_to=[])
+            CONFIG_OF[trainer_class](str(tmp_path), reward_weights=[1.0, 2.0], report_to=[], use_cpu=True)
 
     def test_statistics_of_other_components(self, make):
         first = make()
@@ -571,24 +589,26 @@ class TestRefusals:
 
 class TestConfigs:
     def test_defaults_that_differ_from_trl(self, tmp_path):
-        config = MaxMinGRPOConfig(str(tmp_path), report_to=[])
+        config = MaxMinGRPOConfig(str(tmp_path), report_to=[], use_cpu=True)
         assert config.beta > 0 and config.scale_rewards == "none"
         assert config.multi_objective_aggregation == "sum_then_normalize"
-        assert MaxMinRLOOConfig(str(tmp_path), report_to=[]).beta > 0
+        assert MaxMinRLOOConfig(str(tmp_path), report_to=[], use_cpu=True).beta > 0
 
     def test_normalize_then_sum_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="'normalize_then_sum', which standardises.*'sum_then_normalize'"):
-            MaxMinGRPOConfig(str(tmp_path), multi_objective_aggregation="normalize_then_sum", report_to=[])
+            MaxMinGRPOConfig(
+                str(tmp_path), multi_objective_aggregation="normalize_then_sum", report_to=[], use_cpu=True
+            )
 
     @pytest.mark.parametrize("value", ["group", "batch", True])
     def test_scaling_is_doubtful(self, tmp_path, value):
         with pytest.warns(UserWarning, match="undoes the calibration"):
-            MaxMinGRPOConfig(str(tmp_path), scale_rewards=value, report_to=[])
+            MaxMinGRPOConfig(str(tmp_path), scale_rewards=value, report_to=[], use_cpu=True)
 
     @pytest.mark.parametrize("config", [MaxMinGRPOConfig, MaxMinRLOOConfig])
     def test_no_kl_is_doubtful(self, tmp_path, config):
         with pytest.warns(UserWarning, match="`beta` is 0"):
-            config(str(tmp_path), beta=0.0, report_to=[])
+            config(str(tmp_path), beta=0.0, report_to=[], use_cpu=True)
 
 
 @pytest.mark.seam

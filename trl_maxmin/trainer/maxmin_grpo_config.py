@@ -34,7 +34,7 @@ class MaxMinGRPOConfig(MaxMinConfigMixin, GRPOConfig):
 
     Example:
 
-    >>> config = MaxMinGRPOConfig(output_dir="policy", welfare="mirror", report_to="none")
+    >>> config = MaxMinGRPOConfig(output_dir="policy", welfare="mirror", report_to="none", use_cpu=True)
     >>> config.beta, config.scale_rewards
     (0.04, 'none')
     """

@@ -20,7 +20,7 @@ class MaxMinRLOOConfig(MaxMinConfigMixin, RLOOConfig):
 
     Example:
 
-    >>> MaxMinRLOOConfig(output_dir="policy", welfare="softmin", report_to="none").beta
+    >>> MaxMinRLOOConfig(output_dir="policy", welfare="softmin", report_to="none", use_cpu=True).beta
     0.05
     """
 
