@@ -2,9 +2,9 @@
 r"""
 Three groups, one prompt, one-token replies: a game small enough to solve exactly, played by the real trainers.
 
-Each group likes a word of its own (utilities 1, 0.8 and 0.5) and there is a compromise word (0.2 to each). No word serves
-all: the max-min policy mixes the three so that every group gets 4 / 17. The linear program gives that value; the trainers
-see rewards of sampled words only. What is reported, in shares of the max-min value:
+Each group likes a word of its own (utilities 1, 0.8 and 0.5) and there is a compromise word (0.1 to each). No word
+serves all: the max-min policy mixes the three so that every group gets 4 / 17. The linear program gives that value;
+the trainers see rewards of sampled words only. What is reported, in shares of the max-min value:
 
 - averaged: the smallest group utility of the mean policy over the second half of the run (exact, from the logits);
 - last: that of the last policy; gap: the largest minus the smallest group utility of the same policies.
@@ -46,13 +46,13 @@ UTILITIES = {
     "first": (1.0, 0.0, 0.0),
     "second": (0.0, 0.8, 0.0),
     "third": (0.0, 0.0, 0.5),
-    "compromise": (0.2, 0.2, 0.2),
+    "compromise": (0.1, 0.1, 0.1),
 }
 GAME = np.array([UTILITIES.get(word, (0.0, 0.0, 0.0)) for word in WORDS])
 GROUPS = ("a", "b", "c")
 REPLIES = 128
 RULES = {
-    "mirror": {"welfare": "mirror", "welfare_step_size": 0.3},
+    "mirror": {"welfare": "mirror", "welfare_step_size": 1.0, "welfare_step_schedule": "inverse_sqrt"},
     "maxmin": {"welfare": "maxmin", "oscillation": "ignore"},
     "softmin": {"welfare": "softmin", "welfare_temperature": 0.1},
 }
@@ -108,13 +108,14 @@ def play(trainer: str, folder: Path, steps: int, beta: float, seed: int, learnin
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(WORDS), n_layer=1, n_head=1, n_embd=16, n_positions=8, bos_token_id=1, eos_token_id=1,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder / "policy")
     words = tokenizer()
     common = {
         "output_dir": str(folder / "run"), "max_steps": steps, "per_device_train_batch_size": REPLIES, "seed": seed,
-        "learning_rate": learning_rate, "lr_scheduler_type": "constant", "temperature": 1.0, "utility": "raw",
+        "learning_rate": learning_rate, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
+        "temperature": 1.0, "utility": "raw",
         "report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
         "disable_tqdm": True, "logging_steps": steps, **rule,
     }  # fmt: skip
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--trainer", choices=("ppo", "grpo", "rloo"), default="rloo")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--learning_rate", type=float, default=0.3)
     parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=list(RULES))
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 0.02], help="Coefficients of the KL term.")
     parser.add_argument("--output", type=Path)

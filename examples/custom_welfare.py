@@ -7,7 +7,8 @@ A welfare rule of one's own: keep the majority above a floor, then help the mino
 
 A rule is one function from the group utilities `(K,)` to weights `(K,)`; the trainer projects what it returns on the
 simplex. Here the first component of the mixture is the majority, and utilities are in spreads of the reference
-policy's replies (0 is the reference). Below `--majority_floor` the majority counts, above it the worst-off of the others.
+policy's replies (0 is the reference). Below `--majority_floor` the majority counts, above it the worst-off of the
+others.
 
 One GPU:
 

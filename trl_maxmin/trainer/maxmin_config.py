@@ -12,6 +12,7 @@ from .calibration import UTILITY_KINDS
 # "sample_min" changes the reward, not the weights, so it is no welfare rule; a user chooses it in the same place.
 WELFARE_CHOICES = (*WELFARE_RULES, "sample_min")
 OSCILLATION_CHOICES = ("warn", "stop", "ignore")
+STEP_SCHEDULES = ("constant", "inverse_sqrt")
 
 
 def resolve_utility(utility: str | None, num_components: int) -> str:
@@ -52,6 +53,9 @@ class MaxMinConfigMixin:
             Temperature tau of `"softmin"`, in units of utility.
         welfare_step_size (`float`, *optional*, defaults to 0.1):
             Step size eta of `"mirror"`.
+        welfare_step_schedule (`str`, *optional*, defaults to `"constant"`):
+            `"constant"`, or `"inverse_sqrt"`: eta divided by the square root of the number of the rollout, so that
+            the weights come to rest.
         welfare_window (`int`, *optional*, defaults to 1):
             Group utilities are averaged exponentially over about this many rollouts before they decide; 1 is no
             averaging.
@@ -95,6 +99,13 @@ class MaxMinConfigMixin:
         default=1.0, metadata={"help": "Temperature of the 'softmin' rule, in units of utility."}
     )
     welfare_step_size: float = field(default=0.1, metadata={"help": "Step size of the 'mirror' rule."})
+    welfare_step_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Step size of 'mirror' over the rollouts: 'constant', or 'inverse_sqrt', which divides it by the "
+            "square root of the number of the rollout."
+        },
+    )
     welfare_window: int = field(
         default=1,
         metadata={"help": "Group utilities are averaged over about this many rollouts; 1 is no averaging."},
@@ -139,9 +150,11 @@ class MaxMinConfigMixin:
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
-        if self.oscillation not in OSCILLATION_CHOICES:
-            allowed = ", ".join(map(repr, OSCILLATION_CHOICES))
-            raise ValueError(f"`oscillation` is {self.oscillation!r}, which is unknown; choose one of {allowed}.")
+        named = (("oscillation", OSCILLATION_CHOICES), ("welfare_step_schedule", STEP_SCHEDULES))
+        for name, choices in named:
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(map(repr, choices))
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, which is unknown; choose one of {allowed}.")
         if getattr(self, "reward_weights", None) is not None:
             raise ValueError(
                 f"`reward_weights` is {self.reward_weights}, but a MaxMin trainer decides the weights by `welfare`; "

@@ -219,11 +219,12 @@ class MaxMinMixin(AtomicCheckpointMixin):
             weights = torch.full_like(utilities, 1.0 / len(utilities))
         else:
             point = self.args.disagreement_point
+            falls = self.args.welfare_step_schedule == "inverse_sqrt"
             weights = welfare_weights(
                 self.welfare_rule,
                 utilities,
                 tau=self.args.welfare_temperature,
-                eta=self.args.welfare_step_size,
+                eta=self.args.welfare_step_size / (math.sqrt(state.step + 1) if falls else 1.0),
                 previous=state.weights,
                 mixing_weights=self._mixing_weights,
                 disagreement=None if point is None else torch.tensor(point, dtype=utilities.dtype),
