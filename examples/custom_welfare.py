@@ -37,7 +37,7 @@ from trl import ModelConfig, TrlParser
 
 from trl_maxmin import MaxMinGRPOConfig, MaxMinGRPOTrainer
 from trl_maxmin.cli.io import read_dataset
-from trl_maxmin.cli.policy import PolicyArguments, load_reward_model
+from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
 
 
 @dataclass
@@ -69,7 +69,7 @@ def main(script_args: Arguments, training_args: MaxMinGRPOConfig, model_args: Mo
         args=training_args,
         model=AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype),
         processing_class=AutoTokenizer.from_pretrained(model_args.model_name_or_path),
-        reward_funcs=load_reward_model(script_args.reward_model),
+        reward_funcs=load_reward_models(script_args.reward_model),
         train_dataset=train_dataset,
         welfare_function=keep_the_majority_above(script_args.majority_floor, script_args.softness),
     )

@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 from trl_maxmin.cli.io import print_table, read_dataset
-from trl_maxmin.cli.policy import PolicyArguments, load_reward_model
+from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
 from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.evaluation import by_group, group_min
 from trl_maxmin.trainer.rewards import RewardBatch, build_reward_source
@@ -76,7 +76,7 @@ def main(args: EvaluationArguments, model_args: ModelConfig) -> None:
     accelerator = Accelerator()
     train, test = read_dataset(args)
     prompts = list((test or train)["prompt"])
-    source = build_reward_source(load_reward_model(args.reward_model)).to(accelerator.device)
+    source = build_reward_source(load_reward_models(args.reward_model)).to(accelerator.device)
     mine = prompts[accelerator.process_index :: accelerator.num_processes]
     names = (model_args.model_name_or_path, args.reference_model)
     policy, reference = (

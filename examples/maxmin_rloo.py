@@ -31,7 +31,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from trl_maxmin import MaxMinRLOOConfig, MaxMinRLOOTrainer
 from trl_maxmin.cli.io import read_dataset
-from trl_maxmin.cli.policy import PolicyArguments, load_reward_model
+from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
 
 
 def main(script_args: PolicyArguments, training_args: MaxMinRLOOConfig, model_args: ModelConfig) -> None:
@@ -43,7 +43,7 @@ def main(script_args: PolicyArguments, training_args: MaxMinRLOOConfig, model_ar
     kwargs = {"revision": model_args.model_revision}
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
     policy = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
-    rewards = load_reward_model(script_args.reward_model)
+    rewards = load_reward_models(script_args.reward_model)
 
     ################
     # Training

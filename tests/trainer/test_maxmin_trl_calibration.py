@@ -104,11 +104,13 @@ class TestCalibration:
             return {"prompt_ids": [[5]] * len(prompts), "completion_ids": ids, "logprobs": logprobs}
 
         trainer = build_trl_trainer(
-            MaxMinGRPOTrainer, trl_base, word_tokenizer, tmp_path / "run", rollout_func=rollout, max_steps=1
-        )
+            MaxMinGRPOTrainer, trl_base, word_tokenizer, tmp_path / "run", rollout_func=rollout, max_steps=1,
+            num_reference_completions=5,
+        )  # fmt: skip
         trainer.train()
         statistics = trainer.reference_statistics
-        assert sum(calls) == len(PROMPTS) * 8 + 8
+        # 30 reference replies, filled up to whole groups of 4, and the 8 of the step.
+        assert sum(calls) == 32 + 8 and statistics.rewards.shape == (6, 5, 2)
         assert {tuple(ids) for prompt in statistics.completions for ids in prompt} == {(7, 2), (9, 8, 2)}
         torch.testing.assert_close(statistics.rewards[0, :2], torch.tensor([[0.0, 1 / 3], [0.5, 0.0]]))
         assert trainer._recorded is None and len(trainer._logs["prompt"]) == 8

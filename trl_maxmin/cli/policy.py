@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
 from ..models import MixtureRewardModel
+from ..trainer.reward_callables import load_reward_model
 from .io import read_dataset
 
 
@@ -31,15 +32,10 @@ class PolicyArguments(ScriptArguments):
     )
 
 
-def load_reward_model(name: str) -> Any:
+def load_reward_models(name: str) -> Any:
     """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds."""
-    names = [part.strip() for part in name.split(",") if part.strip()]
-    if len(names) == 1 and AutoConfig.from_pretrained(names[0]).model_type == "mixture_reward":
-        return MixtureRewardModel.from_pretrained(names[0])
-    return [
-        (AutoModelForSequenceClassification.from_pretrained(part, num_labels=1), AutoTokenizer.from_pretrained(part))
-        for part in names
-    ]
+    models = [load_reward_model(part.strip()) for part in name.split(",") if part.strip()]
+    return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
 
 
 def run_policy(argv: Sequence[str], command: str, config_class: type, build: Callable[..., Any]) -> None:
@@ -74,7 +70,7 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
         model=AutoModelForCausalLM.from_pretrained(
             model.model_name_or_path, revision=model.model_revision, dtype=model.dtype
         ),
-        reward_model=load_reward_model(script.reward_model),
+        reward_model=load_reward_models(script.reward_model),
         processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision),
         train_dataset=train,
         eval_dataset=test,

@@ -209,8 +209,11 @@ class TRLPolicyMixin(CalibrationMixin):
         self._require_start("a policy that calls tools, sees images or acts in an environment")
         training, logs, metrics = self.model.training, self._logs, self._metrics["eval"]
         pending = self._pending_metrics, self._pending_extra_logs
+        # The host wants whole groups of replies; what fills up the last one is dropped below.
+        group, count = self.num_generations_eval, len(rows)
+        rows = rows + [rows[-1]] * (-count % group)
         size = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        size = max(size // self.num_generations_eval, 1) * self.num_generations_eval
+        size = max(size // group, 1) * group
         self._recorded, self._metrics["eval"] = [], defaultdict(list)
         self._logs = {
             name: defaultdict(list) if isinstance(value, defaultdict) else [] for name, value in logs.items()
@@ -226,18 +229,18 @@ class TRLPolicyMixin(CalibrationMixin):
             self._recorded, self._metrics["eval"], self._logs = None, metrics, logs
             self._pending_metrics, self._pending_extra_logs = pending
             self.model.train(training)
-        ids = [reply for _, _, replies, _ in recorded for reply in replies]
+        ids = [reply for _, _, replies, _ in recorded for reply in replies][:count]
         local = [
             rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]
             for _, prompts, _, rewards in recorded
         ]
         return ReferenceReplies(
-            inputs=rows,
-            prompts=[prompt for _, prompts, _, _ in recorded for prompt in prompts],
+            inputs=rows[:count],
+            prompts=[prompt for _, prompts, _, _ in recorded for prompt in prompts][:count],
             completions=ids,
             completion_ids=ids,
             finished=torch.tensor([cut_at_stop(reply[-1:], self.stop_token_ids)[1] for reply in ids]),
-            rewards=torch.cat(local),
+            rewards=torch.cat(local)[:count],
         )
 
     def _score_reference(self, replies: ReferenceReplies) -> torch.Tensor:
