@@ -14,6 +14,8 @@ COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
+    "grpo": "the same by MaxMin-GRPO, on TRL's trainer",
+    "rloo": "the same by MaxMin-RLOO, on TRL's trainer",
 }
 
 
