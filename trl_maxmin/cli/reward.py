@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl import ModelConfig, ScriptArguments, TrlParser
+from peft import LoraConfig
+from trl import ModelConfig, ScriptArguments, TrlParser, get_quantization_config
 
 from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 from .io import print_table, read_dataset
@@ -27,8 +28,15 @@ def run(argv: Sequence[str]) -> None:
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is required: the base model of the reward components.")
     args.model_init_kwargs = {"revision": model.model_revision, "dtype": model.dtype}
+    peft_config = None
+    if args.component_type == "lora":
+        if quantization := get_quantization_config(model):
+            args.model_init_kwargs["quantization_config"] = quantization
+        peft_config = lora_config(model)
     train, test = read_dataset(script)
-    trainer = MixtureRewardTrainer(model.model_name_or_path, args, train_dataset=train, eval_dataset=test)
+    trainer = MixtureRewardTrainer(
+        model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config
+    )
     trainer.train()
     save_mixture(trainer, args.output_dir)
     names = trainer.mixture.component_names
@@ -41,13 +49,25 @@ def run(argv: Sequence[str]) -> None:
     print(f"saved to {args.output_dir}")
 
 
+def lora_config(model: ModelConfig) -> LoraConfig:
+    """The adapters that `--lora_r`, `--lora_alpha`, ... ask for (TRL's options, of which `--use_peft` is implied)."""
+    return LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=model.lora_target_modules,
+        use_rslora=model.use_rslora,
+        use_dora=model.use_dora,
+    )
+
+
 def save_mixture(trainer: MixtureRewardTrainer, output_dir: str | Path, mixture_dir: str = "") -> None:
     """Save the mixture, its components and the assignments below a folder (rank 0 only)."""
     if not trainer.accelerator.is_main_process:
         return
     output_dir = Path(output_dir)
     trainer.mixture.save_pretrained(output_dir / mixture_dir)
-    for name in trainer.mixture.component_names:
+    for name in trainer.mixture.component_names if trainer.mixture.exports_components else ():
         trainer.mixture.save_component(name, output_dir / "components" / name)
     assignments = {str(annotator): name for annotator, name in trainer.assignments().items()}
     (output_dir / "assignments.json").write_text(json.dumps(assignments, indent=2) + "\n")
