@@ -14,6 +14,8 @@ COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
+    "push": "put mixture, components and policies on the Hub, with cards and a collection",
+    "pull": "get back what a push published",
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData, SpaceCard
+from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard, ModelCardData, SpaceCard
 
 from ..run_record import RunRecord
 from . import facts
@@ -70,16 +70,12 @@ def _environment() -> Any:
     )
 
 
-def _render(template: str, data: Mapping[str, Any] | ModelCardData, **values: Any) -> str:
+def _render(template: str, metadata: Mapping[str, Any] | CardData, **values: Any) -> str:
     body = _environment().get_template(template).render(**values)
     while "\n\n\n" in body:
         body = body.replace("\n\n\n", "\n\n")
-    if isinstance(data, ModelCardData):
-        front = data.to_yaml()
-    else:
-        from huggingface_hub.repocard_data import CardData
-
-        front = CardData(**data).to_yaml()
+    data = metadata if isinstance(metadata, CardData) else CardData(**metadata)
+    front = data.to_yaml()
     return f"---\n{front}\n---\n\n{body.strip()}\n"
 
 
@@ -158,10 +154,7 @@ def _reward_values(reward: Mapping[str, Any], record: RunRecord) -> dict[str, An
         "selection": selection,
         "em": facts.settings(reward.get("em")),
         "training": facts.settings(reward.get("training")),
-        "bound": facts.last(reward.get("curves"), "lower_bound", "em/lower_bound", "predictive_log_likelihood"),
-        "bound_name": "predictive log-likelihood per pair"
-        if not (reward.get("curves") or {}).get("lower_bound")
-        else "EM lower bound",
+        "bound": facts.last(reward.get("curves"), "em/lower_bound"),
         "weakest": facts.weakest(reward),
         "smallest": facts.smallest(reward),
         "versions": record.versions,
