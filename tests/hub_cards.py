@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our own Hub accepts as the metadata of a card. The real schema is not public; this is the part that is known."""
+"""What our own Hub accepts as the metadata of a card. The real schema is not public: this is what is known."""
 
 from __future__ import annotations
 

@@ -498,7 +498,9 @@ def list_collections(hub: Any, request: Request) -> Answer:
     user, found = _user(hub, request), []
     for collection in hub.store.collections.values():
         mine = user is not None and collection["owner"] in (user["name"], *user["orgs"])
-        if request.query.get("owner", collection["owner"]) == collection["owner"] and (mine or not collection["private"]):
+        if request.query.get("owner", collection["owner"]) == collection["owner"] and (
+            mine or not collection["private"]
+        ):
             shown = _shown(collection)
             del shown["position"]
             found.append({**shown, "items": shown["items"][:4]})
@@ -585,5 +587,3 @@ def space_runtime(hub: Any, request: Request, id: str, kind: str) -> Answer:
             raise HubRefusal(402, "Payment required for this hardware")
         repo.hardware = request.json()["flavor"]
     return Answer.json(_runtime(repo))
-
-

@@ -263,8 +263,6 @@ def run_command(command: list[str]) -> int:
         return status
 
 
-
-
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     sys.exit(run_command(arguments[1:] if arguments[:1] == ["--"] else arguments))

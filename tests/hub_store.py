@@ -19,7 +19,18 @@ from tests.hub_cards import card_errors, read_front_matter
 
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}$")
 #: What the default .gitattributes of a new repository sends to large-file storage.
-LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.model", "*.parquet", "*.arrow", "*.h5", "*.onnx")
+LFS_PATTERNS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "*.model",
+    "*.parquet",
+    "*.arrow",
+    "*.h5",
+    "*.onnx",
+)
 LFS_PATTERNS += ("*.zip", "*.npz", "*.npy", "*.gz", "*.msgpack", "*.ckpt", "*tfevents*")
 MAX_REGULAR = 10 * 2**20
 GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS).encode()
@@ -212,9 +223,7 @@ class HubStore:
             errors = card_errors((files["README.md"].data or b"").decode(), repo.type)
             if errors:
                 raise HubRefusal(400, f"Invalid metadata in README.md: {errors[0]}")
-        commit = Commit(
-            self.unique(), header.get("summary", ""), header.get("description", ""), files, now(), author
-        )
+        commit = Commit(self.unique(), header.get("summary", ""), header.get("description", ""), files, now(), author)
         repo.branches[revision].append(commit)
         return commit
 

@@ -75,6 +75,8 @@ def run(argv: Sequence[str]) -> None:
         eval_dataset=test,
         peft_config=get_peft_config(model),
     )
+    trainer.dataset_name, trainer.reward_model_name = script.dataset_name, script.reward_model
     trainer.train()
     trainer.save_model(args.output_dir)
+    trainer.create_model_card()
     print(f"saved to {args.output_dir}")

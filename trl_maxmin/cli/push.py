@@ -12,7 +12,7 @@ from trl import TrlParser
 from ..hub.collection import collection_items, publish_collection
 from ..hub.faults import HubError
 from ..hub.files import size_of
-from ..hub.plan import OutputPlan, PushOptions, plan_output_folder
+from ..hub.plan import OutputPlan, PushOptions, plan_output_folder, plan_single_model
 from ..hub.push import Published, publish
 from .io import print_table
 
@@ -32,6 +32,7 @@ class PushArguments:
         license (`str`): of models and data, for the cards.
         base_model (`str`): Hub id of the base model, where the files only know a path.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
+        exact (`bool`): the folder is one model, and `repo_id` is its repository; no collection.
         dry_run (`bool`): print the plan and send nothing.
     """
 
@@ -54,8 +55,10 @@ class PushArguments:
         default=None, metadata={"help": "Hub id of the base model, where the files only know a path."}
     )
     space_sdk: str = field(default="gradio", metadata={"help": "SDK of a new Space: gradio, docker or static."})
-    space_hardware: str | None = field(
-        default=None, metadata={"help": "Hardware of a new Space, such as zero-a10g."}
+    space_hardware: str | None = field(default=None, metadata={"help": "Hardware of a new Space, such as zero-a10g."})
+    exact: bool = field(
+        default=False,
+        metadata={"help": "The folder is one model, and repo_id is its repository; no collection."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Print repositories, files, sizes; send nothing."})
 
@@ -83,10 +86,10 @@ def print_plan(plan: OutputPlan, private: bool | None, collection: bool) -> None
     """The plan of a push: every repository with its files."""
     rows = []
     for repo in plan.repos:
-        rows.append(
-            [repo.repo_id, repo.repo_type, repo.visibility, str(len(repo.files)), bytes_in_words(repo.size)]
-        )
-    print_table("Repositories, in the order of publication", ["repository", "type", "visibility", "files", "size"], rows)
+        rows.append([repo.repo_id, repo.repo_type, repo.visibility, str(len(repo.files)), bytes_in_words(repo.size)])
+    print_table(
+        "Repositories, in the order of publication", ["repository", "type", "visibility", "files", "size"], rows
+    )
     for repo in plan.repos:
         print(f"{repo.repo_id}")
         for name, content in sorted(repo.files.items()):
@@ -94,6 +97,8 @@ def print_plan(plan: OutputPlan, private: bool | None, collection: bool) -> None
     if collection:
         visibility = "private" if private else "public"
         print(f"collection {plan.namespace}/{plan.title} ({visibility}), last")
+    if private is None:
+        print("visibility `default`: public, or what the namespace prescribes (--private true for private)")
     if plan.left_out:
         print(f"stays here: {', '.join(plan.left_out)}")
 
@@ -121,9 +126,13 @@ def run(argv: Sequence[str]) -> None:
         space_sdk=arguments.space_sdk,
         space_hardware=arguments.space_hardware,
     )
-    plan = plan_output_folder(
-        arguments.output_dir, arguments.repo_id, options, dataset=arguments.dataset, space=arguments.space
-    )
+    if arguments.exact:
+        plan = plan_single_model(arguments.output_dir, arguments.repo_id, options)
+        arguments.collection = False
+    else:
+        plan = plan_output_folder(
+            arguments.output_dir, arguments.repo_id, options, dataset=arguments.dataset, space=arguments.space
+        )
     if arguments.dry_run:
         print_plan(plan, arguments.private, arguments.collection)
         print("Nothing was sent (--dry_run).")

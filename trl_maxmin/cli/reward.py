@@ -39,6 +39,8 @@ def run(argv: Sequence[str]) -> None:
     )
     trainer.train()
     save_mixture(trainer, args.output_dir)
+    trainer.dataset_name = script.dataset_name
+    trainer.create_model_card()
     names = trainer.mixture.component_names
     weights = trainer.mixture.mixing_weights.tolist()
     rows = [[name, f"{weight:.2f}"] for name, weight in zip(names, weights, strict=True)]
@@ -47,6 +49,8 @@ def run(argv: Sequence[str]) -> None:
         accuracy = (trainer.heldout_log_likelihood().exp() > 0.5).double().mean()
         print(f"accuracy on {len(trainer.eval_dataset)} held-out pairs: {accuracy:.3f}")
     print(f"saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def lora_config(model: ModelConfig) -> LoraConfig:

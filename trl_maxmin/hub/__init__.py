@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing what was trained, and getting it back: cards, repositories, collections, and clear words when it fails."""
+"""Publishing what was trained, and getting it back: cards, repositories, collections, clear words when it fails."""
 
 from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, space_card
 from .collection import publish_collection

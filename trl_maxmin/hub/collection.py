@@ -90,9 +90,7 @@ def publish_collection(
     if collection.description == UNFINISHED:
         ask(
             doing,
-            lambda: api.update_collection_metadata(
-                collection.slug, description=DESCRIPTION, private=bool(private)
-            ),
+            lambda: api.update_collection_metadata(collection.slug, description=DESCRIPTION, private=bool(private)),
         )
     elif not changed:
         status = "unchanged"

@@ -9,12 +9,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..run_record import RunRecord
+from ..run_record import STAGES, RunRecord
 from .files import is_hub_id
 
 
 # Names of settings that say where something lies on this machine, who may log in, or who somebody is.
-_PRIVATE = re.compile(r"token|secret|password|api_key|(^|_)(dir|path|file)$|annotator_ids|annotators_lost|assignments$")
+_PRIVATE = re.compile(
+    r"token|secret|password|api_key|(^|_)(dir|path|file)$|annotator_ids|annotators_lost|assignments$"
+)
+# Fields whose names are those of groups, components, policies and metrics, not of settings, or whose texts are data.
+_BY_NAME = {"samples", "curves", "win_rate", "gold_utility", "heldout_accuracy", "shares", "groups", "component_names"}
+_BY_NAME |= {"component_annotators", "component_pairs", "component_heldout_accuracy", "component_heldout_pairs"}
 _LONGEST_TEXT = 300
 
 
@@ -34,7 +39,21 @@ def public_record(record: RunRecord) -> RunRecord:
     {'base_model': 'gpt', 'dataset': {}}
     """
     facts = copy.deepcopy(record.to_dict())
-    return RunRecord.from_dict(_public(facts))
+    for stage in STAGES:
+        for name, value in facts.get(stage, {}).items():
+            if name in _BY_NAME:
+                facts[stage][name] = _without_tokens(value)
+            else:
+                facts[stage][name] = _public(value)
+    return RunRecord.from_dict(facts)
+
+
+def _without_tokens(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tokens(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_tokens(entry) for entry in value]
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", value) if isinstance(value, str) else value
 
 
 def _public(value: Any) -> Any:
@@ -44,9 +63,7 @@ def _public(value: Any) -> Any:
         return [_public(entry) for entry in value]
     if isinstance(value, str) and re.match(r"^(~|\.{0,2}/|[A-Za-z]:\\)[^\s]*$", value):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    if isinstance(value, str) and re.search(r"\bhf_[A-Za-z0-9]{8,}", value):
-        return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", value)
-    return value
+    return _without_tokens(value)
 
 
 def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
@@ -63,12 +80,14 @@ def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns in which every cell is empty are left out; without rows it is empty."""
+    """A Markdown table; columns in which every cell is empty are left out, numbers stand on the right; without
+    rows it is empty."""
     rows = [list(row) for row in rows]
     keep = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
     if not rows:
         return ""
-    lines = [[columns[i] for i in keep], ["---" if i == 0 else "---:" for i in keep]]
+    numeric = [all(re.fullmatch(r"[-+.\d\[\], ]*", row[i]) for row in rows) for i in range(len(columns))]
+    lines = [[columns[i] for i in keep], ["---:" if numeric[i] else "---" for i in keep]]
     lines += [[row[i] or "-" for i in keep] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -207,9 +226,7 @@ def result_tables(evaluation: Mapping[str, Any], this: str) -> tuple[str, str]:
         return f"{code(group)} (minority)" if group == minority else code(group)
 
     def build(cell: Any) -> str:
-        return table(
-            ["group", *map(head, policies)], [[label(g), *(cell(p, g) for p in policies)] for g in groups]
-        )
+        return table(["group", *map(head, policies)], [[label(g), *(cell(p, g) for p in policies)] for g in groups])
 
     won = build(lambda p, g: interval((rates.get(p) or {}).get(g))) if rates else ""
     mean = build(lambda p, g: number((utility.get(p) or {}).get(g))) if utility else ""

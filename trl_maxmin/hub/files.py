@@ -62,7 +62,7 @@ def model_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
         pickled = sorted(path.name for path in folder.iterdir() if matches(path.name, _PICKLES))
         found = f"only pickled files ({', '.join(pickled)})" if pickled else "no weights"
         raise ValueError(
-            f"{folder} holds {found}. Save the model with `save_pretrained`, which writes .safetensors, and push again."
+            f"{folder} holds {found}. Save the model with `save_pretrained`, which writes .safetensors, and push it."
         )
     if not ("config.json" in files or "adapter_config.json" in files):
         raise ValueError(f"{folder} holds weights but neither config.json nor adapter_config.json.")

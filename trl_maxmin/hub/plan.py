@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ def _published_base(
         base = base if is_hub_id(base) or not fallback else fallback
         if not is_hub_id(base):
             raise ValueError(
-                f"{what} is an adapter of {base!r}, which is not on the Hub: nobody could load it. Push the base first "
-                "and give its id as base_model (--base_model)."
+                f"{what} is an adapter of {base!r}, which is not on the Hub: nobody could load it. Push the base "
+                "first and give its id as base_model (--base_model)."
             )
         if base != config["base_model_name_or_path"]:
             files[name] = _json(config | {"base_model_name_or_path": base})
@@ -115,9 +115,7 @@ def plan_component(
     base = _published_base(files, options.base_model, f"The component {name!r}") or options.base_model
     context = CardContext(repo_id, license=options.license, base_model=base)
     card = component_card(record, name, context, peft=peft)
-    return RepoPlan(
-        repo_id, "component", name, {**files, "README.md": str(card).encode()}, private=options.private
-    )
+    return RepoPlan(repo_id, "component", name, {**files, "README.md": str(card).encode()}, private=options.private)
 
 
 def plan_mixture(
@@ -126,6 +124,7 @@ def plan_mixture(
     record: RunRecord,
     options: PushOptions,
     components: Mapping[str, str] | None = None,
+    tags: Sequence[str] = (),
 ) -> RepoPlan:
     """A mixture's folder as a repository.
 
@@ -138,7 +137,9 @@ def plan_mixture(
         inside = model_files(Path(folder) / _BASE_FOLDER)
         files |= {f"{_BASE_FOLDER}/{name}": path for name, path in inside.items()}
     record = _described(record, folder)
-    context = CardContext(repo_id, license=options.license, base_model=base, components=dict(components or {}))
+    context = CardContext(
+        repo_id, license=options.license, base_model=base, components=dict(components or {}), tags=list(tags)
+    )
     files = _with_record(files, record, mixture_card(record, context))
     return RepoPlan(repo_id, "mixture", "", files, private=options.private)
 
@@ -168,6 +169,7 @@ def plan_policy(
     figure: Path | None = None,
     kind: str = "policy",
     fallback_base: str | None = None,
+    tags: Sequence[str] = (),
 ) -> RepoPlan:
     """A policy's folder (a language model or a LoRA adapter) as a repository.
 
@@ -198,12 +200,23 @@ def plan_policy(
     if base is None and not is_hub_id(facts_of_run.policy.get("base_model")):
         base = fallback_base
     context = CardContext(
-        repo_id, license=options.license, base_model=base, mixture=mixture, dataset=dataset, figure=figure is not None
+        repo_id,
+        license=options.license,
+        base_model=base,
+        mixture=mixture if _from_this_mixture(facts_of_run) else None,
+        dataset=dataset,
+        figure=figure is not None,
+        tags=list(tags),
     )
     card = policy_card(facts_of_run, context, peft=peft)
     if figure is not None:
         files[FIGURE] = figure
     return RepoPlan(repo_id, kind, name, _with_record(files, facts_of_run, card), private=options.private)
+
+
+def _from_this_mixture(record: RunRecord) -> bool:
+    """Whether the record says that the policy was trained on the mixture beside it; else nothing is said of it."""
+    return Path(str(record.policy.get("reward_model", ""))).name == "mixture"
 
 
 def plan_dataset(
@@ -224,12 +237,29 @@ def plan_dataset(
     configs = {"results": "results.jsonl"}
     for path in sorted(Path(folder).iterdir()) if folder is not None and Path(folder).is_dir() else ():
         if path.is_file() and matches(path.name, DATASET_FILES) and path.name not in ("README.md", "results.jsonl"):
+            _refuse_annotators(path)
             files[path.name] = path
             if path.suffix in (".jsonl", ".parquet", ".csv"):
                 configs[path.stem] = path.name
     context = CardContext(repo_id, license=options.license, mixture=mixture)
     files["README.md"] = str(dataset_card(record, context, configs)).encode()
     return RepoPlan(repo_id, "dataset", "evaluation", files, private=options.private)
+
+
+def _refuse_annotators(path: Path) -> None:
+    """Who annotated stays on this machine, whatever file it is in."""
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        columns = ", ".join(read_schema(path).names)
+    else:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            columns = file.read(2**16)
+    if "annotator" in columns:
+        raise ValueError(
+            f"{path} mentions annotators in its columns or first rows. Annotator ids are not published: remove them "
+            "from the file, or move it out of the evaluation folder."
+        )
 
 
 def result_rows(record: RunRecord) -> list[dict[str, Any]]:
@@ -383,6 +413,25 @@ def plan_output_folder(
     extra = _base_item(options, record)
     namespace, title = repo_id.split("/")
     return OutputPlan(in_order(repos), title, namespace, extra, layout.left_out(dataset))
+
+
+def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None) -> OutputPlan:
+    """A folder that is one mixture or one policy, as one repository of exactly this id.
+
+    Raises:
+        ValueError: the folder is no model, or as [`plan_output_folder`].
+    """
+    folder, options = Path(folder), options or PushOptions()
+    check_repo_id(repo_id)
+    record, layout = (read_record(folder) if folder.is_dir() else None) or RunRecord(), _Layout(folder)
+    if layout.mixture == folder:
+        plan = plan_mixture(folder, repo_id, record, options)
+    elif _kind(folder) == "policy":
+        plan = plan_policy(folder, repo_id, record.policy.get("name") or folder.resolve().name, record, options)
+    else:
+        raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
+    namespace, title = repo_id.split("/")
+    return OutputPlan([plan], title, namespace, left_out=layout.left_out(False))
 
 
 def _base_item(options: PushOptions, record: RunRecord) -> list[tuple[str, str, str]]:

@@ -60,9 +60,7 @@ def pull_repo(
     """
     check_repo_id(repo_id)
     api, doing = HfApi(token=token), f"Downloading {repo_id}"
-    info = ask(
-        doing, lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
-    )
+    info = ask(doing, lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True))
     patterns = DATASET_FILES if repo_type == "dataset" else MODEL_FILES
     entries = {entry.rfilename: entry for entry in info.siblings or ()}
     wanted = [name for name in entries if matches(name.split("/")[-1], patterns)]

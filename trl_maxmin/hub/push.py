@@ -68,7 +68,7 @@ class RepoPlan:
     @property
     def visibility(self) -> str:
         """In words."""
-        return {True: "private", False: "public", None: "the namespace's default"}[self.private]
+        return {True: "private", False: "public", None: "default"}[self.private]
 
     @property
     def title(self) -> str:

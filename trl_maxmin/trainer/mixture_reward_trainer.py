@@ -29,6 +29,7 @@ from ..models.families import get_linear
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .em_state import EM_STATE_NAME, EMState
 from .mixture_reward_config import MixtureRewardConfig
+from .recording import component_heldout, reward_facts
 
 
 logger = get_logger(__name__)
@@ -149,6 +150,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             dirichlet_concentration=args.dirichlet_concentration,
         )
         self.em_history: list[dict[str, float]] = []
+        self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
 
     @staticmethod
     def _build_mixture(
@@ -437,6 +439,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if self.args.calibrate_temperature and self.eval_dataset is not None:
             self._calibrate_temperatures()
         mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        self.final_facts = {"converged": self.em_state.converged() if mixture.num_components > 1 else None}
+        if self.eval_dataset is not None:
+            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
     def _calibrate_temperatures(self) -> None:
         differences = self.reward_differences(self.eval_dataset).double()
@@ -485,8 +490,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         super()._save_run_state(folder)
         self.em_state.save(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Cards are written from the run record, see `trl_maxmin.hub`; TRL's template knows no components."""
+    def _record_facts(self) -> tuple[str, dict[str, Any]]:
+        return "reward", reward_facts(self)
 
 
 def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
