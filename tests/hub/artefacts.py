@@ -49,6 +49,7 @@ def make_record(version=0):
             reward_model="mixture",
             welfare={"rule": "maxmin"},
             training={"learning_rate": 3e-4, "max_steps": 90},
+            calibration={"utility": "zscore"},
             curves={
                 "maxmin/utility/concise": [[1, 0.1]],
                 "maxmin/utility/positive": [[1, 0.2]],

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
 os.environ.setdefault("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
 
 from huggingface_hub import constants, hf_api  # noqa: E402
-from huggingface_hub.utils import _http  # noqa: E402
+from huggingface_hub.utils import _http, disable_progress_bars, enable_progress_bars  # noqa: E402
 
 from tests.hub_server import WRITE, HubServer  # noqa: E402
 
@@ -29,16 +29,17 @@ def hub(server, monkeypatch, tmp_path):
     """The client talks to an empty Hub, as the user `me`, and does not wait between repetitions."""
     empty = server.store.snapshot()
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not server.xet)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
     monkeypatch.setenv("HF_TOKEN", WRITE)
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None, time=_http.time.time))
+    disable_progress_bars()
     server.log.clear()
     yield server
+    enable_progress_bars()
     server.heal()
     server.store.restore(empty)

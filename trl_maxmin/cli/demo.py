@@ -96,7 +96,7 @@ class Demo:
             "groups": list(self.world.groups),
             "minority": self.world.minority,
         }
-        self.record = RunRecord()
+        self.record = RunRecord(seed=arguments.seed, versions=RunRecord.installed_versions())
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
