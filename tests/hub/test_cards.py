@@ -176,7 +176,14 @@ class TestText:
 
     @pytest.mark.parametrize(
         "payload",
-        ["<script>alert(1)</script>", "a | b", "`x` <img src=x onerror=alert(1)>", "[a](javascript:x)", "x\n\n# H", "---"],
+        [
+            "<script>alert(1)</script>",
+            "a | b",
+            "`x` <img src=x onerror=alert(1)>",
+            "[a](javascript:x)",
+            "x\n\n# H",
+            "---",
+        ],
     )
     def test_foreign_text_stays_text(self, payload):
         record = make_record().update("evaluation", samples=[{"prompt": payload, "completions": {payload: payload}}])

@@ -51,9 +51,10 @@ def test_words(hub, tmp_path, fault, path, words):
 def test_a_lost_answer_is_no_failure(hub, tmp_path):
     hub.inject("lost", path="/commit/")
     published = publish_repo(plan(tmp_path))
-    assert published.status == "created" and published.commit == hub.store.repos["model", "me/film-mixture"].commit(
-        "main"
-    ).oid
+    assert (
+        published.status == "created"
+        and published.commit == hub.store.repos["model", "me/film-mixture"].commit("main").oid
+    )
     assert sum("/commit/" in path for _, path, _ in hub.log) == 1
 
 
