@@ -42,9 +42,7 @@ class PushArguments:
     repo_id: str | None = field(
         default=None, metadata={"help": "Base id, namespace/name: me/film gives me/film-mixture and so on."}
     )
-    private: bool | None = field(
-        default=None, metadata={"help": "New repositories and the collection are private (default: as the Hub does)."}
-    )
+    private: bool = field(default=False, metadata={"help": "New repositories and the collection are private."})
     dataset: bool = field(
         default=False, metadata={"help": "Also push the evaluation prompts and the results by group."}
     )
@@ -82,7 +80,7 @@ def bytes_in_words(size: int) -> str:
     raise AssertionError
 
 
-def print_plan(plan: OutputPlan, private: bool | None, collection: bool) -> None:
+def print_plan(plan: OutputPlan, private: bool, collection: bool) -> None:
     """The plan of a push: every repository with its files."""
     rows = []
     for repo in plan.repos:
@@ -97,8 +95,8 @@ def print_plan(plan: OutputPlan, private: bool | None, collection: bool) -> None
     if collection:
         visibility = "private" if private else "public"
         print(f"collection {plan.namespace}/{plan.title} ({visibility}), last")
-    if private is None:
-        print("visibility `default`: public, or what the namespace prescribes (--private true for private)")
+    if not private:
+        print("visibility `default`: public, or what the namespace prescribes; --private for private")
     if plan.left_out:
         print(f"stays here: {', '.join(plan.left_out)}")
 
@@ -120,7 +118,7 @@ def run(argv: Sequence[str]) -> None:
     if not arguments.output_dir or not arguments.repo_id:
         raise ValueError("Usage: trl-maxmin push OUTPUT_DIR --repo_id namespace/name. See --help.")
     options = PushOptions(
-        private=arguments.private,
+        private=arguments.private or None,
         license=arguments.license,
         base_model=arguments.base_model,
         space_sdk=arguments.space_sdk,
@@ -150,11 +148,11 @@ def run(argv: Sequence[str]) -> None:
     print("Nothing has changed." if all(entry.status == "unchanged" for entry in done) else "Done.")
 
 
-def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool | None, command: str) -> None:
+def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool, command: str) -> None:
     """The collection, after everything that it shows."""
     try:
         slug, status, left_out = publish_collection(
-            plan.namespace, plan.title, collection_items(done), optional_items=plan.extra, private=private
+            plan.namespace, plan.title, collection_items(done), optional_items=plan.extra, private=private or None
         )
     except HubError as error:
         repos = [entry.plan.repo_id for entry in done]

@@ -168,8 +168,8 @@ class HubPushMixin:
         def push() -> Any:
             from ..hub.push import publish
 
-            command = f"trl-maxmin push {self.args.output_dir} --repo_id {repo_id} --exact true"
-            command += f" --private {str(private).lower()}" if private is not None else ""
+            command = f"trl-maxmin push {self.args.output_dir} --repo_id {repo_id} --exact"
+            command += " --private" if private else ""
             message = f"{command} (the model is saved in {self.args.output_dir})"
             return publish([plan], token=token, revision=revision, commit_message=commit_message, command=message)[0]
 
