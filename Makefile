@@ -46,7 +46,7 @@ cards: install
 HUB_DEMO_DIR ?= maxmin-demo
 hub-demo: install
 	@test -f $(HUB_DEMO_DIR)/report.json || (echo "There is no $(HUB_DEMO_DIR)/report.json: run \`make demo\` first." >&2; exit 1)
-	$(BIN)/python -m tests.hub_server -- sh -c '$(BIN)/trl-maxmin push $(HUB_DEMO_DIR) --repo_id me/film --dataset true \
+	$(BIN)/python -m tests.hub_server -- sh -c '$(BIN)/trl-maxmin push $(HUB_DEMO_DIR) --repo_id me/film --dataset \
 		&& $(BIN)/trl-maxmin pull me/film --output_dir $(HUB_DEMO_DIR)-pulled'
 
 # Two workers of one thread each: the models are tiny, so more threads per worker only compete.

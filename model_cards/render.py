@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def render(record: RunRecord) -> dict[str, str]:
-    """File name -> card, as `trl-maxmin push maxmin-demo --repo_id me/film --dataset true` makes them."""
+    """File name -> card, as `trl-maxmin push maxmin-demo --repo_id me/film --dataset` makes them."""
     names = record.reward["component_names"]
     components = {name: f"me/film-reward-{name}" for name in names}
     mixture, dataset, base = "me/film-mixture", "me/film-evaluation", "me/film-policy-reference"

@@ -60,6 +60,7 @@ def test_only_what_is_safe(hub, tmp_path):
         pull("me/pickled", tmp_path / "pickled")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [401, 403, 404, 429, 503, "drop", "cut", "garbage"])
 def test_every_fault_at_every_request(hub, tmp_path, fault):
     push(tmp_path / "out")
