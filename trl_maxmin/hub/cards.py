@@ -267,6 +267,8 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         welfare=welfare,
         num_rewards=_num_rewards(policy),
         kl=facts.last(curves, "objective/kl", "kl"),
+        # PPO sums over a reply, GRPO and RLOO average over tokens.
+        kl_per="reply" if curves.get("objective/kl") else "token",
         worst=facts.table(
             ["step", "worst group utility (training)"], facts.curve_rows(curves, "maxmin/worst_utility")
         ),

@@ -381,7 +381,7 @@ def plan_output_folder(
     if dataset:
         dataset_id = ids("dataset")
         repos.append(plan_dataset(folder / "evaluation", dataset_id, record, options, mixture))
-    figure = folder / FIGURE if (folder / FIGURE).is_file() else None
+    figure = figure_in(folder, record)
     base = None
     for path in layout.policies:
         name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
@@ -394,7 +394,7 @@ def plan_output_folder(
             options,
             mixture=None if reference else mixture,
             dataset=None if reference else dataset_id,
-            figure=None if reference or not record.evaluation.get("win_rate") else figure,
+            figure=None if reference else figure,
             kind="base" if reference else "policy",
             # Policies of one folder start from its reference policy, unless they say otherwise.
             fallback_base=base,
@@ -415,6 +415,12 @@ def plan_output_folder(
     return OutputPlan(in_order(repos), title, namespace, extra, layout.left_out(dataset))
 
 
+def figure_in(folder: str | os.PathLike[str], record: RunRecord) -> Path | None:
+    """The comparison figure of a run, where the run was evaluated."""
+    path = Path(folder) / FIGURE
+    return path if path.is_file() and record.evaluation.get("win_rate") else None
+
+
 def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None) -> OutputPlan:
     """A folder that is one mixture or one policy, as one repository of exactly this id.
 
@@ -427,7 +433,8 @@ def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: Pus
     if layout.mixture == folder:
         plan = plan_mixture(folder, repo_id, record, options)
     elif _kind(folder) == "policy":
-        plan = plan_policy(folder, repo_id, record.policy.get("name") or folder.resolve().name, record, options)
+        name = record.policy.get("name") or folder.resolve().name
+        plan = plan_policy(folder, repo_id, name, record, options, figure=figure_in(folder, record))
     else:
         raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
     namespace, title = repo_id.split("/")

@@ -186,7 +186,7 @@ class HubPushMixin:
         return name
 
     def _hub_plan(self, folder: str | os.PathLike[str], repo_id: str, private: bool | None, card: Any = None) -> Any:
-        from ..hub.plan import PushOptions, plan_mixture, plan_policy
+        from ..hub.plan import PushOptions, figure_in, plan_mixture, plan_policy
 
         card = card or {}
         options = PushOptions(private=private, license=card.get("license"), base_model=card.get("base_model"))
@@ -195,7 +195,8 @@ class HubPushMixin:
         if self._is_mixture():
             return plan_mixture(folder, repo_id, record, options, tags=tags)
         name = record.policy.get("name") or Path(self.args.output_dir).resolve().name
-        return plan_policy(folder, repo_id, name, record, options, tags=tags)
+        figure = figure_in(self.args.output_dir, record)
+        return plan_policy(folder, repo_id, name, record, options, tags=tags, figure=figure)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint in the background; what goes wrong is logged, and training goes on."""
