@@ -10,7 +10,7 @@ from tests.hub.artefacts import make_app, make_model, make_output, make_record
 from tests.hub_server import OTHER, READ, WRITE
 from tests.hub_store import Commit, make_blob, now
 from trl_maxmin.hub import HubError, PushOptions, RepoPlan, plan_output_folder, publish, publish_repo
-from trl_maxmin.hub.faults import explain, without_tokens
+from trl_maxmin.hub.faults import explain, keep_secret, without_tokens
 from trl_maxmin.hub.plan import plan_mixture, plan_space
 
 
@@ -125,7 +125,7 @@ class TestTokens:
         monkeypatch.setenv("HF_TOKEN", OTHER)
         assert publish_repo(plan(tmp_path), token=WRITE).status == "created"
 
-    def test_never_shown(self):
+    def test_never_shown(self, monkeypatch):
         class Echo(Exception):
             class response:  # noqa: N801
                 status_code, headers = 403, {}
@@ -134,6 +134,9 @@ class TestTokens:
 
         what, _ = explain(Echo())
         assert WRITE not in what and "403" in what
+        monkeypatch.setenv("HF_TOKEN", "of another form")
+        keep_secret("given-in-the-call")
+        assert str(HubError("of another form, given-in-the-call")) == "hf_***, hf_***."
         assert WRITE not in str(HubError(f"{WRITE} refused", f"use {WRITE}"))
         assert without_tokens("nothing here") == "nothing here"
 

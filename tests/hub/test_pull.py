@@ -40,6 +40,7 @@ def test_a_whole_push(hub, tmp_path, by):
     assert {repo.kind for repo in again.repos} == {"base", "component", "mixture", "policy"}
 
 
+@pytest.mark.seam
 def test_one_repository(hub, tmp_path):
     push(tmp_path / "out")
     (entry,) = pull("me/film-mixture", tmp_path / "in")

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +16,16 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 from tests.conftest import build_word_tokenizer
+from tests.hub.artefacts import make_record
 from tests.hub_server import HubServer
 from trl_maxmin import MixtureRewardModel
 from trl_maxmin.hub import PushOptions, publish
-from trl_maxmin.hub.plan import plan_policy
+from trl_maxmin.hub.plan import plan_dataset, plan_policy, result_rows
 from trl_maxmin.run_record import RunRecord
 
 
 TEXTS = ["the film feels great <eos>", "review of a very dull story with awful acting <eos>", "good ending"]
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = [(kind, base) for kind in ("head", "full", "lora") for base in ("decoder", "encoder")]
 
 pytestmark = pytest.mark.slow
@@ -100,6 +103,7 @@ def pushed(server, tmp_path_factory):
         with torch.no_grad():
             expected["policy"][kind] = policy(**inputs).logits[ids["attention_mask"].bool()].tolist()
         publish([plan_policy(folder / kind, f"me/policy-{kind}", kind, RunRecord(), PushOptions(private=True))])
+    publish([plan_dataset(None, "me/evaluation", make_record(), PushOptions(private=True), None)])
     patch.undo()
     return expected
 
@@ -109,6 +113,7 @@ def run_fresh(server, tmp_path, code):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(code))
     env = server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env["PYTHONPATH"] = str(ROOT)
     run = subprocess.run([sys.executable, script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
@@ -149,7 +154,7 @@ def test_strangers(server, pushed, tmp_path):
         tmp_path,
         f"""
         import json, sys, torch
-        from datasets import Dataset
+        from datasets import Dataset, load_dataset
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
         from transformers import (
             AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, logging, pipeline,
@@ -206,6 +211,7 @@ def test_strangers(server, pushed, tmp_path):
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "reward" in entry]
         values["grpo"] = logged[0]["reward"]
+        values["dataset"] = load_dataset("me/evaluation", "results", split="test").to_list()
         assert not [name for name in sys.modules if name.split(".")[0] == "trl_maxmin"]
         print(json.dumps(values))
         """,
@@ -217,6 +223,7 @@ def test_strangers(server, pushed, tmp_path):
                 assert_equal(values[way][repo], column)
     for kind, logits in pushed["policy"].items():
         assert_equal(values["policy"][kind], logits)
+    assert values["dataset"] == result_rows(make_record())
     assert isinstance(values["grpo"], float) and values["grpo"] == values["grpo"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import Collection, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from .faults import HubError, ask
+from .faults import HubError, ask, keep_secret
 from .push import Published
 
 
@@ -69,6 +69,7 @@ def publish_collection(
         HubError: the Hub refused or was not reached; the repositories are complete.
         ValueError: `private=True` for one that exists and is public.
     """
+    keep_secret(token)
     api, title = HfApi(token=token), title[:_LONGEST_TITLE]
     doing = f"Filling the collection {title!r}"
     collection = ask(doing, lambda: find_collection(api, namespace, title))

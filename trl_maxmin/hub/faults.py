@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 
@@ -15,6 +16,7 @@ T = TypeVar("T")
 # huggingface_hub 1 talks through httpx, 2 through httpx2; both make their errors a base of HfHubHTTPError.
 _TRANSPORT_ERRORS = tuple(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ == "HTTPError")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}|Bearer\s+\S+")
+_secrets: set[str] = set()
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write access."
 
 #: Status -> (what happened, what to do about it).
@@ -91,14 +93,23 @@ class HubError(OSError):
         return error
 
 
+def keep_secret(token: str | bool | None) -> None:
+    """Remember a token, of whatever form, so that no message shows it."""
+    if isinstance(token, str) and len(token) >= 8:
+        _secrets.add(token)
+
+
 def without_tokens(text: str) -> str:
-    """The text without anything that looks like a Hub token.
+    """The text without the tokens in use, and without anything that looks like a Hub token.
 
     Example:
 
     >>> without_tokens("refused hf_abcdEFGH1234")
     'refused hf_***'
     """
+    keep_secret(get_token())
+    for secret in _secrets:
+        text = text.replace(secret, "hf_***")
     return _TOKEN.sub("hf_***", text)
 
 

@@ -471,6 +471,7 @@ class _Layout:
     def left_out(self, dataset: bool) -> list[str]:
         taken = {"mixture", "components", "policies", FIGURE, RUN_RECORD_NAME, *(["evaluation"] if dataset else [])}
         own = set(model_files(self.folder)) if self.folder in (self.mixture, *self.policies) else set()
+        own |= {_BASE_FOLDER} if self.folder == self.mixture else set()
         return sorted(
             entry.name + "/" * entry.is_dir()
             for entry in self.folder.iterdir()

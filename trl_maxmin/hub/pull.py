@@ -12,7 +12,7 @@ from huggingface_hub import Collection, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from .collection import find_collection
-from .faults import HubError, ask
+from .faults import HubError, ask, keep_secret
 from .files import DATASET_FILES, MODEL_FILES, check_repo_id, digests, matches
 from .plan import NAMES
 
@@ -59,6 +59,7 @@ def pull_repo(
         ValueError: an id that is not full, or a model without weights in safetensors.
     """
     check_repo_id(repo_id)
+    keep_secret(token)
     api, doing = HfApi(token=token), f"Downloading {repo_id}"
     info = ask(doing, lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True))
     patterns = DATASET_FILES if repo_type == "dataset" else MODEL_FILES
@@ -108,6 +109,7 @@ def pull(
         ValueError: as [`pull_repo`].
     """
     check_repo_id(name)
+    keep_secret(token)
     api, folder = HfApi(token=token), Path(output_dir)
     for repo_type in ("model", "dataset"):
         if ask(f"Looking for {name}", lambda t=repo_type: _exists(api, name, t)):

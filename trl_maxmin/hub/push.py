@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from .faults import HubError, ask
+from .faults import HubError, ask, keep_secret
 from .files import STALE_FILES, check_repo_id, digests, matches, size_of
 
 
@@ -122,6 +122,7 @@ def publish_repo(
         HubError: the Hub refused or was not reached; the repository is as it was before, or complete.
         ValueError: `private=True` for a repository that exists and is public.
     """
+    keep_secret(token)
     api = HfApi(token=token)
     remote = _look(api, plan, revision)
     status = "updated"
