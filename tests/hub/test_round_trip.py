@@ -97,7 +97,7 @@ def pushed(server, tmp_path_factory):
         policy = AutoModelForCausalLM.from_pretrained("me/base-decoder")
         if kind == "adapter":
             policy = get_peft_model(policy, LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules=["q_proj"]))
-        randomise(policy, ("lora_B", "lm_head"))
+        randomise(policy, ("lora_B",) if kind == "adapter" else ("lm_head",))
         policy.eval().save_pretrained(folder / kind)
         tokenizer.save_pretrained(folder / kind)
         with torch.no_grad():
