@@ -88,6 +88,8 @@ def publish_collection(
             "on its page, or leave private out."
         )
     changed, left_out = _add(api, doing, collection, items, optional_items)
+    if changed:
+        _require(ask(doing, lambda: api.get_collection(collection.slug)), items, doing)
     if collection.description == UNFINISHED:
         ask(
             doing,
@@ -96,6 +98,13 @@ def publish_collection(
     elif not changed:
         status = "unchanged"
     return collection.slug, status, left_out
+
+
+def _require(collection: Collection, items: Sequence[tuple[str, str, str]], doing: str) -> None:
+    """An item that was answered as a duplicate need not be one: only what is shown counts."""
+    shown = {(item.item_type, item.item_id) for item in collection.items}
+    if missing := [id for id, type, _ in items if (type, id) not in shown]:
+        raise HubError(f"the Hub does not show {', '.join(missing)} in it", "Try again in a minute.", doing)
 
 
 def _add(api: HfApi, doing: str, collection: Collection, items: Any, optional_items: Any) -> tuple[bool, list[str]]:
