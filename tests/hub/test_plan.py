@@ -8,12 +8,12 @@ import pytest
 from tests.hub.artefacts import make_adapter, make_app, make_model, make_output, make_record
 from trl_maxmin.hub import PushOptions, plan_output_folder
 from trl_maxmin.hub.files import digests, is_hub_id, model_files, slug
+from trl_maxmin.hub.output import plan_single_model
 from trl_maxmin.hub.plan import (
     plan_component,
     plan_dataset,
     plan_mixture,
     plan_policy,
-    plan_single_model,
     plan_space,
     result_rows,
 )

@@ -12,7 +12,8 @@ from trl import TrlParser
 from ..hub.collection import collection_items, publish_collection
 from ..hub.faults import HubError
 from ..hub.files import size_of
-from ..hub.plan import OutputPlan, PushOptions, plan_output_folder, plan_single_model
+from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
+from ..hub.plan import PushOptions
 from ..hub.push import Published, publish
 from .io import print_table
 

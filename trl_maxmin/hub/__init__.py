@@ -4,7 +4,8 @@
 from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, space_card
 from .collection import publish_collection
 from .faults import HubError
-from .plan import OutputPlan, PushOptions, plan_output_folder
+from .output import OutputPlan, plan_output_folder
+from .plan import PushOptions
 from .pull import Pulled, pull, pull_repo
 from .push import Published, RepoPlan, publish, publish_repo
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from .collection import find_collection
 from .faults import HubError, ask, keep_secret
 from .files import DATASET_FILES, MODEL_FILES, check_repo_id, digests, matches
-from .plan import NAMES
+from .output import NAMES
 
 
 @dataclass(frozen=True)
