@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import AutoPeftModelForSequenceClassification
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -58,7 +59,12 @@ def make(model_type="gpt2", component_type="head", num_components=3, **kwargs):
     config = MixtureRewardModelConfig(
         base_config=base_config(model_type), component_type=component_type, num_components=num_components, **kwargs
     )
-    return MixtureRewardModel(config).eval()
+    model = MixtureRewardModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # fresh adapters change nothing; the components must differ
+                parameter.normal_(std=0.1)
+    return model
 
 
 def batch():
@@ -67,7 +73,7 @@ def batch():
     return ids, (ids != 0).long()
 
 
-@pytest.mark.parametrize("component_type", ["head", "full"])
+@pytest.mark.parametrize("component_type", ["head", "lora", "full"])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 class TestEveryFamily:
     def test_component_equals_its_column(self, model_type, component_type):
@@ -98,7 +104,10 @@ class TestEveryFamily:
     def test_component_loads_without_this_package(self, model_type, component_type, tmp_path):
         model = make(model_type, component_type)
         model.save_component(1, tmp_path)
-        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+        loader = (
+            AutoPeftModelForSequenceClassification if component_type == "lora" else AutoModelForSequenceClassification
+        )
+        plain = loader.from_pretrained(tmp_path).eval()
         ids, mask = batch()
         torch.testing.assert_close(
             plain(input_ids=ids, attention_mask=mask).logits[:, 0], model(ids, mask).rewards[:, 1]
@@ -246,7 +255,8 @@ class TestTokenizer:
 
 def test_assign_new_annotators(word_tokenizer):
     mixture = TestTokenizer._mixture(word_tokenizer)
-    words = [t for t in word_tokenizer.get_vocab() if t not in word_tokenizer.all_special_tokens]
+    # Sorted: the order of `get_vocab` changes from process to process.
+    words = sorted(t for t in word_tokenizer.get_vocab() if t not in word_tokenizer.all_special_tokens)
     pairs = [(words[i], words[j]) for i in range(6) for j in range(6) if i != j]
     scores = {w: mixture.score([""], [w])[0] for w in words[:6]}
     rows = []

@@ -89,10 +89,11 @@ def found_groups(trainer):
         {},
         {"em": "hard"},
         {"component_type": "full"},
+        {"component_type": "lora", "gradient_checkpointing": True},
         {"e_step_scores": "fresh"},
         {"n_init": 0, "annealing_start": 0.05, "max_steps": 80},
     ],
-    ids=["defaults", "hard", "full", "fresh scores", "no starts"],
+    ids=["defaults", "hard", "full", "lora", "fresh scores", "no starts"],
 )
 def test_planted_groups_are_recovered(word_tokenizer, tmp_path, kwargs):
     trainer = fit(word_tokenizer, tmp_path, **kwargs)

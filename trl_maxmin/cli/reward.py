@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl import ModelConfig, ScriptArguments, TrlParser
+from peft import LoraConfig
+from trl import ModelConfig, ScriptArguments, TrlParser, get_quantization_config
 
 from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 from .io import print_table, read_dataset
@@ -27,10 +28,19 @@ def run(argv: Sequence[str]) -> None:
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is required: the base model of the reward components.")
     args.model_init_kwargs = {"revision": model.model_revision, "dtype": model.dtype}
+    peft_config = None
+    if args.component_type == "lora":
+        if quantization := get_quantization_config(model):
+            args.model_init_kwargs["quantization_config"] = quantization
+        peft_config = lora_config(model)
     train, test = read_dataset(script)
-    trainer = MixtureRewardTrainer(model.model_name_or_path, args, train_dataset=train, eval_dataset=test)
+    trainer = MixtureRewardTrainer(
+        model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config
+    )
     trainer.train()
     save_mixture(trainer, args.output_dir)
+    trainer.dataset_name = script.dataset_name
+    trainer.create_model_card()
     names = trainer.mixture.component_names
     weights = trainer.mixture.mixing_weights.tolist()
     rows = [[name, f"{weight:.2f}"] for name, weight in zip(names, weights, strict=True)]
@@ -39,6 +49,20 @@ def run(argv: Sequence[str]) -> None:
         accuracy = (trainer.heldout_log_likelihood().exp() > 0.5).double().mean()
         print(f"accuracy on {len(trainer.eval_dataset)} held-out pairs: {accuracy:.3f}")
     print(f"saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def lora_config(model: ModelConfig) -> LoraConfig:
+    """The adapters that `--lora_r`, `--lora_alpha`, ... ask for (TRL's options, of which `--use_peft` is implied)."""
+    return LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=model.lora_target_modules,
+        use_rslora=model.use_rslora,
+        use_dora=model.use_dora,
+    )
 
 
 def save_mixture(trainer: MixtureRewardTrainer, output_dir: str | Path, mixture_dir: str = "") -> None:
@@ -47,7 +71,7 @@ def save_mixture(trainer: MixtureRewardTrainer, output_dir: str | Path, mixture_
         return
     output_dir = Path(output_dir)
     trainer.mixture.save_pretrained(output_dir / mixture_dir)
-    for name in trainer.mixture.component_names:
+    for name in trainer.mixture.component_names if trainer.mixture.exports_components else ():
         trainer.mixture.save_component(name, output_dir / "components" / name)
     assignments = {str(annotator): name for annotator, name in trainer.assignments().items()}
     (output_dir / "assignments.json").write_text(json.dumps(assignments, indent=2) + "\n")

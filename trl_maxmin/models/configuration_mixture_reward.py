@@ -9,8 +9,11 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .lora import resolve_lora_config
 
-COMPONENT_TYPES = ("head", "full")
+
+COMPONENT_TYPES = ("head", "lora", "full")
+POOLINGS = ("auto", "mean")
 
 
 class MixtureRewardModelConfig(PreTrainedConfig):
@@ -21,7 +24,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         base_config (`PreTrainedConfig` or `dict`):
             Configuration of the base model (its `model_type` must be a supported family).
         component_type (`str`, defaults to `"head"`):
-            `"head"`: one trunk, K heads, one forward scores all. `"full"`: K whole models (the paper's setting).
+            `"head"`: one trunk, K heads, one forward scores all. `"lora"`: one frozen base, K adapters with heads.
+            `"full"`: K whole models (the paper's setting).
         num_components (`int`, defaults to `2`):
             K, the number of reward components. It is not `num_labels`, which stays 1: TRL's reward trainer refuses
             anything else.
@@ -36,10 +40,20 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             Defaults to ones.
         temperatures (`list[float]`, *optional*):
             Calibration temperatures that were divided out of the heads, for the record. Defaults to ones.
+        pooling (`str`, defaults to `"auto"`):
+            What the heads read. `"auto"`: what the family's own sequence classifier reads (a decoder's last token, an
+            encoder's [CLS]). `"mean"`: the mean over the tokens, the better choice for a frozen encoder; such a
+            component cannot be exported as a plain sequence classifier.
+        lora (`dict`, *optional*):
+            Arguments of the [`~peft.LoraConfig`] of `"lora"` components.
+        base_model_name_or_path (`str`, *optional*):
+            Hub id or folder of the base of `"lora"` components. `None`: the base is saved beside them, in `base/`.
+        base_model_revision (`str`, *optional*):
+            Its revision.
 
     Raises:
-        ValueError: unknown `component_type`, K below 1, a list whose length is not K, names that repeat, weights off
-            the simplex, a scale that is not positive.
+        ValueError: unknown `component_type` or `pooling`, K below 1, a list whose length is not K, names that repeat,
+            weights off the simplex, a scale that is not positive.
 
     Example:
 
@@ -62,6 +76,10 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         reward_shift: list[float] | None = None,
         reward_scale: list[float] | None = None,
         temperatures: list[float] | None = None,
+        pooling: str = "auto",
+        lora: dict[str, Any] | None = None,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
@@ -75,6 +93,10 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         self.reward_shift = reward_shift or [0.0] * count
         self.reward_scale = reward_scale or [1.0] * count
         self.temperatures = temperatures or [1.0] * count
+        self.pooling = pooling
+        self.lora = lora
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
         kwargs.pop("num_labels", None)
         kwargs.pop("id2label", None)
         kwargs.pop("label2id", None)
@@ -88,6 +110,10 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             raise ValueError(
                 f"Unknown component_type {self.component_type!r}. Allowed: {', '.join(map(repr, COMPONENT_TYPES))}."
             )
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"Unknown pooling {self.pooling!r}. Allowed: {', '.join(map(repr, POOLINGS))}.")
+        if self.component_type == "lora":
+            self.lora = resolve_lora_config(self.lora, self.base_config.model_type)
         if not isinstance(self.num_components, int) or self.num_components < 1:
             raise ValueError(f"num_components must be a whole number of at least 1, got {self.num_components!r}.")
         for name in ("component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"):

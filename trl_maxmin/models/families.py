@@ -22,17 +22,21 @@ class Family:
             Path of the last linear layer inside the sequence-classification model; its rows are the components.
         is_decoder (`bool`):
             Whether the reward is read at the last attended token (`True`) or by the family's own encoder pooling.
+        lora_targets (`tuple[str]`):
+            Linear layers that `"lora"` components adapt by default: the queries and values of the attention, as PEFT
+            has them (its table lacks some of these families).
     """
 
     linear: str
     is_decoder: bool
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
 
 
 _DECODER = Family("score", is_decoder=True)
 
 #: Families with tests. Others are refused, with this list in the message.
 FAMILIES: dict[str, Family] = {
-    "gpt2": _DECODER,
+    "gpt2": Family("score", is_decoder=True, lora_targets=("c_attn",)),
     "llama": _DECODER,
     "qwen2": _DECODER,
     "qwen3": _DECODER,
@@ -40,10 +44,10 @@ FAMILIES: dict[str, Family] = {
     "gemma": _DECODER,
     "gemma2": _DECODER,
     "gemma3_text": _DECODER,
-    "bert": Family("classifier", is_decoder=False),
-    "distilbert": Family("classifier", is_decoder=False),
-    "modernbert": Family("classifier", is_decoder=False),
-    "roberta": Family("classifier.out_proj", is_decoder=False),
+    "bert": Family("classifier", is_decoder=False, lora_targets=("query", "value")),
+    "distilbert": Family("classifier", is_decoder=False, lora_targets=("q_lin", "v_lin")),
+    "modernbert": Family("classifier", is_decoder=False, lora_targets=("Wqkv",)),
+    "roberta": Family("classifier.out_proj", is_decoder=False, lora_targets=("query", "value")),
 }
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mixture of K reward models that a policy trainer, a Hub repository and a reader can treat as one model."""
+"""A mixture of K reward models that a policy trainer, a Hub repository and a reader can treat as one model.
+
+The class is put together from three parts: this file builds it and runs its forward, `components.py` takes it apart,
+saves and loads it, `text_interface.py` scores text and assigns annotators.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,68 +21,33 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import ModelOutput
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
-from ..data.tokenization import Prompt, encode_reply, ensure_pad_token
-from ..functional.em import annotator_log_likelihood, log_responsibilities
-from ..functional.preference import preference_log_likelihood
-from ..functional.utility import within_prompt_scale
+from ..data.tokenization import ensure_pad_token
+from .components import ComponentsMixin
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
-from .scoring import SharedRewardFunctions, pool_last_token, position_ids_from_mask, score_sequences
+from .lora import active_adapter, add_adapters, keep_adapter_in_checkpoints, resolve_lora_config
+from .outputs import AnnotatorPosterior, MixtureRewardOutput
+from .pushing import HubMixin
+from .scoring import pool_last_token, position_ids_from_mask
+from .text_interface import TextInterfaceMixin
 
 
-LOGITS_REMEDY = (
-    "A mixture of reward models has no `.logits`: it returns `.rewards` of shape (B, K), one column per component, "
-    "and reading one column would silently serve one group only. Pass `mixture.reward_functions()` as "
-    "`reward_funcs`, train with a MaxMin trainer, or use one component: `mixture.component(k)`."
-)
+__all__ = ["AnnotatorPosterior", "MixtureRewardModel", "MixtureRewardOutput"]
 
 
-@dataclass
-class MixtureRewardOutput(ModelOutput):
-    """Output of [`MixtureRewardModel`].
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, K)`): reward of each sequence under each component, Bradley-Terry
-            log-odds. Differences between two replies to the same prompt have meaning; the level has none.
-    """
-
-    rewards: torch.Tensor | None = None
-
-    @property
-    def logits(self) -> torch.Tensor:
-        """Raises: the error says what to use instead.
-
-        Raises:
-            AttributeError: always.
-        """
-        raise AttributeError(LOGITS_REMEDY)
-
-
-class AnnotatorPosterior(NamedTuple):
-    """Which component describes which annotator.
-
-    Args:
-        annotator_ids (`tuple`): H annotators in order of first appearance.
-        probabilities (`torch.Tensor` of shape `(H, K)`): posterior of the component given the annotator's pairs.
-    """
-
-    annotator_ids: tuple[str | int, ...]
-    probabilities: torch.Tensor
-
-
-class MixtureRewardModel(PreTrainedModel):
+class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrainedModel):
     r"""
     K reward components learned from people who disagree.
 
-    Component kinds: `"head"` (one trunk, K heads: one forward scores all) and `"full"` (K models, the paper's
-    setting).
+    Component kinds: `"head"` (one trunk, K heads: one forward scores all), `"lora"` (one frozen base, K adapters with
+    heads: K forwards of one copy of the weights) and `"full"` (K models, the paper's setting).
 
     Args:
         config ([`MixtureRewardModelConfig`]): what to build. Use [`~MixtureRewardModel.from_base`] to start from a
             pretrained model.
+        classifier (`PreTrainedModel`, *optional*): for `"lora"`, a sequence classifier with K labels that is used as
+            it is, not copied. Without one it is made from the configuration.
 
     Attributes:
         processing_class (`PreTrainedTokenizerBase` or `None`): tokenizer saved beside the weights, whose pad token is
@@ -104,17 +71,25 @@ class MixtureRewardModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = False
 
-    def __init__(self, config: MixtureRewardModelConfig) -> None:
+    def __init__(self, config: MixtureRewardModelConfig, classifier: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.family = get_family(config.base_config.model_type)
-        one_trunk = config.component_type == "head"
         base_config = copy.deepcopy(config.base_config)
-        base_config.num_labels = config.num_components if one_trunk else 1
-        self.components = nn.ModuleList(
-            AutoModelForSequenceClassification.from_config(copy.deepcopy(base_config))
-            for _ in range(1 if one_trunk else config.num_components)
-        )
+        base_config.num_labels = 1 if config.component_type == "full" else config.num_components
+        if classifier is None:
+            count = config.num_components if config.component_type == "full" else 1
+            self.components = nn.ModuleList(
+                AutoModelForSequenceClassification.from_config(copy.deepcopy(base_config)) for _ in range(count)
+            )
+        else:
+            self.components = nn.ModuleList([classifier])
         self.processing_class: PreTrainedTokenizerBase | None = None
+        self._base_folder: str | None = None
+        if config.component_type == "lora":
+            add_adapters(self.components[0], config.num_components, config.lora)
+            for module in self.components.modules():
+                # Weights that came from elsewhere, and adapters that start at zero, must stay as they are.
+                module._is_hf_initialized = True
         self.post_init()
 
     @classmethod
@@ -125,50 +100,98 @@ class MixtureRewardModel(PreTrainedModel):
         component_type: str = "head",
         component_names: list[str] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        pooling: str = "auto",
+        peft_config: Any = None,
         **kwargs: Any,
     ) -> MixtureRewardModel:
         """A mixture whose trunk(s) start from a pretrained model and whose heads are new.
 
         Args:
             model (`str`, path or `PreTrainedModel`): base model: a language model, an encoder or a sequence classifier
-                of a supported family.
+                of a supported family. `"head"` and `"full"` copy its weights; `"lora"` uses the very modules of a
+                model in memory and puts its adapters into them, so that a policy and its rewards share one base.
             num_components (`int`): K.
-            component_type (`str`): `"head"` or `"full"`.
+            component_type (`str`): `"head"`, `"lora"` or `"full"`.
             component_names (`list[str]`, *optional*): K names.
             processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer. Without one it is loaded from `model`
                 when that is a name. It gets a pad token of its own where it has none, and the embedding is resized.
-            **kwargs: passed to `from_pretrained` of the base model (`dtype`, `revision`, ...).
+            pooling (`str`): what the heads read, see [`MixtureRewardModelConfig`].
+            peft_config (`LoraConfig`, *optional*): rank, scale and layers of the adapters of `"lora"`.
+            **kwargs: passed to `from_pretrained` of the base model (`dtype`, `revision`, `quantization_config`, ...).
 
         Returns:
             `MixtureRewardModel`
 
         Raises:
-            ValueError: an unsupported family, or a bad `component_type`, K or name list.
+            ValueError: an unsupported family, or a bad `component_type`, K, name list or `peft_config`.
         """
-        if isinstance(model, (str, os.PathLike)):
-            where = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+        name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+        if name is not None:
+            where = {"revision": kwargs["revision"]} if kwargs.get("revision") else {}
             # Before the weights: an unsupported family should not be downloaded first.
-            get_family(AutoConfig.from_pretrained(model, **where).model_type)
+            base_config = AutoConfig.from_pretrained(name, **where)
+            get_family(base_config.model_type)
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(model, **where)
-            model = AutoModel.from_pretrained(model, **kwargs)
-        base_config = copy.deepcopy(model.config)
+                processing_class = AutoTokenizer.from_pretrained(name, **where)
+        else:
+            base_config = model.config
+        base_config = copy.deepcopy(base_config)
         base_config.architectures = None
         config = MixtureRewardModelConfig(
             base_config=base_config,
             component_type=component_type,
             num_components=num_components,
             component_names=component_names,
+            pooling=pooling,
+            lora=resolve_lora_config(peft_config, base_config.model_type) if component_type == "lora" else None,
+            base_model_name_or_path=name if component_type == "lora" else None,
+            base_model_revision=kwargs.get("revision") if component_type == "lora" else None,
         )
+        if component_type == "lora":
+            mixture = cls._on_shared_base(config, model, **kwargs)
+        else:
+            mixture = cls._with_copied_trunk(
+                config, model if name is None else AutoModel.from_pretrained(name, **kwargs)
+            )
+        if processing_class is not None:
+            mixture.attach_tokenizer(processing_class)
+        return mixture
+
+    @classmethod
+    def _with_copied_trunk(cls, config: MixtureRewardModelConfig, model: PreTrainedModel) -> MixtureRewardModel:
         config.dtype = model.dtype
         mixture = cls(config).to(model.dtype)
         trunk = getattr(model, model.base_model_prefix, model).state_dict()
         for component in mixture.components:
             backbone = getattr(component, component.base_model_prefix)
             backbone.load_state_dict(trunk, strict=False)
-        if processing_class is not None:
-            mixture.attach_tokenizer(processing_class)
         return mixture
+
+    @classmethod
+    def _on_shared_base(
+        cls, config: MixtureRewardModelConfig, model: str | os.PathLike | PreTrainedModel, **kwargs: Any
+    ) -> MixtureRewardModel:
+        if not isinstance(model, PreTrainedModel):
+            classifier = AutoModelForSequenceClassification.from_pretrained(
+                model, num_labels=config.num_components, **kwargs
+            )
+        else:
+            base_config = copy.deepcopy(config.base_config)
+            base_config.num_labels = config.num_components
+            # On the meta device: the trunk that is replaced in the next line must not be held in memory.
+            with torch.device("meta"):
+                classifier = AutoModelForSequenceClassification.from_config(base_config)
+            prefix = classifier.base_model_prefix
+            setattr(classifier, prefix, nn.Identity())
+            classifier = classifier.to_empty(device=model.device).to(model.dtype)
+            classifier.init_weights()
+            setattr(classifier, prefix, getattr(model, model.base_model_prefix, model))
+        config.dtype = classifier.dtype
+        if get_family(config.base_config.model_type).is_decoder:
+            # A head is trained at a learning rate that bfloat16 cannot follow.
+            get_linear(classifier).float()
+        return cls(config, classifier=classifier)
 
     def attach_tokenizer(self, processing_class: PreTrainedTokenizerBase) -> None:
         """Set the tokenizer; give it a pad token of its own and resize the embeddings where it has none.
@@ -229,6 +252,33 @@ class MixtureRewardModel(PreTrainedModel):
         """`(K,)`: spread of the reference policy's rewards within prompts, Bradley-Terry log-odds."""
         return torch.tensor(self.config.reward_scale, dtype=torch.float32)
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The base model below the first component's head: the only one of `"head"` and `"lora"` components."""
+        return getattr(self.components[0], self.components[0].base_model_prefix)
+
+    def freeze_trunk(self) -> None:
+        """Keep every weight of the trunk(s); the heads, and what an encoder has before them, stay trainable."""
+        for component in self.components:
+            getattr(component, component.base_model_prefix).requires_grad_(False)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        if self.config.component_type == "lora":
+            keep_adapter_in_checkpoints(self.trunk)
+
+    def trunk_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What the heads read on the first trunk without adapters: one forward for all components.
+
+        Args:
+            input_ids, attention_mask (`torch.Tensor` of shape `(B, T)`): as in [`~MixtureRewardModel.features`].
+
+        Returns:
+            `torch.Tensor` of shape `(B, D)`.
+        """
+        with active_adapter(self.trunk, None):
+            return self._component_features(self.components[0], input_ids, attention_mask)
+
     def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the last linear layer of each component reads.
 
@@ -238,8 +288,14 @@ class MixtureRewardModel(PreTrainedModel):
                 from the pad id.
 
         Returns:
-            `torch.Tensor` of shape `(B, 1, D)` for `"head"` components, `(B, K, D)` for `"full"` ones.
+            `torch.Tensor` of shape `(B, 1, D)` for `"head"` components, `(B, K, D)` for `"lora"` and `"full"` ones.
         """
+        if self.config.component_type == "lora":
+            features = []
+            for k in range(self.num_components):
+                with active_adapter(self.trunk, k):
+                    features.append(self._component_features(self.components[0], input_ids, attention_mask))
+            return torch.stack(features, dim=1)
         return torch.stack([self._component_features(c, input_ids, attention_mask) for c in self.components], dim=1)
 
     def _component_features(
@@ -247,6 +303,8 @@ class MixtureRewardModel(PreTrainedModel):
     ) -> torch.Tensor:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if self.config.pooling == "mean":
+            return self._mean_features(component, input_ids, attention_mask)
         if not self.family.is_decoder:
             # An encoder's own forward pools; only what its last linear layer was given is needed here.
             captured: list[torch.Tensor] = []
@@ -265,8 +323,21 @@ class MixtureRewardModel(PreTrainedModel):
         ).last_hidden_state
         return pool_last_token(hidden, attention_mask)
 
+    @staticmethod
+    def _mean_features(
+        component: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        backbone = getattr(component, component.base_model_prefix)
+        hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
     def rewards_from_features(self, features: torch.Tensor) -> torch.Tensor:
         """Apply the heads: `(B, 1 or K, D)` from [`~MixtureRewardModel.features`] to rewards `(B, K)`."""
+        if self.config.component_type == "lora":
+            head = get_linear(self.components[0])
+            rewards = torch.einsum("bkd,kd->bk", features.to(head.weight.dtype), head.weight)
+            return rewards if head.bias is None else rewards + head.bias
         heads = [get_linear(component) for component in self.components]
         return torch.cat([head(features[:, k].to(head.weight.dtype)) for k, head in enumerate(heads)], dim=-1)
 
@@ -287,238 +358,6 @@ class MixtureRewardModel(PreTrainedModel):
             [`MixtureRewardOutput`] with `rewards` of shape `(B, K)`.
         """
         return MixtureRewardOutput(rewards=self.rewards_from_features(self.features(input_ids, attention_mask)))
-
-    def component(self, k: int | str) -> PreTrainedModel:
-        """One component as a plain one-label sequence-classification model that any tool loads without this package.
-
-        Args:
-            k (`int` or `str`): number or name of the component.
-
-        Returns:
-            `PreTrainedModel`: a copy whose single logit equals column k of `rewards`, given the mixture's tokenizer.
-
-        Raises:
-            ValueError: no such component.
-        """
-        k = self._component_number(k)
-        if self.config.component_type == "full":
-            return copy.deepcopy(self.components[k])
-        source = self.components[0]
-        config = copy.deepcopy(source.config)
-        config.num_labels = 1
-        plain = AutoModelForSequenceClassification.from_config(config).to(dtype=self.dtype, device=self.device)
-        linear = self.family.linear
-        state = source.state_dict()
-        for name in (f"{linear}.weight", f"{linear}.bias"):
-            if name in state:
-                state[name] = state[name][k : k + 1].clone()
-        plain.load_state_dict(state)
-        return plain.eval()
-
-    def _component_number(self, k: int | str) -> int:
-        if isinstance(k, str) and k in self.component_names:
-            return self.component_names.index(k)
-        if isinstance(k, int) and 0 <= k < self.num_components:
-            return k
-        raise ValueError(
-            f"There is no component {k!r}. Components: {dict(enumerate(self.component_names))}; give a number or a "
-            "name."
-        )
-
-    @torch.no_grad()
-    def scale_heads(self, temperatures: Sequence[float]) -> None:
-        """Divide each component's reward by a temperature, for good (the heads are linear, so it goes into their
-        weights).
-
-        Args:
-            temperatures (`Sequence[float]` of length K): positive; above 1 makes an over-confident component milder.
-
-        Raises:
-            ValueError: wrong length or a temperature that is not positive.
-        """
-        if len(temperatures) != self.num_components or min(temperatures) <= 0:
-            raise ValueError(f"Expected {self.num_components} positive temperatures, got {list(temperatures)}.")
-        for k, temperature in enumerate(temperatures):
-            head = get_linear(self.components[0 if self.config.component_type == "head" else k])
-            row = k if self.config.component_type == "head" else 0
-            for parameter in (head.weight, head.bias):
-                if parameter is not None:
-                    parameter[row] /= temperature
-        self.config.temperatures = [a * float(b) for a, b in zip(self.config.temperatures, temperatures, strict=True)]
-
-    def score(
-        self,
-        prompts: Sequence[Prompt] | None = None,
-        completions: Sequence[Prompt] | None = None,
-        *,
-        prompt_ids: Sequence[Sequence[int]] | None = None,
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        finished: bool | Sequence[bool] = True,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> torch.Tensor:
-        """Rewards of replies, given as text or as token ids; the same number either way.
-
-        Args:
-            prompts, completions (`Sequence[str]` or of messages, N each): text. It is tokenised as in reward training.
-            prompt_ids, completion_ids (`Sequence[Sequence[int]]`, N each): ids without padding, from a tokenizer with
-                this model's vocabulary. `completion_ids` hold the stop token iff the reply finished.
-            finished (`bool` or N of them, defaults to `True`): for text, whether the reply ended by itself.
-            processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer for text; defaults to the model's own.
-            batch_size (`int`): sequences per forward; they are sorted by length first.
-
-        Returns:
-            `torch.Tensor` of shape `(N, K)`, float32, on the model's device, without gradient.
-
-        Raises:
-            ValueError: neither or both forms given, lengths that differ, no tokenizer for text, a sequence longer than
-                the model's context.
-        """
-        if (completions is None) == (completion_ids is None):
-            raise ValueError("Give either `prompts` and `completions` (text) or `prompt_ids` and `completion_ids`.")
-        if completion_ids is not None:
-            sequences = [list(p) + list(c) for p, c in zip(prompt_ids or [], completion_ids, strict=True)]
-        else:
-            tokenizer = processing_class or self.processing_class
-            if tokenizer is None:
-                raise ValueError(
-                    "Scoring text needs a tokenizer: pass `processing_class`, or "
-                    "`mixture.attach_tokenizer(tokenizer)`."
-                )
-            flags = [finished] * len(completions) if isinstance(finished, bool) else list(finished)
-            sequences = [
-                encode_reply(tokenizer, prompt, completion, flag)
-                for prompt, completion, flag in zip(prompts or [], completions, flags, strict=True)
-            ]
-        return score_sequences(self, sequences, batch_size)
-
-    def calibrate(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Prompt]],
-        *,
-        finished: Sequence[Sequence[bool]] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        """Measure the components on a reference policy's replies, so that their rewards can be compared.
-
-        Sets `reward_shift` (mean over prompts of each prompt's mean) and `reward_scale` (spread within prompts), which
-        are saved with the model. A policy trainer measures its own reference policy anyway, prompt by prompt.
-
-        Args:
-            prompts (`Sequence[str]` or of messages, P): prompts.
-            completions (P sequences of M replies, M at least 4): replies of the reference policy to each.
-            finished (P sequences of M `bool`, *optional*): whether each reply ended by itself; default: all.
-            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
-            batch_size (`int`): sequences per forward.
-
-        Raises:
-            ValueError: fewer than four replies to a prompt, numbers of replies that differ, or as
-                [`~MixtureRewardModel.score`].
-        """
-        num_replies = len(completions[0]) if len(completions) else 0
-        if len(prompts) != len(completions) or any(len(replies) != num_replies for replies in completions):
-            raise ValueError(
-                f"Give the same number of replies to each of the {len(prompts)} prompts, got "
-                f"{sorted({len(replies) for replies in completions})} for {len(completions)} prompts."
-            )
-        rewards = self.score(
-            [prompt for prompt in prompts for _ in range(num_replies)],
-            [reply for replies in completions for reply in replies],
-            finished=True if finished is None else [flag for flags in finished for flag in flags],
-            processing_class=processing_class,
-            batch_size=batch_size,
-        ).view(len(prompts), num_replies, self.num_components)
-        self.config.reward_scale = within_prompt_scale(rewards).tolist()
-        self.config.reward_shift = rewards.mean(dim=(0, 1)).tolist()
-
-    def assign(
-        self,
-        preferences: Any,
-        *,
-        annotator_column: str = ANNOTATOR_COLUMN,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> AnnotatorPosterior:
-        """Which component describes annotators who were not in the training data.
-
-        Args:
-            preferences (`Dataset`): preference pairs with an annotator column, see [`prepare_preferences`].
-            annotator_column (`str`): the column that names the annotator.
-            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
-            batch_size (`int`): sequences per forward.
-
-        Returns:
-            [`AnnotatorPosterior`]: `pi_k prod_n p_k(n)` normalised over components, per annotator.
-
-        Raises:
-            ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
-        """
-        preferences = prepare_preferences(preferences, annotator_column)
-        prompts = preferences["prompt"] if "prompt" in preferences.column_names else [""] * len(preferences)
-        prompts, count = list(prompts), len(preferences)
-        scores = self.score(
-            prompts + prompts,
-            list(preferences["chosen"]) + list(preferences["rejected"]),
-            processing_class=processing_class,
-            batch_size=batch_size,
-        ).cpu()
-        margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
-        log_likelihood = preference_log_likelihood(scores[:count], scores[count:], margin)
-        index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
-        rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
-        sums = annotator_log_likelihood(log_likelihood, rows, len(index))
-        return AnnotatorPosterior(index.annotator_ids, log_responsibilities(sums, self.mixing_weights.log()).exp())
-
-    def reward_functions(
-        self, policy_processing_class: PreTrainedTokenizerBase | None = None
-    ) -> list[Callable[..., list[float]]]:
-        """K callables in TRL's reward-function convention that share one forward.
-
-        Args:
-            policy_processing_class (`PreTrainedTokenizerBase`, *optional*): the policy's tokenizer; needed where its
-                vocabulary is not the mixture's.
-
-        Returns:
-            `list[Callable]`: pass them as `reward_funcs=` to TRL's trainers. Each is named after its component, takes
-            `prompts`, `completions` and `completion_ids` and returns N rewards.
-        """
-        return SharedRewardFunctions(self, policy_processing_class).callables()
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Save weights, config and tokenizer. See `PreTrainedModel.save_pretrained`."""
-        result = super().save_pretrained(save_directory, *args, **kwargs)
-        if self.processing_class is not None and kwargs.get("is_main_process", True):
-            self.processing_class.save_pretrained(save_directory)
-        return result
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, config and, where it was saved beside them, the tokenizer. See `PreTrainedModel`."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        where = {
-            k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only") if k in kwargs
-        }
-        try:
-            model.processing_class = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where)
-        except (OSError, ValueError):
-            # Weights without a tokenizer are complete: `score` then asks for one.
-            model.processing_class = None
-        return loaded
-
-    def save_component(self, k: int | str, save_directory: str | os.PathLike) -> None:
-        """Save one component with the tokenizer whose pad token is not EOS, so that it pools right wherever it is
-        loaded.
-
-        Args:
-            k (`int` or `str`): number or name of the component.
-            save_directory: folder for `AutoModelForSequenceClassification.from_pretrained`.
-        """
-        self.component(k).save_pretrained(save_directory)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(save_directory)
 
 
 AutoModel.register(MixtureRewardModelConfig, MixtureRewardModel, exist_ok=True)

@@ -24,7 +24,8 @@ class MixtureRewardConfig(RewardConfig):
         num_components (`int`, *optional*, defaults to `2`):
             K, when the trainer builds the mixture from a base model. A `MixtureRewardModel` brings its own.
         component_type (`str`, *optional*, defaults to `"head"`):
-            `"head"` (one trunk, K heads) or `"full"` (K models), likewise.
+            `"head"` (one trunk, K heads), `"lora"` (one frozen base, K adapters with heads) or `"full"` (K models),
+            likewise.
 
         > Parameters that control the data
 
@@ -71,7 +72,10 @@ class MixtureRewardConfig(RewardConfig):
     num_components: int = field(default=2, metadata={"help": "K, when the mixture is built from a base model."})
     component_type: str = field(
         default="head",
-        metadata={"help": "'head' (one trunk, K heads) or 'full' (K models).", "choices": ["head", "full"]},
+        metadata={
+            "help": "'head' (one trunk, K heads), 'lora' (one frozen base, K adapters) or 'full' (K models).",
+            "choices": ["head", "lora", "full"],
+        },
     )
     annotator_column: str = field(
         default="annotator_id", metadata={"help": "Column that names who gave the preference."}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
+from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardTrainer
 
@@ -28,6 +29,7 @@ from ..models.families import get_linear
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .em_state import EM_STATE_NAME, EMState
 from .mixture_reward_config import MixtureRewardConfig
+from .recording import component_heldout, reward_facts
 
 
 logger = get_logger(__name__)
@@ -78,6 +80,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer; defaults to the model's own.
         callbacks (`list[TrainerCallback]`, *optional*): as in transformers.
         optimizers (`tuple`, *optional*): as in transformers.
+        peft_config (`LoraConfig`, *optional*): of the adapters, with `component_type="lora"`.
 
     Attributes:
         annotators ([`AnnotatorIndex`]): numbers of the annotators. Not saved with the model.
@@ -113,6 +116,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
         compute_metrics: Callable[..., dict[str, float]] | None = None,
+        peft_config: PeftConfig | None = None,
     ) -> None:
         args = args if args is not None else MixtureRewardConfig("mixture-reward")
         if train_dataset is None:
@@ -126,7 +130,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         else:
             eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
-        model = self._build_mixture(model, args, processing_class)
+        model = self._build_mixture(model, args, processing_class, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -146,20 +150,32 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             dirichlet_concentration=args.dirichlet_concentration,
         )
         self.em_history: list[dict[str, float]] = []
+        self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
 
     @staticmethod
     def _build_mixture(
         model: MixtureRewardModel | PreTrainedModel | str,
         args: MixtureRewardConfig,
         processing_class: PreTrainedTokenizerBase | None,
+        peft_config: PeftConfig | None = None,
     ) -> MixtureRewardModel:
+        if peft_config is not None and (isinstance(model, MixtureRewardModel) or args.component_type != "lora"):
+            raise ValueError(
+                "`peft_config` is for components that this trainer builds with component_type='lora'; here "
+                f"component_type={args.component_type!r} and the model is a {type(model).__name__}. Leave it out."
+            )
         if not isinstance(model, MixtureRewardModel):
             # The new heads come from the global generator; the design wants them from the seed alone.
             with torch.random.fork_rng():
                 torch.manual_seed(args.seed)
                 kwargs = args.model_init_kwargs or {} if isinstance(model, str) else {}
                 model = MixtureRewardModel.from_base(
-                    model, args.num_components, args.component_type, processing_class=processing_class, **kwargs
+                    model,
+                    args.num_components,
+                    args.component_type,
+                    processing_class=processing_class,
+                    peft_config=peft_config,
+                    **kwargs,
                 )
             args.model_init_kwargs = None
         elif processing_class is not None:
@@ -251,7 +267,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         differences = torch.zeros(0)
         model = self.mixture.eval()
         for batch in self._batches(dataset):
-            features = model.features(batch["input_ids"], batch["attention_mask"])[:, 0].float()
+            features = model.trunk_features(batch["input_ids"], batch["attention_mask"]).float()
             chosen, rejected = features.chunk(2)
             differences = torch.zeros(len(dataset), features.shape[-1]) if not len(differences) else differences
             differences[batch["pair_index"].cpu()] = (chosen - rejected).cpu()
@@ -423,6 +439,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if self.args.calibrate_temperature and self.eval_dataset is not None:
             self._calibrate_temperatures()
         mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        self.final_facts = {"converged": self.em_state.converged() if mixture.num_components > 1 else None}
+        if self.eval_dataset is not None:
+            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
     def _calibrate_temperatures(self) -> None:
         differences = self.reward_differences(self.eval_dataset).double()
@@ -471,8 +490,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         super()._save_run_state(folder)
         self.em_state.save(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Cards are written from the run record, see `trl_maxmin.hub`; TRL's template knows no components."""
+    def _record_facts(self) -> tuple[str, dict[str, Any]]:
+        return "reward", reward_facts(self)
 
 
 def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
