@@ -114,6 +114,41 @@ _calibration = _record(
     }
 )
 _interval = _record({"mean": _number, "low": _number, "high": _number}, required=("mean", "low", "high"))
+_measured = _record(
+    {"mean": _number, "low": _number, "high": _number, "p_value": _number}, required=("mean", "low", "high")
+)
+# Group, or kind of groups, or policy -> measure -> number with interval; see docs/evaluation.md.
+_by_measure = _dict_of(_dict_of(_measured))
+_results = _record(
+    {
+        "format_version": _whole,
+        "reference": _text,
+        "groups": _dict_of(_text),
+        "weights": _by_name,
+        "num_prompts": _whole,
+        "num_replies": _whole,
+        "interval": _settings,
+        "policies": _dict_of(
+            _record(
+                {
+                    "by_group": _by_measure,
+                    "aggregates": _dict_of(_by_measure),
+                    "worst_group": _dict_of(_dict_of(_text)),
+                    "replies": _settings,
+                },
+                required=("by_group", "aggregates"),
+            )
+        ),
+        "differences": _list_of(
+            _record(
+                {"policy": _text, "baseline": _text, "by_group": _by_measure, "aggregates": _dict_of(_by_measure)},
+                required=("policy", "baseline", "by_group"),
+            )
+        ),
+        "judges": _settings,
+    },
+    required=("format_version", "groups", "policies"),
+)
 _sample = _record(
     {"prompt": _text, "completions": _dict_of(_text), "utility": _by_name_twice}, required=("prompt", "completions")
 )
@@ -163,6 +198,8 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "gold_utility": _by_name_twice,
         "win_rate": _dict_of(_dict_of(_interval)),
         "metrics": _settings,
+        "results": _results,
+        "diagnostics": _settings,
         "samples": _list_of(_sample),
     },
 }

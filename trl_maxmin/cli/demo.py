@@ -20,7 +20,6 @@ from datasets import disable_progress_bars
 from rich.console import Console
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
-from trl import TrlParser
 
 from ..data.world import FilmReviewWorld
 from ..evaluation.agreement import assignment_accuracy, match_components
@@ -44,6 +43,7 @@ from .demo_stages import (
     train_policy,
 )
 from .io import print_table
+from .parser import CommandParser
 from .reward import save_mixture
 
 
@@ -403,7 +403,14 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: an option outside its range.
     """
-    (arguments,) = TrlParser((DemoArguments,), prog="trl-maxmin demo").parse_args_and_config(list(argv))
+    parser = CommandParser(
+        DemoArguments,
+        prog="trl-maxmin demo",
+        description="The whole method on an embedded world of film reviews; a few minutes on one core, no download.",
+        epilog="  trl-maxmin demo\n  trl-maxmin demo --seed 1 --oracle --output_dir demo1\n"
+        "  trl-maxmin demo --minority_share 0",
+    )
+    (arguments,) = parser.parse_args_and_config(list(argv))
     # The models are tiny: a second thread gains a tenth on an idle machine and loses everything on a busy one.
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()

@@ -1,34 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point of `trl-maxmin`: picks the subcommand, and turns user errors into one line."""
+"""Entry point of `trl-maxmin`: picks the subcommand, and turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
+import importlib.util
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
-#: Subcommand -> what it does. Each is a module of this package with a `run(argv)`.
+#: Subcommand -> what it does. Each is a module of this package with a `run(argv)`; those whose module is not there
+#: (an optional part, or a later release) are left out.
 COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
+    "diagnose": "do my preferences need more than one reward? an answer before any training",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
+    "assign": "place new annotators among the components of a mixture",
+    "estimate": "memory and time that a run will need",
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
     "grpo": "the same by MaxMin-GRPO, on TRL's trainer",
     "rloo": "the same by MaxMin-RLOO, on TRL's trainer",
+    "evaluate": "measure policies for every group, with intervals",
     "push": "put mixture, components and policies on the Hub, with cards and a collection",
     "pull": "get back what a push published",
+    "space": "show and publish the Gradio Space",
+    "completion": "print a completion script for bash, zsh or fish",
 }
+
+USER_ERRORS = (ValueError, OSError, TypeError)
+"""What a user's mistake raises, with a message of its own; anything else is shown with the name of its class."""
+
+
+def commands() -> dict[str, str]:
+    """The subcommands that this installation has."""
+    return {name: text for name, text in COMMANDS.items() if importlib.util.find_spec(f"{__package__}.{name}")}
 
 
 def usage() -> str:
     """Help of the command itself."""
     lines = ["usage: trl-maxmin COMMAND [options]", "", "commands:"]
-    lines += [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<11} {text}" for name, text in commands().items()]
     lines += [
         "",
-        "`trl-maxmin COMMAND --help` lists the options of a command; `--config FILE.yaml` reads them from a file.",
-        "`--debug` shows the traceback of an error.",
+        "options of every command:",
+        "  --help                         the options of the command",
+        "  --config FILE.yaml             read options from a file; the command line overrides it",
+        "  --accelerate_config NAME|FILE  run under `accelerate launch` (training and evaluate)",
+        "  --quiet                        print nothing but errors",
+        "  --debug                        show the traceback of an error",
+        "",
+        "exit status: 0 = done, 1 = failed, 2 = called wrongly, 130 = interrupted",
     ]
     return "\n".join(lines)
 
@@ -40,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments without the program's name; defaults to `sys.argv[1:]`.
 
     Returns:
-        `int`: exit status: 0 = done, 1 = the command failed, 2 = it was called wrongly.
+        `int`: exit status: 0 = done, 1 = the command failed, 2 = it was called wrongly, 130 = it was interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
-    if not argv or argv[0] in ("-h", "--help"):
+    debug, quiet = "--debug" in argv, "--quiet" in argv
+    argv = [word for word in argv if word not in ("--debug", "--quiet")]
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
     command, *rest = argv
@@ -54,18 +79,63 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    if command not in COMMANDS:
-        print(f"trl-maxmin: unknown command {command!r}. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+    if command not in commands():
+        later = " It is not part of this installation." if command in COMMANDS else ""
+        close = difflib.get_close_matches(command, commands(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        known = ", ".join(commands())
+        print(f"trl-maxmin: unknown command {command!r}. Commands: {known}.{later}{hint}", file=sys.stderr)
         return 2
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with _quiet() if quiet else contextlib.nullcontext():
+        return _run(command, rest, debug)
+
+
+def _run(command: str, argv: list[str], debug: bool) -> int:
     try:
+        from .launch import launch, split_launch_options
+
+        options, rest = split_launch_options(argv)
+        # A process that was launched finds the recipe's launch options again, and must not launch itself.
+        if options and "LOCAL_RANK" not in os.environ and not {"-h", "--help"} & set(rest):
+            flags = ["--debug"] * debug + ["--quiet"] * bool(os.environ.get("TRL_MAXMIN_QUIET"))
+            return launch(command, options, [*rest, *flags])
         importlib.import_module(f".{command}", __package__).run(rest)
-    except (ValueError, OSError, TypeError) as error:
-        if debug:
-            raise
-        print(f"trl-maxmin {command}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            raise
+        name = "" if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: "
+        hint = "" if isinstance(error, USER_ERRORS) else " (--debug shows where)"
+        print(f"trl-maxmin {command}: {name}{error}{hint}", file=sys.stderr)
+        return 2 if type(error).__name__ == "UsageError" else 1
     return 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on standard output, no progress bars, of the log only errors. Standard error stays."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    before = os.environ.get("TRL_MAXMIN_QUIET")
+    os.environ["TRL_MAXMIN_QUIET"] = "1"
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logging.disable(level)
+        os.environ.pop("TRL_MAXMIN_QUIET")
+        if before is not None:
+            os.environ["TRL_MAXMIN_QUIET"] = before

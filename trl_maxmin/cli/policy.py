@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..models import MixtureRewardModel
 from ..trainer.reward_callables import load_reward_model
 from .io import read_dataset
+from .parser import CommandParser
 
 
 @dataclass
@@ -52,7 +53,13 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
     Raises:
         ValueError: no policy or no reward model was named, or as the trainer.
     """
-    parser = TrlParser((PolicyArguments, config_class, ModelConfig), prog=f"trl-maxmin {command}")
+    parser = CommandParser(
+        (PolicyArguments, config_class, ModelConfig),
+        prog=f"trl-maxmin {command}",
+        description=f"Train one policy for the worst-off group by MaxMin-{command.upper()}.",
+        epilog=f"  trl-maxmin {command} --dataset_name prompts.jsonl --model_name_or_path Qwen/Qwen3-0.6B \\\n"
+        "      --reward_model mixture --output_dir policy",
+    )
     script, args, model = parser.parse_args_and_config(list(argv))
     missing = [
         name

@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
 from ..hub.faults import HubError
 from ..hub.pull import pull
+from .parser import CommandParser
 
 
 @dataclass
@@ -44,7 +43,9 @@ def run(argv: Sequence[str]) -> None:
     words = list(argv)
     if words and not words[0].startswith("-"):
         words = ["--repo_id", *words]
-    (arguments,) = TrlParser((PullArguments,), prog="trl-maxmin pull").parse_args_and_config(words)
+    (arguments,) = CommandParser(
+        PullArguments, prog="trl-maxmin pull", description="Get back what a push published."
+    ).parse_args_and_config(words)
     if not arguments.repo_id or not arguments.output_dir:
         raise ValueError("Usage: trl-maxmin pull namespace/name --output_dir FOLDER. See --help.")
     command = "trl-maxmin pull " + shlex.join(argv)

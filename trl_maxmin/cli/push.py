@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
 from ..hub.collection import collection_items, publish_collection
 from ..hub.faults import HubError
 from ..hub.files import size_of
@@ -16,6 +14,7 @@ from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
 from ..hub.plan import PushOptions
 from ..hub.push import Published, publish
 from .io import print_table
+from .parser import CommandParser
 
 
 @dataclass
@@ -115,7 +114,9 @@ def run(argv: Sequence[str]) -> None:
     words = list(argv)
     if words and not words[0].startswith("-"):
         words = ["--output_dir", *words]
-    (arguments,) = TrlParser((PushArguments,), prog="trl-maxmin push").parse_args_and_config(words)
+    (arguments,) = CommandParser(
+        PushArguments, prog="trl-maxmin push", description="Put mixture, components and policies on the Hub."
+    ).parse_args_and_config(words)
     if not arguments.output_dir or not arguments.repo_id:
         raise ValueError("Usage: trl-maxmin push OUTPUT_DIR --repo_id namespace/name. See --help.")
     options = PushOptions(

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft import LoraConfig
-from trl import ModelConfig, ScriptArguments, TrlParser, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_quantization_config
 
 from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 from .io import print_table, read_dataset
+from .parser import CommandParser
 
 
 def run(argv: Sequence[str]) -> None:
@@ -23,7 +24,13 @@ def run(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`): `--dataset_name`, `--model_name_or_path`, and the fields of [`MixtureRewardConfig`].
     """
-    parser = TrlParser((ScriptArguments, MixtureRewardConfig, ModelConfig), prog="trl-maxmin reward")
+    parser = CommandParser(
+        (ScriptArguments, MixtureRewardConfig, ModelConfig),
+        prog="trl-maxmin reward",
+        description="Learn a mixture of reward models by EM from preferences with annotator ids.",
+        epilog="  trl-maxmin reward --dataset_name preferences.jsonl --model_name_or_path Qwen/Qwen3-0.6B \\\n"
+        "      --num_components 2 --output_dir mixture",
+    )
     script, args, model = parser.parse_args_and_config(list(argv))
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is required: the base model of the reward components.")

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands have in common: help, exit statuses, errors, quiet mode, launching, completion."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from trl_maxmin.cli import main
+from trl_maxmin.cli.completion import options_of, script
+from trl_maxmin.cli.launch import launch, resolve_config, split_launch_options
+from trl_maxmin.cli.main import COMMANDS, commands
+from trl_maxmin.cli.parser import UsageError
+
+
+@pytest.fixture(params=commands())
+def help_of(request, capsys):
+    with pytest.raises(SystemExit) as status:
+        main([request.param, "--help"])
+    assert status.value.code == 0
+    return request.param, capsys.readouterr().out
+
+
+def test_every_help_is_narrow_and_starts_with_what_it_does(help_of):
+    command, text = help_of
+    assert max(map(len, text.splitlines())) < 100
+    assert text.startswith(f"usage: trl-maxmin {command}")
+    assert len(text.splitlines()[2]) > 20
+
+
+def test_help_is_in_groups_with_the_training_arguments_last(capsys):
+    with pytest.raises(SystemExit):
+        main(["ppo", "--help"])
+    text = capsys.readouterr().out
+    places = [
+        text.index(title) for title in ("this command:", "data (trl", "algorithm:", "model (trl", "training (tr")
+    ]
+    assert places == sorted(places) and text.index("--reward_model") < text.index("--kl_coef") < text.index("--seed")
+    assert "--fsdp" not in text and "more options of transformers.TrainingArguments" in text
+    with pytest.raises(SystemExit):
+        main(["ppo", "--help_all"])
+    everything = capsys.readouterr().out
+    assert "--fsdp" in everything and max(map(len, everything.splitlines())) < 100
+
+
+def test_usage_lists_what_is_installed(capsys):
+    assert main(["help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) < 100 and "exit status: 0 = done" in text
+    assert set(commands()) <= set(COMMANDS)
+    for command in commands():
+        assert f"\n  {command} " in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evalute"], "Did you mean 'evaluate'?"),
+        (["diagnose", "--dataset_nam", "x"], "unknown option --dataset_nam. Did you mean --dataset_name?"),
+        (["diagnose", "--seed", "one"], "invalid int value: 'one'"),
+        (["diagnose", "--config"], "--config needs the path of a YAML file"),
+        (["completion"], "name one shell: bash, zsh, fish"),
+        (["completion", "tcsh"], "completion is for bash, zsh, fish, got 'tcsh'"),
+    ],
+)
+def test_a_wrong_call_is_status_two_and_one_line(argv, message, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_an_unexpected_error_is_named_and_debug_shows_it(monkeypatch, capsys):
+    def run(argv):
+        raise KeyError("shape")
+
+    monkeypatch.setattr("trl_maxmin.cli.diagnose.run", run)
+    assert main(["diagnose"]) == 1
+    assert capsys.readouterr().err == "trl-maxmin diagnose: KeyError: 'shape' (--debug shows where)\n"
+    with pytest.raises(KeyError):
+        main(["diagnose", "--debug"])
+
+
+def test_interrupted_is_130(monkeypatch, capsys):
+    def run(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trl_maxmin.cli.diagnose.run", run)
+    assert main(["diagnose"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_quiet_prints_nothing_but_errors_and_leaves_no_trace(monkeypatch, capsys):
+    seen = {}
+
+    def run(argv):
+        seen.update(os.environ)
+        print("noise")
+        raise ValueError("what went wrong")
+
+    monkeypatch.setattr("trl_maxmin.cli.diagnose.run", run)
+    assert main(["diagnose", "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == "trl-maxmin diagnose: what went wrong\n"
+    assert seen["TRL_MAXMIN_QUIET"] == "1" and "TRL_MAXMIN_QUIET" not in os.environ
+
+
+class TestLaunch:
+    def test_options_from_the_command_line_and_the_recipe(self, tmp_path):
+        (tmp_path / "r.yaml").write_text("num_processes: 4\naccelerate_config: zero2\nmax_steps: 3\n")
+        recipe = ["--config", str(tmp_path / "r.yaml")]
+        options, rest = split_launch_options([*recipe, "--num_processes=2", "--seed", "1"])
+        assert options == {"num_processes": "2", "accelerate_config": "zero2"} and rest == [*recipe, "--seed", "1"]
+
+    def test_a_name_of_trls_or_a_file(self, tmp_path):
+        assert resolve_config("zero3").name == "zero3.yaml" and resolve_config("zero3").is_file()
+        (tmp_path / "mine.yaml").write_text("")
+        assert resolve_config(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+
+    def test_what_is_started(self, monkeypatch):
+        started = []
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        monkeypatch.setattr(
+            subprocess, "run", lambda words, check: started.append(words) or subprocess.CompletedProcess(words, 3)
+        )
+        argv = ["ppo", "--accelerate_config", "fsdp2", "--num_processes", "2", "--seed", "1", "--quiet"]
+        assert main(argv) == 3
+        assert started[0][1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
+        assert started[0][5:] == ["--num_processes", "2", "-m", "trl_maxmin.cli", "ppo", "--seed", "1", "--quiet"]
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["ppo", "--accelerate_config", "zero9"], "none of fsdp1"),
+            (["ppo", "--accelerate_config"], "--accelerate_config needs a value"),
+            (["demo", "--accelerate_config", "zero2"], "`demo` runs on one process"),
+        ],
+    )
+    def test_mistakes(self, argv, message, capsys, monkeypatch):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        assert main(argv) == 1 and message in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_two_processes_agree(self, tmp_path, monkeypatch):
+        from datasets import Dataset
+
+        from tests.cli.test_diagnose_and_evaluate import save_policy
+        from trl_maxmin.data.world import FilmReviewWorld
+
+        world = FilmReviewWorld(seed=0)
+        for seed, name in enumerate(("base", "one")):
+            save_policy(world, tmp_path / name, seed)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(":")]))
+        Dataset.from_dict({"prompt": world.sample_prompts(10)}).to_json(tmp_path / "prompts.jsonl")
+        (tmp_path / "two.yaml").write_text(
+            "distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\nnum_machines: 1\nmachine_rank: 0\n"
+        )
+        argv = ["--policies", "one", "--reference", "base", "--dataset_name", "prompts.jsonl", "--batch_size", "3"]
+        argv += ["--gold", "world:positive", "world:concise", "--max_new_tokens", "8", "--num_resamples", "200"]
+        assert main(["evaluate", *argv, "--output_dir", "alone"]) == 0
+        assert launch("evaluate", {"accelerate_config": "two.yaml"}, [*argv, "--output_dir", "both"]) == 0
+        assert (tmp_path / "both/evaluation.json").read_text() == (tmp_path / "alone/evaluation.json").read_text()
+
+
+class TestCompletion:
+    def test_options_are_those_of_the_help(self):
+        assert {"--dataset_name", "--max_groups", "--config", "--debug"} <= set(options_of("diagnose"))
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_scripts_are_valid_and_complete(self, shell):
+        text = script(shell, {"diagnose": ["--beta", "--seed"]})
+        assert "diagnose" in text and "beta" in text
+        if shutil.which(shell):
+            assert subprocess.run([shell, "-n"], input=text, text=True, capture_output=True).returncode == 0
+
+    def test_bash_completes(self):
+        if not shutil.which("bash"):
+            pytest.skip("no bash")
+        lines = [
+            script("bash", {"diagnose": ["--beta", "--seed"], "demo": ["--oracle"]}),
+            'COMP_WORDS=(trl-maxmin d); COMP_CWORD=1; _trl_maxmin; echo "${COMPREPLY[*]}"',
+            'COMP_WORDS=(trl-maxmin diagnose --b); COMP_CWORD=2; _trl_maxmin; echo "${COMPREPLY[*]}"',
+        ]
+        done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
+        assert done.stdout.split("\n")[:2] == ["diagnose demo", "--beta"]
+
+    def test_an_unknown_shell(self):
+        with pytest.raises(UsageError, match="completion is for"):
+            script("tcsh", {})
+
+
+@pytest.mark.parametrize("name", ["diagnose", "evaluate"])
+def test_recipes_name_options_that_exist(name, capsys, tmp_path, monkeypatch):
+    recipe = Path(__file__).parents[2] / "examples" / "recipes" / "film_reviews" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    # Everything is read and understood; only the file named here is missing.
+    assert main([name, "--config", str(recipe), "--dataset_name", "missing.jsonl"]) == 1
+    assert "no file missing.jsonl" in capsys.readouterr().err

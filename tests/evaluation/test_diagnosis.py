@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`diagnose` on worlds whose groups are known."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from trl_maxmin.data.world import FilmReviewWorld
+from trl_maxmin.evaluation import diagnose
+from trl_maxmin.evaluation.diversity import alignment_gap
+from trl_maxmin.evaluation.features import principal_features, reply_text, word_features
+
+
+def preferences(seed=0, share=0.2, annotators=20, pairs=40):
+    world = FilmReviewWorld(seed=seed)
+    prompts = world.sample_prompts(200, seed=seed)
+    replies = list(zip(*(world.sample_reviews(prompts, seed=10 * seed + i) for i in range(3)), strict=True))
+    planted = world.annotators(annotators, share, seed=seed)
+    return world.collect_preferences(prompts, replies, planted, pairs, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return diagnose(preferences(), max_groups=2, num_init=2, num_resamples=200)
+
+
+@pytest.fixture(scope="module")
+def uniform():
+    return diagnose(preferences(share=0.0), max_groups=2, num_init=2, num_resamples=200)
+
+
+def test_one_group_is_one_group(uniform):
+    assert uniform.num_groups == 1 and not uniform.curves
+    assert uniform.verdict().startswith("No: one reward suffices.")
+    assert "| 1 | -0." in uniform.to_markdown() and "nats per held-out pair against K = 2" in uniform.verdict()
+
+
+def test_planted_groups_are_found_with_their_shares(planted):
+    assert planted.num_groups == 2
+    shares = [entry["share"] for entry in planted.by_group.values()]
+    assert shares == pytest.approx([0.8, 0.2], abs=0.03)
+    assert planted.verdict().startswith(
+        "Yes: the data hold 2 groups of annotators (component_0 80 %, component_1 20 %)"
+    )
+
+
+def test_the_predicted_order_of_the_gaps_is_the_measured_one(planted):
+    assert planted.predicted_order == planted.measured_order == ["component_1", "component_0"]
+    worst, best = (planted.by_group[name] for name in planted.measured_order)
+    assert worst["gap"]["low"] > best["gap"]["high"]
+    assert worst["accuracy_own"]["mean"] > 0.75 > 0.6 > worst["accuracy_single"]["mean"]
+
+
+def test_so_it_is_under_the_gold_utilities():
+    """The order of the gaps that linear rewards give is that of the gold utilities, which `diagnose` never saw."""
+    world, data = FilmReviewWorld(seed=0), preferences()
+    features = principal_features(word_features([*data["chosen"], *data["rejected"]]))
+    from trl_maxmin.evaluation.diversity import fit_reward
+
+    count = len(data)
+    single = fit_reward(features[:count] - features[count:])
+    gaps = {}
+    for group in world.groups:
+        gold = np.array([world.gold_utility(group, data[side]) for side in ("chosen", "rejected")])
+        gold = gold / gold.std() / 0.25
+        judged = np.stack([features[:count] @ single, features[count:] @ single], axis=1)
+        gaps[group] = alignment_gap(gold.T, judged).mean()
+    assert gaps["positive"] > 2 * gaps["concise"]
+
+
+def test_curves_fall_with_the_share(planted):
+    for points in planted.curves.values():
+        shares, gaps = zip(*points, strict=True)
+        assert list(shares) == sorted(shares) and list(gaps) == sorted(gaps, reverse=True)
+
+
+def test_bounds_hold_and_assumptions_are_stated(planted):
+    for entry in planted.by_group.values():
+        assert 0 < entry["parameter_bound"] <= entry["parameter_distance"]
+        assert 0 <= entry["predicted_bound"] <= entry["gap"]["mean"]
+    text = planted.to_markdown()
+    for assumption in planted.assumptions:
+        assert assumption in text
+    assert "Rewards are linear" in text and "|features| <= D" in text
+
+
+def test_json_holds_it(planted):
+    assert json.loads(json.dumps(planted.to_dict()))["num_groups"] == 2
+
+
+def test_known_groups_by_their_names():
+    found = diagnose(preferences(), group_column="group", num_resamples=200)
+    assert found.known and list(found.by_group) == ["concise", "positive"]
+    assert [entry["share"] for entry in found.by_group.values()] == pytest.approx([0.8, 0.2])
+    assert "2 groups you named (concise 80 %, positive 20 %)" in found.verdict()
+
+
+def test_known_groups_that_do_not_differ():
+    data = preferences(share=0.0)
+    half = ["a" if int(name[-1]) % 2 else "b" for name in data["annotator_id"]]
+    found = diagnose(
+        data.remove_columns("group").add_column("country", half), group_column="country", num_resamples=200
+    )
+    assert found.num_groups == 1 and found.verdict().startswith("No: one reward suffices.")
+
+
+def test_the_same_seed_gives_the_same_answer(uniform):
+    assert diagnose(preferences(share=0.0), max_groups=2, num_init=2, num_resamples=200) == uniform
+
+
+def test_features_by_hand():
+    assert word_features(["Good, good plot"], num_words=2).tolist() == [[2.0, 1.0, 4.0, 15 / 6]]
+    assert reply_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "a\nb"
+
+
+def test_principal_features_keep_distances_up_to_one_scale():
+    raw = np.random.default_rng(0).normal(size=(50, 4))
+    kept = principal_features(raw)
+    distances = [np.linalg.norm(x[:, None] - x[None], axis=-1)[np.triu_indices(50, 1)] for x in (raw, kept)]
+    assert distances[1] / distances[0] == pytest.approx(distances[1][0] / distances[0][0])
+    assert (kept**2).mean() == pytest.approx(1.0)
+
+
+def test_a_frozen_model_gives_features(tmp_path, word_tokenizer):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(word_tokenizer), n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
+    word_tokenizer.save_pretrained(tmp_path)
+    rows = [
+        {"prompt": "review", "chosen": f"great {word}", "rejected": f"dull {word}", "annotator_id": i % 4}
+        for i, word in enumerate(["plot", "film", "acting", "story"] * 8)
+    ]
+    found = diagnose(Dataset.from_list(rows), model_name_or_path=str(tmp_path), max_groups=2, num_resamples=100)
+    assert str(tmp_path) in found.features and found.num_pairs == 32
+
+
+ROW = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([ROW] * 4, {"max_groups": 1}, "max_groups >= 2"),
+        ([ROW] * 4, {"beta": 0.0}, "beta > 0"),
+        ([ROW] * 4, {"heldout_fraction": 1.0}, "heldout_fraction in"),
+        ([ROW] * 4, {"group_column": "land"}, "no column 'land' of known groups; columns: prompt, chosen, rejected"),
+        ([ROW] * 4, {"annotator_column": "who"}, "no column 'who'"),
+        ([ROW] * 4, {}, "leave no held-out pair"),
+        ([{**ROW, "chosen": "", "rejected": " "}] * 4, {}, "holds a word"),
+        ([{**ROW, "group": None}, {**ROW, "group": "a"}] * 4, {"group_column": "group"}, "Row 0 has no group"),
+        ([{**ROW, "chosen": "ab", "rejected": "AB", "annotator_id": 1}] * 4, {}, "same features"),
+    ],
+)
+def test_bad_input_is_named(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        diagnose(Dataset.from_list(rows), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_full_size(seed):
+    """50 annotators of 100 pairs: as in the demo, K is right, and so are shares and order."""
+    found = diagnose(preferences(seed, annotators=50, pairs=100))
+    assert found.num_groups == 2
+    assert [entry["share"] for entry in found.by_group.values()] == pytest.approx([0.8, 0.2], abs=0.03)
+    assert found.predicted_order == found.measured_order
+    assert diagnose(preferences(seed, share=0.0, annotators=50, pairs=100)).num_groups == 1

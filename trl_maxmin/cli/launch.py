@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--accelerate_config`: the same command on several processes, as `trl` does it."""
+
+from __future__ import annotations
+
+import importlib.resources
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+LAUNCHED = ("reward", "ppo", "grpo", "rloo", "evaluate")
+OPTIONS = (
+    "accelerate_config",
+    "num_processes",
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "gpu_ids",
+)
+
+
+def split_launch_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options of `accelerate launch` on the command line or in its recipe, and the other words.
+
+    Args:
+        argv (`Sequence[str]`): words after the command.
+
+    Returns:
+        `tuple[dict[str, str], list[str]]`: name -> value, and the rest in order.
+
+    Raises:
+        ValueError: an option without its value.
+
+    Example:
+
+    >>> split_launch_options(["--accelerate_config", "zero2", "--max_steps", "3"])
+    ({'accelerate_config': 'zero2'}, ['--max_steps', '3'])
+    """
+    options, rest, words = _from_recipe(argv), [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, _, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in OPTIONS:
+            rest.append(word)
+            continue
+        if not value and not words:
+            raise ValueError(f"{word} needs a value.")
+        options[name] = value or words.pop(0)
+    return options, rest
+
+
+def _from_recipe(argv: Sequence[str]) -> dict[str, str]:
+    words = list(argv)
+    if "--config" not in words or words.index("--config") + 1 >= len(words):
+        return {}
+    path = Path(words[words.index("--config") + 1])
+    recipe: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: str(recipe[name]) for name in OPTIONS if name in recipe} if isinstance(recipe, dict) else {}
+
+
+def resolve_config(name: str) -> Path:
+    """File of an accelerate configuration: a path, or one of those that TRL brings (`zero2`, `fsdp2`, ...).
+
+    Raises:
+        ValueError: neither; the message names those that exist.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = importlib.resources.files("trl") / "accelerate_configs"
+    known = sorted(Path(str(entry)).stem for entry in folder.iterdir() if str(entry).endswith(".yaml"))
+    if name not in known:
+        raise ValueError(f"--accelerate_config {name}: no such file, and none of {', '.join(known)}.")
+    return Path(str(folder / f"{name}.yaml"))
+
+
+def launch(command: str, options: dict[str, str], argv: Sequence[str]) -> int:
+    """Run a command under `accelerate launch`.
+
+    Args:
+        command (`str`): name of the subcommand.
+        options (`dict[str, str]`): from [`split_launch_options`].
+        argv (`Sequence[str]`): the other words.
+
+    Returns:
+        `int`: exit status of the launcher.
+
+    Raises:
+        ValueError: a command that runs on one process only, or an unknown configuration.
+    """
+    if command not in LAUNCHED:
+        raise ValueError(f"`{command}` runs on one process; --accelerate_config is for {', '.join(LAUNCHED)}.")
+    options = dict(options)
+    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    if "accelerate_config" in options:
+        words += ["--config_file", str(resolve_config(options.pop("accelerate_config")))]
+    for name, value in options.items():
+        words += [f"--{name}", value]
+    return subprocess.run([*words, "-m", "trl_maxmin.cli", command, *argv], check=False).returncode

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of an evaluation, of training and of a diagnosis. They read without colour and at the width of a README."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .figures import _clean, _styles
+
+
+_DPI = 160
+_LINES = (
+    ("#1f4e79", "-", "o"),
+    ("#d07a28", "--", "^"),
+    ("#5f5f5f", "-.", "s"),
+    ("#8a6fb0", ":", "D"),
+    ("#3f7f4f", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    ("#a03c4c", (0, (1, 1)), "P"),
+)
+_LABELS = {"win_rate": "win rate against the reference", "utility": "utility (0 = reference policy)"}
+_NARROW_GROUPS = 6
+
+
+def _canvas(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    # The canvas is named instead of taken from pyplot: no window system is asked for, no global state is left behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _short(name: str, longest: int = 18) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def plot_groups(
+    results: Mapping[str, Any], path: str | os.PathLike[str], measure: str = "win_rate", kind: str | None = None
+) -> Path:
+    """Bars with intervals: what each policy gives each group.
+
+    Args:
+        results (`Mapping`): from [`summarise`].
+        path (`str` or `os.PathLike`): of the PNG file; its folder is created.
+        measure (`str`, *optional*, defaults to `"win_rate"`): `"win_rate"` or `"utility"`.
+        kind (`str`, *optional*): groups of this kind only. Default: all that have the measure.
+
+    Returns:
+        `Path` of the file.
+
+    Raises:
+        ValueError: an unknown measure, or no group and policy that have it.
+    """
+    if measure not in _LABELS:
+        raise ValueError(f"Unknown measure {measure!r}; measures: {', '.join(_LABELS)}.")
+    policies, groups = _measured(results, measure, kind)
+    figure, (axes,) = _canvas(1, max(6.0, 2.2 + 0.55 * len(groups) * len(policies)), 4.4)
+    styles = _styles(policies)
+    width = 0.8 / len(policies)
+    entries = {name: results["policies"][name]["by_group"] for name in policies}
+    numbers = [entries[name][group].get(measure) for name in policies for group in groups]
+    lowest, highest = (min(n["low"] for n in numbers if n), max(n["high"] for n in numbers if n))
+    span = 1.0 if measure == "win_rate" else max(highest, 0.0) - min(lowest, 0.0) or 1.0
+    for index, name in enumerate(policies):
+        style = styles[name]
+        for place, group in enumerate(groups):
+            number = entries[name][group].get(measure)
+            if number is None:
+                continue
+            centre = place + (index - (len(policies) - 1) / 2) * width
+            axes.bar(
+                centre, number["mean"], width * 0.9, color=style.fill, hatch=style.hatch, edgecolor="black", lw=0.8
+            )
+            error = [[max(0.0, number["mean"] - number["low"])], [max(0.0, number["high"] - number["mean"])]]
+            axes.errorbar(centre, number["mean"], yerr=error, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
+            up = number["mean"] >= 0
+            edge = max(number["mean"], number["high"], 0.0) if up else min(number["mean"], number["low"], 0.0)
+            axes.text(
+                centre,
+                edge + (0.02 if up else -0.02) * span,
+                f"{round(number['mean'], 2) + 0.0:.2f}",
+                ha="center",
+                va="bottom" if up else "top",
+                fontsize=9 if len(numbers) <= 12 else 7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+            )
+    axes.axhline(0.5 if measure == "win_rate" else 0.0, color="black", ls="--" if measure == "win_rate" else "-", lw=1)
+    if measure == "win_rate":
+        axes.set_ylim(0, 1.12)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    else:
+        axes.set_ylim(min(lowest, 0.0) - 0.12 * span, max(highest, 0.0) + 0.12 * span)
+    axes.set_xlim(-0.55, len(groups) - 0.45)
+    axes.set_xticks(range(len(groups)))
+    axes.set_xticklabels(
+        [_short(group) for group in groups], fontsize=11, rotation=25 if len(groups) > _NARROW_GROUPS else 0
+    )
+    axes.set_ylabel(_LABELS[measure], fontsize=11)
+    level = f"{100 * results['interval']['level']:g} %"
+    axes.set_title(f"{'Win rate' if measure == 'win_rate' else 'Utility'} by group, {level} interval", fontsize=12)
+    _clean(axes)
+    _legend_below(figure, axes, [(styles[name].label, _patch(styles[name])) for name in policies])
+    return _save(figure, path)
+
+
+def _measured(results: Mapping[str, Any], measure: str, kind: str | None) -> tuple[list[str], list[str]]:
+    entries = {name: entry["by_group"] for name, entry in results["policies"].items()}
+    groups = [
+        group
+        for group, own in results["groups"].items()
+        if kind in (None, own) and any(measure in by_group.get(group, {}) for by_group in entries.values())
+    ]
+    policies = [name for name, by_group in entries.items() if any(measure in by_group[group] for group in groups)]
+    if not groups or not policies:
+        raise ValueError(f"No policy has a {measure} for any group of kind {kind}; kinds: {results['groups']}.")
+    return policies, groups
+
+
+def _patch(style: Any) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=style.fill, hatch=style.hatch, edgecolor="black", linewidth=0.8)
+
+
+def _legend_below(figure: Any, axes: Any, entries: Sequence[tuple[str, Any]]) -> None:
+    labels = [_short(label, 32) for label, _ in entries]
+    longest = max(len(label) for label in labels)
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 11 / (longest + 7))))
+    rows = -(-len(labels) // columns)
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, (0.1 + 0.24 * rows) / height, 1, 1))
+    figure.legend(
+        [handle for _, handle in entries],
+        labels,
+        loc="lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=10,
+        handlelength=2.6,
+    )
+
+
+def plot_pareto(
+    results: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    majority: str,
+    minority: str,
+    measure: str = "utility",
+) -> Path:
+    """What every policy gives the minority against what it gives the majority, with both intervals.
+
+    Policies that no other beats for both groups are joined: up and right is better.
+
+    Args:
+        results (`Mapping`): from [`summarise`].
+        path (`str` or `os.PathLike`): of the PNG file.
+        majority, minority (`str`): two groups.
+        measure (`str`, *optional*, defaults to `"utility"`): `"utility"` or `"win_rate"`.
+
+    Returns:
+        `Path` of the file.
+
+    Raises:
+        ValueError: an unknown measure or group, or no policy that has the measure for both groups.
+    """
+    if measure not in _LABELS or not {majority, minority} <= set(results["groups"]):
+        raise ValueError(
+            f"Needs a measure of {', '.join(_LABELS)} and two of the groups {list(results['groups'])}; got "
+            f"{measure!r}, {majority!r} and {minority!r}."
+        )
+    points = {
+        name: (entry["by_group"][majority][measure], entry["by_group"][minority][measure])
+        for name, entry in results["policies"].items()
+        if measure in entry["by_group"][majority] and measure in entry["by_group"][minority]
+    }
+    if not points:
+        raise ValueError(f"No policy has a {measure} for both {majority!r} and {minority!r}.")
+    figure, (axes,) = _canvas(1, 6.0, 5.0)
+    styles = _styles(list(points))
+    means = {name: (x["mean"], y["mean"]) for name, (x, y) in points.items()}
+    front = sorted(
+        point
+        for name, point in means.items()
+        if not any(o != point and o[0] >= point[0] and o[1] >= point[1] for other, o in means.items() if other != name)
+    )
+    axes.plot(*zip(*front, strict=True), color="#9a9a9a", lw=1.2, ls=":", zorder=1)
+    for name, (x, y) in points.items():
+        error = {
+            "xerr": [[max(0.0, x["mean"] - x["low"])], [max(0.0, x["high"] - x["mean"])]],
+            "yerr": [[max(0.0, y["mean"] - y["low"])], [max(0.0, y["high"] - y["mean"])]],
+        }
+        axes.errorbar(x["mean"], y["mean"], fmt="none", ecolor="black", elinewidth=1, capsize=2, zorder=2, **error)
+        style = styles[name]
+        axes.scatter(
+            x["mean"],
+            y["mean"],
+            s=110,
+            marker=style.marker,
+            facecolor=style.fill,
+            hatch=style.hatch,
+            edgecolor="black",
+            linewidth=1.1,
+            zorder=3,
+        )
+    axes.margins(0.16)
+    label = "win rate" if measure == "win_rate" else "utility"
+    axes.set_xlabel(f"{label} of the majority ({_short(majority)})", fontsize=11)
+    axes.set_ylabel(f"{label} of the minority ({_short(minority)})", fontsize=11)
+    axes.set_title("Both groups at once (up and right is better)", fontsize=12)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _clean(axes)
+    _legend_below(figure, axes, [(styles[name].label, _marker(styles[name])) for name in points])
+    return _save(figure, path)
+
+
+def _marker(style: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker=style.marker, ls="", ms=9, mfc=style.fill, mec="black")
+
+
+def plot_training(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    path: str | os.PathLike[str],
+    title: str = "Worst group utility during training",
+    ylabel: str = "utility of the worst-off group",
+    xlabel: str = "step",
+) -> Path:
+    """Curves over steps, one line a run: how the worst-off group fares while policies train.
+
+    Args:
+        curves (`Mapping`): run -> list of `[step, value]`, as `policy.curves["maxmin/worst_utility"]` of a run record.
+        path (`str` or `os.PathLike`): of the PNG file.
+        title, ylabel, xlabel (`str`, *optional*): of the axes.
+
+    Returns:
+        `Path` of the file.
+
+    Raises:
+        ValueError: no curve with a point.
+    """
+    curves = {name: points for name, points in curves.items() if len(points)}
+    if not curves:
+        raise ValueError("There is no curve with a point; run records keep them under policy.curves.")
+    figure, (axes,) = _canvas(1, 6.4, 4.2)
+    _draw_lines(axes, curves)
+    axes.set_xlabel(xlabel, fontsize=11)
+    axes.set_ylabel(ylabel, fontsize=11)
+    axes.set_title(title, fontsize=12)
+    _clean(axes)
+    _legend_below(figure, axes, list(zip(curves, axes.get_lines()[: len(curves)], strict=True)))
+    return _save(figure, path)
+
+
+def _draw_lines(axes: Any, curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    for index, points in enumerate(curves.values()):
+        colour, line, marker = _LINES[index % len(_LINES)]
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colour, ls=line, marker=marker, ms=5, lw=1.8, markevery=max(1, len(steps) // 8))
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Evidence for K, and what the single reward costs each group as the group's share varies.
+
+    Args:
+        diagnosis (`Mapping`): `Diagnosis.to_dict()`.
+        path (`str` or `os.PathLike`): of the PNG file.
+
+    Returns:
+        `Path` of the file.
+    """
+    curves = diagnosis["curves"]
+    figure, panels = _canvas(2 if curves else 1, 9.4 if curves else 5.0, 4.4)
+    axes = panels[0]
+    ks = sorted(diagnosis["selection"], key=int)
+    below = [-diagnosis["selection"][k]["difference"] for k in ks]
+    errors = [diagnosis["selection"][k]["standard_error"] for k in ks]
+    chosen = [int(k) == diagnosis["num_groups"] for k in ks]
+    for place, (value, error, own) in enumerate(zip(below, errors, chosen, strict=True)):
+        axes.errorbar(
+            place,
+            value,
+            yerr=error,
+            fmt="o",
+            ms=10,
+            mfc="#4b7fae" if own else "white",
+            mec="black",
+            ecolor="black",
+            capsize=4,
+        )
+    axes.set_xticks(range(len(ks)))
+    axes.set_xticklabels([f"K = {k}" + ("\n(chosen)" if own else "") for k, own in zip(ks, chosen, strict=True)])
+    axes.set_xlim(-0.5, len(ks) - 0.5)
+    axes.axhline(0, color="black", lw=0.8, ls="--")
+    axes.set_ylabel("held-out log-likelihood,\nnats per pair below the best", fontsize=11)
+    axes.set_title("How many groups?", fontsize=12)
+    _clean(axes)
+    if not curves:
+        figure.tight_layout()
+        return _save(figure, path)
+    axes = panels[1]
+    _draw_lines(axes, curves)
+    handles = list(zip((f"gap of {_short(name)}" for name in curves), axes.get_lines(), strict=True))
+    first = next(iter(curves.values()))
+    scale = first[0][1] / max(1 - first[0][0], 1e-9)
+    (shape,) = axes.plot(*zip(*((s, scale * (1 - s)) for s, _ in first), strict=True), color="black", lw=1, ls=":")
+    handles.append(("predicted shape (1 - share)", shape))
+    for index, facts in enumerate(diagnosis["by_group"].values()):
+        axes.plot(
+            facts["share"],
+            facts["gap"]["mean"],
+            marker="*",
+            ms=16,
+            mfc=_LINES[index % len(_LINES)][0],
+            mec="black",
+            ls="",
+            zorder=5,
+        )
+    handles.append(("these data", _star()))
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the group in the data", fontsize=11)
+    axes.set_ylabel("alignment gap of single-reward RLHF\n(log-odds)", fontsize=11)
+    axes.set_title("What one reward costs each group", fontsize=12)
+    _clean(axes)
+    _legend_below(figure, axes, handles)
+    return _save(figure, path)
+
+
+def _star() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker="*", ls="", ms=13, mfc="white", mec="black")
