@@ -13,6 +13,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
+    "assign": "say which component describes annotators who were not in the training data",
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
 }
 

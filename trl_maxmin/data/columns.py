@@ -159,6 +159,45 @@ def _check_annotators(dataset: Dataset, num_components: int | None) -> None:
         )
 
 
+def known_groups(dataset: Dataset, group_column: str | None, num_components: int) -> dict[str | int, str]:
+    """Group of each annotator whose group is known.
+
+    Args:
+        dataset (`Dataset`): of [`prepare_preferences`].
+        group_column (`str`, *optional*): column of groups, None in a row where it is unknown. Without it no group is
+            used.
+        num_components (`int`): K; every group is a component.
+
+    Returns:
+        `dict`: annotator id -> group; empty where no column is given.
+
+    Raises:
+        ValueError: no such column, an annotator of two groups, more groups than components, or no group at all.
+    """
+    if group_column is None:
+        return {}
+    if group_column not in dataset.column_names:
+        raise ValueError(
+            f"There is no column {group_column!r} for known groups. The data have: {', '.join(dataset.column_names)}."
+        )
+    groups: dict[str | int, str] = {}
+    for annotator, group in zip(dataset[ANNOTATOR_COLUMN], dataset[group_column], strict=True):
+        if group is None:
+            continue
+        if groups.setdefault(annotator, str(group)) != str(group):
+            raise ValueError(
+                f"An annotator has two groups, {groups[annotator]!r} and {str(group)!r}. Give each annotator one "
+                "group, or None where it is unknown."
+            )
+    count = len(set(groups.values()))
+    if not 0 < count <= num_components:
+        raise ValueError(
+            f"Column {group_column!r} names {count} groups for {num_components} components. Set num_components to at "
+            "least the number of groups, and name at least one."
+        )
+    return groups
+
+
 def split_by_annotator(
     dataset: Dataset, heldout_fraction: float, seed: int, annotator_column: str = ANNOTATOR_COLUMN
 ) -> tuple[Dataset, Dataset | None]:

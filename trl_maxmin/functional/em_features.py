@@ -52,9 +52,7 @@ class FeaturePairs:
     def select(self, rows: Tensor) -> FeaturePairs:
         """The pairs of a mask or of row numbers; the texts stay."""
         margin = None if self.margin is None else self.margin[rows]
-        return FeaturePairs(
-            self.features, self.chosen[rows], self.rejected[rows], self.annotator_index[rows], margin
-        )
+        return FeaturePairs(self.features, self.chosen[rows], self.rejected[rows], self.annotator_index[rows], margin)
 
     def log_likelihood(self, weight: Tensor) -> Tensor:
         """`(N, K)` log-likelihood of the pairs under rewards `features @ weight.T`, nats."""
@@ -68,8 +66,8 @@ class FeaturePairs:
 def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Directions `(D, D)` in which the differences of the pairs are uncorrelated, and their mean squares `(D,)`.
 
-    The scale is common to all directions (mean square 1 on average): whitening would let a direction in which the pairs
-    hardly differ carry a large weight.
+    The scale is common to all directions (mean square 1 on average): whitening would let a direction in which the
+    pairs hardly differ carry a large weight.
     """
     features = pairs.features.float()
     moment = torch.zeros(features.shape[1], features.shape[1])
@@ -237,7 +235,9 @@ class _Run:
         folds, components = state.weight.shape[:2]
         responsibilities = state.log_resp.exp().float()[annotators]
         weights = (self.seen.unsqueeze(2) * responsibilities.unsqueeze(1)).flatten(1)
-        weight, momentum, difference = self.fitter.step(state.weight.flatten(0, 1), weights, state.momentum.flatten(0, 1))
+        weight, momentum, difference = self.fitter.step(
+            state.weight.flatten(0, 1), weights, state.momentum.flatten(0, 1)
+        )
         own = difference.view(-1, folds, components)[torch.arange(len(self.fold)), self.fold]
         scores = F.logsigmoid(own)
         sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
@@ -281,7 +281,7 @@ def cross_validated_scores(
 
 
 def deal_folds(annotator_index: Tensor, num_folds: int, generator: torch.Generator) -> Tensor:
-    """Fold `(N,)` of each pair; every annotator's pairs are dealt out evenly, from a fold that differs by annotator."""
+    """Fold `(N,)` of each pair; every annotator's pairs are dealt out evenly."""
     order = torch.randperm(len(annotator_index), generator=generator)
     by_annotator = order[torch.argsort(annotator_index[order], stable=True)]
     fold = torch.empty(len(annotator_index), dtype=torch.long)

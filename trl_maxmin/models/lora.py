@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -113,6 +113,14 @@ def add_adapters(classifier: PreTrainedModel, num_components: int, lora: dict[st
             parameter.requires_grad_(True)
     for module in _layers(trunk):
         module._active_adapter = before.get(id(module), [])
+
+
+def drop_adapters(trunk: nn.Module, components: Iterable[int]) -> None:
+    """Remove the adapters of some components from the trunk."""
+    for k in components:
+        for layer in _layers(trunk):
+            layer.delete_adapter(adapter_name(k))
+        trunk.peft_config.pop(adapter_name(k), None)
 
 
 def _layers(trunk: nn.Module) -> list[BaseTunerLayer]:
