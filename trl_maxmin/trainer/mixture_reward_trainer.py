@@ -236,11 +236,18 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
                 "scored with the mixing weights as posterior."
             )
 
+        # Many people judge the same texts; messages are keys by their text form.
+        encoded: dict[str, list[int]] = {}
+
+        def encode(prompt: Any, reply: Any) -> list[int]:
+            key = repr((prompt, reply))
+            if key not in encoded:
+                encoded[key] = encode_reply(processing_class, prompt, reply)
+            return encoded[key]
+
         def tokenize(example: dict[str, Any]) -> dict[str, list[int]]:
             prompt = example.get("prompt") or ""
-            return {
-                f"{side}_ids": encode_reply(processing_class, prompt, example[side]) for side in ("chosen", "rejected")
-            }
+            return {f"{side}_ids": encode(prompt, example[side]) for side in ("chosen", "rejected")}
 
         dataset = dataset.map(tokenize, num_proc=args.dataset_num_proc, desc=f"Tokenizing {dataset_name} dataset")
         dataset = self._filter_by_length(dataset, args, dataset_name)
