@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
     "assign": "say which component describes annotators who were not in the training data",
+    "estimate": "say what fits into memory, before training",
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
 }
 
