@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def prepare_preferences(
     """Check preference data and bring the annotator column to its standard name.
 
     Args:
-        dataset (`Dataset`): columns as in the table above.
+        dataset (`Dataset` or `IterableDataset`): columns as in the table above. A stream is read to its end.
         annotator_column (`str`, defaults to `"annotator_id"`): the column that names the annotator.
         num_components (`int`, *optional*): K, to check that there are at least K annotators.
 
@@ -83,6 +83,10 @@ def prepare_preferences(
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
     """
+    if isinstance(dataset, IterableDataset):
+        # EM returns to every annotator's pairs again and again, so a stream has to be held.
+        dataset = Dataset.from_list(list(dataset))
+        logger.info(f"Read {len(dataset)} rows of a streaming data set into memory: EM visits every pair many times.")
     if len(dataset) == 0:
         raise ValueError("The preference data are empty. Give at least one row with `chosen` and `rejected`.")
     columns = dataset.column_names

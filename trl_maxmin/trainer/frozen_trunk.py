@@ -65,7 +65,7 @@ class FrozenTrunkMixin:
         new = list(rows)[len(known) :]
         if not new:
             return
-        mixture, size = self.mixture, self.args.per_device_eval_batch_size
+        mixture, size = self.mixture, self.args.e_step_batch_size
         training = mixture.training
         mixture.eval()
         order = sorted(range(len(new)), key=lambda row: len(new[row]))

@@ -83,6 +83,9 @@ class MixtureRewardConfig(RewardConfig):
             `"cached"`: use the scores that training has just computed, each from before the pair was trained on in its
             epoch; such an E-step costs nothing. `"fresh"`: score all pairs again, in one batched forward for all
             components; a pair that was memorised then looks surer than it is.
+        e_step_batch_size (`int`, *optional*):
+            Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`, but
+            at least 32: sorted by length, they are cheap.
         dirichlet_concentration (`float`, *optional*, defaults to `2.0`):
             Prior on the mixing weights, at least 1; above 1 an empty component can come back.
         calibrate_temperature (`bool`, *optional*, defaults to `True`):
@@ -151,6 +154,9 @@ class MixtureRewardConfig(RewardConfig):
             "choices": ["cached", "fresh"],
         },
     )
+    e_step_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs per forward of the E-step. Default: the evaluation's, at least 32."}
+    )
     dirichlet_concentration: float = field(default=2.0, metadata={"help": "Prior on the mixing weights, at least 1."})
     calibrate_temperature: bool = field(
         default=True, metadata={"help": "Fit a temperature per component on held-out pairs after training."}
@@ -183,8 +189,11 @@ class MixtureRewardConfig(RewardConfig):
             "init_steps": (self.init_steps >= 1, "at least 1"),
             "annealing_start": (0 < self.annealing_start <= 1, "in (0, 1]"),
             "e_step_interval": (self.e_step_interval >= 1, "at least 1"),
+            "e_step_batch_size": (self.e_step_batch_size is None or self.e_step_batch_size >= 1, "at least 1"),
             "dirichlet_concentration": (self.dirichlet_concentration >= 1, "at least 1"),
         }
+        if self.e_step_batch_size is None:
+            self.e_step_batch_size = max(self.per_device_eval_batch_size, 32)
         for name, (valid, allowed) in checks.items():
             if not valid:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")

@@ -334,7 +334,7 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
 
     def _batches(self, dataset: Dataset) -> Any:
         """Batches sorted by length, on the device."""
-        size = self.args.per_device_eval_batch_size
+        size = self.args.e_step_batch_size
         lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
         order = sorted(range(len(dataset)), key=lengths.__getitem__)
         columns = [name for name in _COLUMNS if name in dataset.column_names]
