@@ -9,8 +9,8 @@ separate forwards; hard assignment of annotators; 10 iterations, each of an E-st
 
 Two figures: pairs per second of an E-step that scores all pairs anew (one of ours against one of theirs), and the time
 until the groups are found, which is the first moment at which the adjusted Rand index is within 0.03 of that of the
-posterior under the true components. If the published procedure never gets there, its whole run counts. The figures mean
-something on an idle machine only.
+posterior under the true components. If the published procedure never gets there, its whole run counts. The figures
+mean something on an idle machine only.
 """
 
 import argparse

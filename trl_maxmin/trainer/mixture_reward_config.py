@@ -84,8 +84,8 @@ class MixtureRewardConfig(RewardConfig):
             epoch; such an E-step costs nothing. `"fresh"`: score all pairs again, in one batched forward for all
             components; a pair that was memorised then looks surer than it is.
         e_step_batch_size (`int`, *optional*):
-            Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`, but
-            at least 32: sorted by length, they are cheap.
+            Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`,
+            but at least 32: sorted by length, they are cheap.
         dirichlet_concentration (`float`, *optional*, defaults to `2.0`):
             Prior on the mixing weights, at least 1; above 1 an empty component can come back.
         calibrate_temperature (`bool`, *optional*, defaults to `True`):
