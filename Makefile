@@ -22,7 +22,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-fast check format seam clean
+.PHONY: install demo test test-fast check format seam deepspeed clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -83,6 +83,18 @@ seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
 		PYTHONPATH=$(CURDIR)/$(SEAM_HOST):$(CURDIR)/$(SEAM_TRL) $(SEAM_PYTEST)
 	@echo "seam: newest"
 	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) $(SEAM_PYTEST)
+
+# DeepSpeed runs on a CPU too, slowly: enough to see that ZeRO-2 and ZeRO-3 give the curves of one process.
+DEEPSPEED := .seam/deepspeed
+$(DEEPSPEED)/.installed: $(STAMP)
+	rm -rf $(DEEPSPEED)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --no-deps --target $(DEEPSPEED) \
+		deepspeed hjson py-cpuinfo msgpack ninja einops nvidia-ml-py
+	@touch $@
+
+deepspeed: install $(DEEPSPEED)/.installed
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$(CURDIR)/$(BIN):$$PATH \
+		$(BIN)/python -m pytest -q -m deepspeed $(PYTEST_ARGS)
 
 clean:
 	rm -rf .seam .pytest_cache .ruff_cache .mypy_cache build dist

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 
 
-# A rank must not wait for the interpreter to take gloo down: a mesh keeps its process groups, and destroying their worker
-# threads that late aborts now and then (https://github.com/pytorch/pytorch/issues/190489).
+# A rank must not wait for the interpreter to take gloo down: a mesh keeps its process groups, and destroying their
+# worker threads that late aborts now and then (https://github.com/pytorch/pytorch/issues/190489).
 EPILOGUE = """
 import os as _os, sys as _sys, torch.distributed as _dist
 if _dist.is_initialized():

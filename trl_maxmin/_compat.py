@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The private names of TRL and transformers that the package relies on."""
 
-from trl.models.utils import unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -13,5 +13,6 @@ __all__ = [
     "_BaseConfig",
     "_BaseTrainer",
     "disable_dropout_in_model",
+    "prepare_deepspeed",
     "unwrap_model_for_generation",
 ]

@@ -53,15 +53,15 @@ class ImdbArguments:
     minority_share: float = option(0.2, "Share of them who want positive reviews; the others want short ones.")
     preference_prompts: int = option(2500, "Training prompts whose replies are compared.")
     replies_per_prompt: int = option(4, "Replies of the reference policy to each of them.")
-    pairs: int = option(400, "Pairs of each annotator to learn from.")
+    pairs: int = option(300, "Pairs of each annotator to learn from.")
     heldout_pairs: int = option(40, "Further pairs of each annotator, on other prompts, to measure on.")
 
-    reward_steps: int = option(300, "Steps of each reward training.")
+    reward_steps: int = option(200, "Steps of each reward training.")
     reward_learning_rate: float = option(5e-4, "Its peak learning rate.")
 
     train_prompts: int = option(384, "Prompts of PPO.")
     reference_completions: int = option(4, "Reference replies per prompt that utilities are measured against.")
-    ppo_steps: int = option(80, "Rollouts of each policy.")
+    ppo_steps: int = option(50, "Rollouts of each policy.")
     ppo_learning_rate: float = option(1e-4, "Learning rate of PPO.")
     kl_coef: float = option(0.05, "What a nat of KL to the reference costs, in spreads of utility.")
     welfare: str = option("maxmin", "Welfare rule of the MaxMin policy.")

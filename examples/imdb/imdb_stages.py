@@ -179,7 +179,7 @@ def train_policy(
         num_ppo_epochs=4,
         num_mini_batches=1,
         learning_rate=arguments.ppo_learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="linear",
         kl_coef=arguments.kl_coef,
         # Utilities have unit spread: a critic that may move 0.2 a rollout lags behind.
         cliprange_value=1.0,

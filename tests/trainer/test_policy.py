@@ -19,7 +19,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from trl_maxmin.trainer.policy import PolicyWithCritic, add_reference_adapter, check_head
+from trl_maxmin.trainer.policy import PolicyWithCritic, check_head
+from trl_maxmin.trainer.policy_adapters import CRITIC_ADAPTER, add_reference_adapter
 
 
 VOCABULARY = 31
@@ -226,6 +227,74 @@ class TestAdapters:
         assert model.active_adapter == "default"
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         assert trainable and all(".default." in n for n in trainable)
+
+    def critic(self, seed=0):
+        """A root whose critic's adapter differs from the policy's."""
+        root = PolicyWithCritic(self.lora(seed), 2, critic_adapter=True)
+        torch.manual_seed(seed + 1)
+        for name, parameter in root.policy.named_parameters():
+            if f"lora_B.{CRITIC_ADAPTER}" in name:
+                parameter.data.normal_(std=0.3)
+        root.value_head.weight.data.normal_()
+        return root
+
+    @torch.no_grad()
+    def test_a_critic_adapter_leaves_the_policy_and_reads_its_own_states(self):
+        root = self.critic()
+        logprobs, _, values = root(**batch())
+        expected, _ = own_logprobs(self.lora())
+        torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=2e-5)
+        root.policy.set_adapter(CRITIC_ADAPTER)
+        for row, (prompt, reply) in enumerate([([5, 6, 7], [8, 2]), ([9], [10, 11, 12, 13])]):
+            states = root.policy(torch.tensor([prompt + reply]), output_hidden_states=True).hidden_states[-1]
+            own = root.value_head(states[0, len(prompt) - 1 : -1])
+            torch.testing.assert_close(values[row, : len(reply)], own, atol=2e-5, rtol=2e-5)
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_each_loss_moves_its_own_adapter(self, checkpointing):
+        """With checkpointing a layer has to be computed again under the adapter it ran with."""
+        gradients = []
+        for recompute in (False, checkpointing):
+            root = self.critic().train()
+            if recompute:
+                root.activation_checkpointing_enable()
+                assert root.is_activation_checkpointing
+            logprobs, _, values = root(**batch())
+            (logprobs.sum() + values.square().sum()).backward()
+            gradients.append({n: p.grad for n, p in root.named_parameters() if p.grad is not None})
+        assert {name.split(".")[-2] for name in gradients[0] if "lora" in name} == {"default", CRITIC_ADAPTER}
+        assert all("lora" in name or "value_head" in name for name in gradients[0])
+        torch.testing.assert_close(gradients[1], gradients[0])
+        root = self.critic()
+        root(**batch())[2].square().sum().backward()
+        assert all(p.grad is None or not p.grad.any() for n, p in root.named_parameters() if ".default." in n)
+
+    def test_a_critic_adapter_is_saved_beside_the_policy(self, tmp_path):
+        root, other = self.critic(), self.critic(seed=5)
+        root.save_critic(tmp_path)
+        other.policy.load_state_dict(
+            {n: w for n, w in root.policy.state_dict().items() if CRITIC_ADAPTER not in n}, strict=False
+        )
+        other.load_critic(tmp_path)
+        with torch.no_grad():
+            for ours, theirs in zip(root(**batch())[::2], other(**batch())[::2], strict=True):
+                assert torch.equal(ours, theirs)
+        head_only = tmp_path / "head"
+        head_only.mkdir()
+        PolicyWithCritic(self.lora(), 2).save_critic(head_only)
+        with pytest.raises(FileNotFoundError, match="critic_adapter=False"):
+            other.load_critic(head_only)
+
+    def test_a_critic_adapter_needs_an_adapter_and_its_own_checkpointing(self):
+        with pytest.raises(ValueError, match="critic_adapter=True needs a policy with an adapter"):
+            PolicyWithCritic(build(), 2, critic_adapter=True)
+        with pytest.raises(ValueError, match="non-reentrant"):
+            self.critic().activation_checkpointing_enable({"use_reentrant": True})
+
+    def test_the_critic_is_not_asked_where_its_values_are_not_used(self):
+        root = self.critic()
+        root.value_head.forward = None
+        assert root(**batch(), with_values=False)[2].shape == (2, 4, 0)
 
     def test_prompt_learning_is_refused(self):
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts, sampling and the rollout buffer."""
 
+import copy
+
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
+from trl import SFTConfig, SFTTrainer
 
 from trl_maxmin.trainer.policy import PolicyWithCritic
 from trl_maxmin.trainer.prompts import PromptReader, context_length, rows_from_batch
@@ -118,6 +122,21 @@ class TestSampling:
         config = sampling_config(1.0, 6, {"do_sample": False})
         for batch_size in (1, 2, 3):
             assert sample_completions(model, self.prompts, config, 0, [2], batch_size) == expected
+
+    def test_a_copy_of_a_fine_tuned_model_samples_from_its_own_weights(self, word_tokenizer, tmp_path):
+        """`SFTTrainer` leaves a forward on its model that a copy shares, weights of the original included."""
+        args = SFTConfig(tmp_path, max_steps=1, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True)
+        data = Dataset.from_dict({"input_ids": [[5, 6, 7, 8]] * 8})
+        original = policy()
+        SFTTrainer(original, args, train_dataset=data, processing_class=word_tokenizer).train()
+        root = PolicyWithCritic(copy.deepcopy(original))
+        root.policy.lm_head.weight.data.normal_(generator=torch.Generator().manual_seed(3))
+        fresh = GPT2LMHeadModel(original.config)
+        fresh.load_state_dict(root.policy.state_dict())
+        config = sampling_config(1.0, 6, {"do_sample": False})
+        replies = sample_completions(root, self.prompts, config, 0, [2], 3)
+        assert replies == sample_completions(fresh, self.prompts, config, 0, [2], 3)
+        assert replies != sample_completions(original, self.prompts, config, 0, [2], 3)
 
     def test_samples_follow_the_models_distribution(self):
         model = policy().eval()

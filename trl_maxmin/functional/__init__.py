@@ -14,6 +14,7 @@ from .em import (
     select_num_components,
     update_mixing_weights,
 )
+from .logprobs import token_logprobs
 from .preference import fit_temperature, preference_accuracy, preference_log_likelihood
 from .utility import win_rate_utility, within_prompt_scale, zscore_utility
 from .welfare import (
@@ -54,6 +55,7 @@ __all__ = [
     "sample_min",
     "select_num_components",
     "softmin_weights",
+    "token_logprobs",
     "update_mixing_weights",
     "utilitarian_weights",
     "welfare_weights",

@@ -8,25 +8,33 @@ vocabulary, C channels of the critic.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from ..functional.logprobs import token_logprobs
+from .policy_adapters import (
+    CRITIC_ADAPTER,
+    active_adapter,
+    add_critic_adapter,
+    checkpoint_contexts,
+)
+
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
-REFERENCE_ADAPTER = "trl_maxmin_reference"
+# Logits that stay in the last cache of a CPU: 25 MB.
+CACHED_LOGITS = 6_400_000
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -39,6 +47,21 @@ def base_model(model: nn.Module) -> PreTrainedModel:
         [`~transformers.PreTrainedModel`].
     """
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def use_class_forward(model: PreTrainedModel) -> None:
+    """Take a forward off the instance that another trainer has put there.
+
+    TRL's `SFTTrainer` replaces `forward` by a function that holds the method of the model it was given. A copy of that
+    model (`copy.deepcopy`) keeps the function, and with it answers from the weights of the original: it would sample
+    from one policy and train another.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): changed in place. One that accelerate has spread over devices
+            (`device_map`) needs its own forward and keeps it.
+    """
+    if not hasattr(model, "_hf_hook"):
+        vars(model).pop("forward", None)
 
 
 class PolicyWithCritic(nn.Module):
@@ -54,6 +77,9 @@ class PolicyWithCritic(nn.Module):
             a linear head on the policy's trunk.
         critic_detach (`bool`, defaults to `False`):
             Whether the head's gradient stops before the policy's trunk.
+        critic_adapter (`bool`, defaults to `False`):
+            Whether the head reads the states of a trunk with an adapter of its own, on the base of the policy, whose
+            adapter then learns from the policy's loss alone. A second pass through the trunk.
         logits_chunk_size (`int`, defaults to `4096`):
             Tokens whose V logits exist at the same time. Several chunks are computed again in the backward pass, so
             that the memory does not grow with the number of tokens; a single chunk is kept.
@@ -70,19 +96,22 @@ class PolicyWithCritic(nn.Module):
         value_model: PreTrainedModel | PeftModel | None = None,
         critic_detach: bool = False,
         logits_chunk_size: int = 4096,
+        critic_adapter: bool = False,
     ) -> None:
         super().__init__()
         _require_decoder(policy)
+        use_class_forward(base_model(policy))
         self.policy = policy
         self.critic_detach = critic_detach
         self.logits_chunk_size = logits_chunk_size
         self._checkpointing_kwargs: dict = {}
+        self._critic_adapter = add_critic_adapter(policy) if critic_adapter else None
         self.value_model = value_model
         self.value_head = None
         if value_model is not None:
             _require_scorer(value_model, num_channels)
         elif num_channels:
-            self.value_head = _value_head(base_model(policy).get_output_embeddings().weight, num_channels)
+            self.value_head = _value_head(base_model(policy).get_output_embeddings(), num_channels)
 
     @property
     def config(self):
@@ -102,6 +131,7 @@ class PolicyWithCritic(nn.Module):
         completion_ids: torch.Tensor,
         temperature: float = 1.0,
         with_entropy: bool = False,
+        with_values: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Log-probabilities of the replies' tokens, and the value of the state before each of them.
 
@@ -112,10 +142,11 @@ class PolicyWithCritic(nn.Module):
             completion_ids (`torch.Tensor` of shape `(B, T)`): the tokens of the reply, the end of `input_ids`.
             temperature (`float`): the logits are divided by it, as when sampling.
             with_entropy (`bool`): whether to compute the entropy, without gradient.
+            with_values (`bool`): whether to ask the critic.
 
         Returns:
-            `tuple`: log-probabilities `(B, T)` in nats, entropies `(B, T)` in nats or `None`, and values `(B, T, C)`;
-            all float32, and 0 on padding.
+            `tuple`: log-probabilities `(B, T)` in nats, entropies `(B, T)` in nats or `None`, and values `(B, T, C)`
+            (C = 0 where the critic is not asked); all float32, and 0 on padding.
         """
         arguments = {
             "input_ids": input_ids,
@@ -127,7 +158,10 @@ class PolicyWithCritic(nn.Module):
         states = slice(-completion_mask.shape[1] - 1, -1)
         hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
         logprobs, entropy = self._token_logprobs(hidden, completion_ids[completion_mask], temperature, with_entropy)
-        values = self._token_values(hidden, arguments, states, completion_mask)
+        if with_values:
+            values = self._token_values(hidden, arguments, states, completion_mask)
+        else:
+            values = hidden.new_zeros((hidden.shape[0], 0), dtype=torch.float32)
         return (
             _scatter(logprobs, completion_mask),
             _scatter(entropy, completion_mask) if with_entropy else None,
@@ -138,7 +172,12 @@ class PolicyWithCritic(nn.Module):
         self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities `(n,)` of the tokens and entropies `(n,)`, from hidden states `(n, H)`, chunk by chunk."""
-        pairs = list(zip(hidden.split(self.logits_chunk_size), ids.split(self.logits_chunk_size), strict=True))
+        size = self.logits_chunk_size
+        if hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            # Nothing is kept, so chunks may be as small as a processor's cache: a third less time.
+            vocabulary = self.causal_lm.config.get_text_config().vocab_size
+            size = min(size, max(CACHED_LOGITS // vocabulary, 64))
+        pairs = list(zip(hidden.split(size), ids.split(size), strict=True))
         recompute = len(pairs) > 1 and torch.is_grad_enabled()
         logprobs, entropies = [], []
         for states, tokens in pairs:
@@ -153,15 +192,10 @@ class PolicyWithCritic(nn.Module):
     def _chunk(
         self, states: torch.Tensor, tokens: torch.Tensor, temperature: float, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits = head_logits(self.causal_lm, states).float()
+        logits = head_logits(self.causal_lm, states)
         if temperature != 1.0:
-            logits = logits / temperature
-        logprobs = -F.cross_entropy(logits, tokens, reduction="none")
-        if not with_entropy:
-            return logprobs, None
-        with torch.no_grad():
-            log_all = logits.detach().log_softmax(-1)
-            return logprobs, -(log_all.exp() * log_all).sum(-1)
+            logits = logits.float() / temperature
+        return token_logprobs(logits, tokens, with_entropy)
 
     def _token_values(
         self, hidden: torch.Tensor, arguments: dict, states: slice, completion_mask: torch.Tensor
@@ -172,6 +206,9 @@ class PolicyWithCritic(nn.Module):
             return scorer.score(_trunk(scorer, arguments)[:, states][completion_mask]).float()
         if self.value_head is None:
             return hidden.new_zeros((hidden.shape[0], 0), dtype=torch.float32)
+        if self._critic_adapter is not None:
+            with active_adapter(self.policy, self._critic_adapter):
+                hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
         hidden = hidden.detach() if self.critic_detach else hidden
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.float())
@@ -191,6 +228,13 @@ class PolicyWithCritic(nn.Module):
         if activation_checkpointing_kwargs:
             self._checkpointing_kwargs = dict(activation_checkpointing_kwargs)
         settings = {"use_reentrant": False, **self._checkpointing_kwargs}
+        if self._critic_adapter is not None:
+            if settings["use_reentrant"]:
+                raise ValueError(
+                    "critic_adapter=True needs non-reentrant checkpointing, which computes each layer again with the "
+                    "adapter it ran with: leave `use_reentrant` out of `gradient_checkpointing_kwargs`."
+                )
+            settings["context_fn"] = partial(checkpoint_contexts, self.policy)
         for model in filter(None, (self.policy, self.value_model)):
             model = base_model(model)
             name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else None
@@ -248,12 +292,8 @@ class PolicyWithCritic(nn.Module):
             with self.policy.disable_adapter():
                 yield
             return
-        active = self.policy.active_adapter
-        self.policy.set_adapter(adapter)
-        try:
+        with active_adapter(self.policy, adapter):
             yield
-        finally:
-            self.policy.set_adapter(active)
 
     def save_critic(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the critic beside a saved policy.
@@ -271,6 +311,13 @@ class PolicyWithCritic(nn.Module):
             weights = weights or self.value_head.state_dict()
             weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
             save_file(weights, Path(folder) / VALUE_HEAD_FILE, metadata={"format": "pt"})
+            if self._critic_adapter is not None:
+                # PEFT writes an adapter of this name into a folder of this name.
+                self.policy.save_pretrained(
+                    Path(folder) / VALUE_MODEL_FOLDER,
+                    selected_adapters=[self._critic_adapter],
+                    state_dict=self._policy_weights(state_dict),
+                )
         elif self.value_model is not None:
             self.value_model.save_pretrained(self._critic_folder(folder), state_dict=weights or None)
 
@@ -293,6 +340,8 @@ class PolicyWithCritic(nn.Module):
             )
         if self.value_head is not None:
             self.value_head.load_state_dict(load_file(where))
+            if self._critic_adapter is not None:
+                self._load_critic_adapter(Path(folder) / VALUE_MODEL_FOLDER / CRITIC_ADAPTER)
         elif isinstance(self.value_model, PeftModel):
             self.value_model.load_adapter(str(where), self.value_model.active_adapter, is_trainable=True)
         else:
@@ -300,6 +349,22 @@ class PolicyWithCritic(nn.Module):
             outcome = self.value_model.load_state_dict(_read_weights(where), strict=False)
             if outcome.unexpected_keys:
                 raise ValueError(f"{where} is of another model: unexpected {outcome.unexpected_keys[:3]}.")
+
+    @staticmethod
+    def _policy_weights(state_dict: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+        if state_dict is None:
+            return None
+        prefix = "policy."
+        return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
+
+    def _load_critic_adapter(self, folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file} is missing: the folder holds a critic without an adapter of its own. Resume with "
+                "critic_adapter=False, or from a checkpoint that was written with critic_adapter=True."
+            )
+        set_peft_model_state_dict(self.policy, load_file(file), adapter_name=CRITIC_ADAPTER)
 
     def _critic_folder(self, folder: str | Path) -> Path:
         # One level deeper for an adapter: transformers takes every sub-folder with adapter weights for the policy's.
@@ -356,27 +421,6 @@ def check_head(model: PreTrainedModel | PeftModel, tolerance: float = 1e-2) -> N
         )
 
 
-def add_reference_adapter(policy: PeftModel) -> str:
-    """Keep the adapter as it is now under another name, frozen, as the reference of the KL penalty.
-
-    Args:
-        policy (`peft.PeftModel`): with one active adapter; changed in place.
-
-    Returns:
-        `str`: the name of the copy.
-    """
-    active = policy.active_adapter
-    if REFERENCE_ADAPTER not in policy.peft_config:
-        policy.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(policy.peft_config[active]))
-        weights = get_peft_model_state_dict(policy, adapter_name=active)
-        set_peft_model_state_dict(policy, weights, adapter_name=REFERENCE_ADAPTER)
-        policy.set_adapter(active)
-        for name, parameter in policy.named_parameters():
-            if f".{REFERENCE_ADAPTER}." in name:
-                parameter.requires_grad_(False)
-    return REFERENCE_ADAPTER
-
-
 def _require_decoder(policy: nn.Module) -> None:
     if isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning:
         raise ValueError(
@@ -410,10 +454,11 @@ def _require_scorer(value_model: nn.Module, num_channels: int) -> None:
         )
 
 
-def _value_head(like: torch.Tensor, num_channels: int) -> nn.Linear:
+def _value_head(lm_head: nn.Linear, num_channels: int) -> nn.Linear:
     """A float32 head that starts near zero and does not touch the global random state."""
-    width = like.shape[-1]
-    head = nn.utils.skip_init(nn.Linear, width, num_channels, device=like.device, dtype=torch.float32)
+    # Of the layer, not of its weight: under ZeRO-3 that is empty until it is used.
+    width = lm_head.in_features
+    head = nn.utils.skip_init(nn.Linear, width, num_channels, device=lm_head.weight.device, dtype=torch.float32)
     start = torch.randn((num_channels, width), generator=torch.Generator().manual_seed(0)) / (width + 1)
     with torch.no_grad():
         head.weight.copy_(start)

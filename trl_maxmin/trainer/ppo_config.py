@@ -100,6 +100,9 @@ class PPOConfig(_BaseConfig):
             at every rollout. `"scalar"`: one output for the weighted sum. A `value_model` with one label is scalar.
         critic_detach (`bool`, *optional*, defaults to `False`):
             Whether the critic's gradient stops before the policy's trunk (with `value_model=None`).
+        critic_adapter (`bool`, *optional*, defaults to `False`):
+            With a policy that has an adapter: whether the critic gets one of its own, on the same base and of the same
+            shape. Neither loss then moves the other's adapter; a forward takes two passes through the trunk.
         vf_coef (`float`, *optional*, defaults to `0.1`):
             Weight of the value loss, which is the mean over the critic's outputs.
         cliprange_value (`float`, *optional*, defaults to `0.2`):
@@ -201,6 +204,9 @@ class PPOConfig(_BaseConfig):
     )
     critic_detach: bool = field(
         default=False, metadata={"help": "Stop the critic's gradient before the policy's trunk."}
+    )
+    critic_adapter: bool = field(
+        default=False, metadata={"help": "With an adapter policy: the critic gets an adapter of its own on its base."}
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})

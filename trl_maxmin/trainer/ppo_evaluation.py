@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..distributed import sum_over_ranks
@@ -35,6 +38,10 @@ class ReplyEvaluationMixin:
         Returns:
             [`~transformers.trainer_utils.EvalLoopOutput`]: with metrics only.
         """
+        with self._engine_for_shards():
+            return self._reply_evaluation(dataloader, metric_key_prefix)
+
+    def _reply_evaluation(self, dataloader: Any, metric_key_prefix: str) -> EvalLoopOutput:
         self.model.eval()
         num_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else None
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -53,6 +60,22 @@ class ReplyEvaluationMixin:
             kept.extend(zip(*(column[:real] for column in columns), strict=True))
         metrics, num_samples = self._evaluation_metrics(kept, kl, length, metric_key_prefix)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    @contextmanager
+    def _engine_for_shards(self) -> Iterator[None]:
+        """Before training, a policy in shards (DeepSpeed ZeRO-3) has no engine that gathers them layer by layer. The
+        one it gets here cannot train, so it goes again."""
+        if not is_deepspeed_zero3_enabled() or self.deepspeed is not None:
+            yield
+            return
+        deepspeed_init(self, num_training_steps=0, inference=True)
+        self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
+        try:
+            yield
+        finally:
+            self.deepspeed.destroy()
+            self.deepspeed, self.model_wrapped = None, self.model
+            self.accelerator.free_memory()
 
     def _evaluation_metrics(self, kept: list[tuple], kl: float, length: int, prefix: str) -> tuple[dict, int]:
         inputs, prompts, completions, completion_ids = map(list, zip(*kept, strict=True)) if kept else ([],) * 4

@@ -9,13 +9,16 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
-from .._compat import disable_dropout_in_model
-from .policy import PolicyWithCritic, add_reference_adapter, base_model, check_head
+from .._compat import disable_dropout_in_model, prepare_deepspeed
+from .policy import PolicyWithCritic, base_model, check_head
+from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
 from .rollout import seeded
 
@@ -143,7 +146,7 @@ def build_root(
     Args:
         policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): to train.
         value_model ([`~transformers.PreTrainedModel`], *optional*): the critic; one label means a scalar critic.
-        args ([`PPOConfig`]): `critic`, `critic_detach` and `logits_chunk_size` are read.
+        args ([`PPOConfig`]): `critic`, `critic_detach`, `critic_adapter` and `logits_chunk_size` are read.
         num_rewards (`int`): K.
 
     Returns:
@@ -152,9 +155,16 @@ def build_root(
     Raises:
         `ValueError`: nothing to train, or a policy or critic that does not fit.
     """
+    if args.critic_adapter and value_model is not None:
+        raise ValueError("critic_adapter=True puts the critic on the policy's base; leave `value_model=None`.")
     scalar = args.critic == "scalar" or (value_model is not None and base_model(value_model).config.num_labels == 1)
     root = PolicyWithCritic(
-        policy, 1 if scalar else num_rewards + 1, value_model, args.critic_detach, args.logits_chunk_size
+        policy,
+        1 if scalar else num_rewards + 1,
+        value_model,
+        args.critic_detach,
+        args.logits_chunk_size,
+        args.critic_adapter,
     )
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("No parameter of the policy is trainable. Load an adapter with `is_trainable=True`.")
@@ -177,14 +187,39 @@ def build_reference(
     Returns:
         `tuple`: a module of its own, or `None` and the adapter (`None`: none) that turns the policy into its
         reference.
+
+    Raises:
+        `ValueError`: no `ref_model`, and a policy in shards (DeepSpeed ZeRO-3), which cannot be copied.
     """
     if ref_model is None and isinstance(root.policy, PeftModel):
         if args.ref_adapter_name is not None or peft_config is not None:
             return None, args.ref_adapter_name
         return None, add_reference_adapter(root.policy)
+    if ref_model is None and any(hasattr(parameter, "ds_id") for parameter in root.policy.parameters()):
+        raise ValueError(
+            "Under DeepSpeed ZeRO-3 the policy is loaded in shards, and a copy of shards is not a model. Load the "
+            "reference as well, `ref_model=AutoModelForCausalLM.from_pretrained(...)`, or train an adapter "
+            "(`peft_config`), whose reference is the policy without it."
+        )
     reference = copy.deepcopy(root.policy) if ref_model is None else ref_model
     reference = PolicyWithCritic(reference, 0, logits_chunk_size=args.logits_chunk_size)
     return reference.eval().requires_grad_(False), None
+
+
+def place_reference(reference: PolicyWithCritic, accelerator: Accelerator) -> torch.nn.Module:
+    """The reference where it computes: in shards like the policy under DeepSpeed ZeRO-3, whole on each rank otherwise.
+
+    Args:
+        reference ([`PolicyWithCritic`]): on the CPU, or in shards.
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+
+    Returns:
+        `nn.Module`: to call, and to sample from.
+    """
+    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
+    if plugin is not None and plugin.zero_stage == 3:
+        return prepare_deepspeed(reference, accelerator)
+    return reference.to(accelerator.device)
 
 
 def disable_dropout(module: torch.nn.Module) -> None:

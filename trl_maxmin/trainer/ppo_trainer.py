@@ -35,7 +35,16 @@ from .ppo_completions import CompletionTableMixin
 from .ppo_config import PPOConfig
 from .ppo_evaluation import ReplyEvaluationMixin
 from .ppo_metrics import LOSS_STATISTICS, RolloutMetricsMixin
-from .ppo_setup import adapt_critic, build_reference, build_root, disable_dropout, load_policy, plan_steps, require
+from .ppo_setup import (
+    adapt_critic,
+    build_reference,
+    build_root,
+    disable_dropout,
+    load_policy,
+    place_reference,
+    plan_steps,
+    require,
+)
 from .prompts import PromptReader, Row, context_length, rows_from_batch
 from .rewards import RewardBatch, build_reward_source
 from .rollout import Rollout, resolve_stop_tokens, sample_completions, sampling_config, seeded, stream_seed
@@ -155,7 +164,7 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         root.config.use_cache = use_cache
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
-            self.reference.to(self.accelerator.device)
+            self.reference = place_reference(self.reference, self.accelerator)
         # Ranks sample apart by streams of their own; this is for what reward functions draw.
         set_seed(args.seed, device_specific=True)
         if hasattr(policy, "add_model_tags"):
@@ -270,18 +279,21 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
                 lambda batch: self._forward(model, batch, with_entropy=True), size
             )
             if self.reference is not None:
-                results = rollout.map_rows(lambda batch: self._forward(self.reference, batch)[:1], size)
+                results = rollout.map_rows(lambda batch: self._reference_forward(self.reference, batch), size)
             else:
                 with self._root.reference_mode(self._reference_adapter):
-                    results = rollout.map_rows(lambda batch: self._forward(model, batch)[:1], size)
+                    results = rollout.map_rows(lambda batch: self._reference_forward(model, batch), size)
         model.train(training)
         rollout.ref_logprobs = results[0]
         rollout.kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.args.kl_estimator)
 
-    def _forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], with_entropy: bool = False) -> tuple:
+    def _reference_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor]:
+        return self._forward(model, batch, with_values=False)[:1]
+
+    def _forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], **options: bool) -> tuple:
         names = ("input_ids", "attention_mask", "completion_mask", "completion_ids")
         inputs = {name: batch[name] for name in names}
-        return model(**inputs, temperature=self.args.temperature, with_entropy=with_entropy)
+        return model(**inputs, temperature=self.args.temperature, **options)
 
     @property
     def _root(self) -> PolicyWithCritic:

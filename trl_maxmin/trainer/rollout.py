@@ -21,6 +21,19 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .policy import base_model
 from .prompts import Row, as_list
+from .sampling import sample_by_cdf, sampling_config
+
+
+__all__ = [
+    "Rollout",
+    "cut_at_stop",
+    "pad",
+    "resolve_stop_tokens",
+    "sample_completions",
+    "sampling_config",
+    "seeded",
+    "stream_seed",
+]
 
 
 # --------------------------------------------------------------------------------------------------------- sampling
@@ -52,27 +65,6 @@ def resolve_stop_tokens(
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def sampling_config(
-    temperature: float, max_new_tokens: int, overrides: dict[str, Any] | None = None
-) -> GenerationConfig:
-    """Sampling from the policy itself: no filter or penalty stands between its distribution and the replies.
-
-    Args:
-        temperature (`float`): above 0.
-        max_new_tokens (`int`): length limit of a reply.
-        overrides (`dict`, *optional*): the user's `generation_kwargs`. What changes the distribution (`top_p`, ...)
-            biases PPO, which weighs replies by the unfiltered probabilities.
-
-    Returns:
-        [`~transformers.GenerationConfig`].
-    """
-    settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    settings |= {"max_new_tokens": max_new_tokens, "use_cache": True} | (overrides or {})
-    if not settings["do_sample"]:
-        settings = {name: value for name, value in settings.items() if name not in ("temperature", "top_k", "top_p")}
-    return GenerationConfig(**settings)
-
-
 @torch.no_grad()
 def sample_completions(
     model: nn.Module,
@@ -98,15 +90,22 @@ def sample_completions(
         (`False`: cut at the length limit).
     """
     config = copy.deepcopy(generation_config)
-    config.eos_token_id, config.pad_token_id = list(stop_token_ids) or None, pad_token_id
     replies: list[tuple[list[int], bool]] = [([], False)] * len(prompt_ids)
     # Prompts of like length together: less padding, fewer steps.
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    with _ready_to_generate(model) as (generate, device):
+    with _ready_to_generate(model) as (generate, policy):
+        device = policy.device
+        processors = sample_by_cdf(config, policy.config.get_text_config().vocab_size, device)
+        config.eos_token_id, config.pad_token_id = list(stop_token_ids) or None, pad_token_id
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             ids, mask = pad([prompt_ids[i] for i in rows], pad_token_id, device, left=True)
-            sequences = generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+            sequences = generate(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                generation_config=config,
+                logits_processor=processors,
+            )
             for i, tokens in zip(rows, sequences[:, ids.shape[1] :].tolist(), strict=True):
                 replies[i] = cut_at_stop(tokens, stop_token_ids)
     return replies
@@ -134,7 +133,7 @@ def cut_at_stop(tokens: list[int], stop_token_ids: Sequence[int]) -> tuple[list[
 
 
 @contextmanager
-def _ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, torch.device]]:
+def _ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, PreTrainedModel]]:
     """In evaluation mode and with an empty `generation_config`: generation merges what a config leaves open from the
     model's own, and a `repetition_penalty` from there would sample from another distribution than PPO weighs."""
     # A sharded root has another class, so it is known by what it has.
@@ -144,7 +143,7 @@ def _ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, torch.devic
     model.eval()
     inner.generation_config = GenerationConfig()
     try:
-        yield (model.generate if is_root else inner.generate), inner.device
+        yield (model.generate if is_root else inner.generate), inner
     finally:
         inner.generation_config = own_config
         model.train(training)
