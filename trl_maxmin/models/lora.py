@@ -36,6 +36,12 @@ def adapter_name(k: int) -> str:
     return f"maxmin_reward_{k}"
 
 
+def without_reward_adapters(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a policy without the reward adapters that may stand on the same base: PEFT, which knows its own
+    adapters only, would save them with the policy's."""
+    return {name: tensor for name, tensor in state_dict.items() if ".maxmin_reward_" not in name}
+
+
 def resolve_lora_config(peft_config: LoraConfig | dict[str, Any] | None, model_type: str) -> dict[str, Any]:
     """The fields of a LoRA configuration that rebuild the adapters, as JSON can hold them.
 
