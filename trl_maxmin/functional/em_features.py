@@ -120,7 +120,7 @@ class _Fitter:
         new = ahead - gradient / (bound.unsqueeze(1) * self.curvature + self.ridge)
         moved = new - weight
         uphill = (gradient * moved).sum(1, keepdim=True) > 0
-        return new, torch.where(uphill, 0.0, 0.9) * moved, difference
+        return new, torch.where(uphill, 0.0, 0.7) * moved, difference
 
 
 def _fix_known(log_resp: Tensor, known: Tensor | None) -> Tensor:
