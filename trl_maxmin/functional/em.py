@@ -67,9 +67,9 @@ def annotator_log_likelihood(
     sums = torch.zeros(num_annotators, log_likelihood.shape[1], dtype=torch.float64, device=log_likelihood.device)
     # In chunks: ten million pairs need not exist twice in double precision.
     for start in range(0, len(log_likelihood), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        index = annotator_index[rows].to(log_likelihood.device).long()
-        sums.index_add_(0, index, log_likelihood[rows].detach().double())
+        part = slice(start, start + _CHUNK)
+        index = annotator_index[part].to(log_likelihood.device).long()
+        sums.index_add_(0, index, log_likelihood[part].detach().double())
     return sums
 
 
