@@ -22,6 +22,10 @@ _MODULE_OF = {
     "PPOTrainer": "trainer",
     "MaxMinPPOConfig": "trainer",
     "MaxMinPPOTrainer": "trainer",
+    "MaxMinGRPOConfig": "trainer",
+    "MaxMinGRPOTrainer": "trainer",
+    "MaxMinRLOOConfig": "trainer",
+    "MaxMinRLOOTrainer": "trainer",
 }
 
 __all__ = ["__version__", *_MODULE_OF]
@@ -29,8 +33,12 @@ __all__ = ["__version__", *_MODULE_OF]
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
     from .models import MixtureRewardModel as MixtureRewardModel
     from .models import MixtureRewardModelConfig as MixtureRewardModelConfig
+    from .trainer import MaxMinGRPOConfig as MaxMinGRPOConfig
+    from .trainer import MaxMinGRPOTrainer as MaxMinGRPOTrainer
     from .trainer import MaxMinPPOConfig as MaxMinPPOConfig
     from .trainer import MaxMinPPOTrainer as MaxMinPPOTrainer
+    from .trainer import MaxMinRLOOConfig as MaxMinRLOOConfig
+    from .trainer import MaxMinRLOOTrainer as MaxMinRLOOTrainer
     from .trainer import MixtureRewardConfig as MixtureRewardConfig
     from .trainer import MixtureRewardTrainer as MixtureRewardTrainer
     from .trainer import PPOConfig as PPOConfig

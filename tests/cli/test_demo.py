@@ -114,3 +114,28 @@ def test_without_groups_one_component_suffices(tmp_path):
     assert "one component suffices" in (tmp_path / "out.log").read_text()
     for group in report["groups"]:
         assert report["win_rate"]["maxmin"][group]["mean"] >= report["win_rate"]["single"][group]["mean"] - 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_the_other_trainers_in_miniature(tmp_path, trainer):
+    report = run(tmp_path / "out", trainer=trainer)
+    assert report["trainer"] == trainer and report["win_rate"].keys() == {"single", "maxmin"}
+    assert f"4/5 MaxMin-{trainer.upper()}" in (tmp_path / "out.log").read_text()
+    for name in ("reference", "single", "maxmin"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "policies" / name)
+    assert RunRecord.load(tmp_path / "out" / "policies" / "maxmin").to_dict()["policy"]["algorithm"] == trainer.upper()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_the_claim_with_the_other_trainers(tmp_path, trainer):
+    report = run(tmp_path / "out", DemoSettings(), trainer=trainer)
+    rate = {p: {g: r["mean"] for g, r in v.items()} for p, v in report["win_rate"].items()}
+    assert rate["maxmin"]["positive"] - rate["single"]["positive"] >= 0.20
+    assert rate["single"]["concise"] - rate["maxmin"]["concise"] <= 0.06
+
+
+def test_an_unknown_trainer():
+    with pytest.raises(ValueError, match="trainer must be one of ppo, grpo, rloo, got 'dpo'"):
+        DemoArguments(trainer="dpo")

@@ -14,6 +14,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from trl_maxmin import MixtureRewardModel
 from trl_maxmin.cli import main
 
 
@@ -112,3 +113,23 @@ def test_a_wrong_annotator_column_is_named(files, capsys):
     argv = ["reward", "--dataset_name", "preferences.jsonl", "--model_name_or_path", "base", "--output_dir", "m"]
     assert main([*argv, "--annotator_column", "person", *COMMON]) == 1
     assert "no column 'person'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["grpo", "rloo"])
+def test_policies_with_trls_trainers(files, command):
+    tokenizer = AutoTokenizer.from_pretrained("base")
+    policy = GPT2LMHeadModel.from_pretrained("base")
+    MixtureRewardModel.from_base(policy, 2, processing_class=tokenizer).save_pretrained("mixture")
+    argv = [command, "--dataset_name", "prompts.jsonl", "--model_name_or_path", "base", "--reward_model", "mixture"]
+    argv += ["--output_dir", "policy", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    argv += ["--num_generations", "2", "--max_completion_length", "6", "--num_reference_completions", "4"]
+    argv += ["--welfare", "mirror", "--welfare_step_schedule", "inverse_sqrt"]
+    assert main([*argv, *COMMON]) == 0
+    AutoModelForCausalLM.from_pretrained(files / "policy")
+    AutoTokenizer.from_pretrained(files / "policy")
+
+
+@pytest.mark.parametrize("command", ["ppo", "grpo", "rloo"])
+def test_what_is_missing_is_named(files, command, capsys):
+    assert main([command, "--dataset_name", "prompts.jsonl", "--output_dir", "p", *COMMON]) == 1
+    assert "--model_name_or_path and --reward_model required" in capsys.readouterr().err

@@ -450,3 +450,68 @@ def test_only_the_process_that_saves_writes_the_state(tmp_path):
         trainer._save_checkpoint(None, None)
         assert (tmp_path / "host_saved").exists()
         assert (tmp_path / "checkpoint-7" / WELFARE_STATE_FILE).exists() is should_save
+
+
+class TestStepSchedule:
+    def test_the_step_size_falls_with_the_square_root_of_the_rollout(self):
+        # log-weight ratios: ln 2 / sqrt(1), then + ln 2 / sqrt(2), and so on
+        utilities = [[0.0, math.log(2)]] * 3
+        host = with_utilities(utilities, welfare="mirror", welfare_step_size=1.0, welfare_step_schedule="inverse_sqrt")
+        exponent = 0.0
+        for step in (1, 2, 3):
+            host.rollout()
+            exponent += 1 / math.sqrt(step)
+            assert (host.reward_weights[0] / host.reward_weights[1]).item() == pytest.approx(2**exponent, rel=1e-5)
+
+    def test_refusal(self):
+        with pytest.raises(ValueError, match="`welfare_step_schedule` is 'linear'.*'inverse_sqrt'"):
+            MaxMinConfigMixin(welfare_step_schedule="linear")
+
+
+class TestOscillation:
+    """Seen by the mixin alone; on real trainers in `test_maxmin_trl_trainers.py`."""
+
+    @staticmethod
+    def host(rows, **config):
+        host = MaxMinHost(rows, oscillation_window=4, **config)
+        host.control = SimpleNamespace(should_training_stop=False)
+        host._init_welfare(NAMES)
+        return host
+
+    ALTERNATING = [[[0.0, 1.0], [0.01, 1.0]], [[1.0, 0.0], [1.0, 0.01]]] * 3
+
+    def test_stop_is_asked_for_once_the_window_is_full(self):
+        host = self.host(self.ALTERNATING, oscillation="stop")
+        for expected in (False, False, False, True):
+            host.rollout()
+            assert host.control.should_training_stop is expected
+
+    def test_the_window_is_in_the_checkpoint(self, tmp_path):
+        first, second = (
+            self.host(self.ALTERNATING, oscillation="stop"),
+            self.host(self.ALTERNATING[3:], oscillation="stop"),
+        )
+        for _ in range(3):
+            first.rollout()
+        first._save_welfare_state(tmp_path)
+        second._load_welfare_state(tmp_path)
+        second.rollout()
+        assert second.control.should_training_stop
+
+    def test_evaluation_does_not_count(self):
+        host = self.host(self.ALTERNATING, oscillation="stop")
+        host.model.eval()
+        for _ in range(6):
+            host.rollout()
+        assert not host.control.should_training_stop and host.welfare_state.recent == []
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("oscillation", "halt", "`oscillation` is 'halt'.*'stop'"),
+            ("oscillation_window", 3, "`oscillation_window` is 3.*at least 4"),
+        ],
+    )
+    def test_refusals(self, field, value, message):
+        with pytest.raises(ValueError, match=message):
+            MaxMinConfigMixin(**{field: value})

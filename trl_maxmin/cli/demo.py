@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ from .io import print_table
 from .reward import save_mixture
 
 
+ALGORITHMS = ("ppo", "grpo", "rloo")
+
+
 @dataclass
 class DemoArguments:
     r"""
@@ -54,6 +58,7 @@ class DemoArguments:
         output_dir (`str`): folder for everything the demo writes.
         seed (`int`): everything follows from it.
         minority_share (`float`): share of the 50 annotators who are in the minority; 0 plants no groups.
+        trainer (`str`): algorithm of the policies, `"ppo"`, `"grpo"` or `"rloo"`.
         welfare (`str`): welfare rule of the MaxMin policy.
         oracle (`bool`): also train max-min on the gold utilities, as the ceiling.
     """
@@ -63,12 +68,15 @@ class DemoArguments:
     minority_share: float = field(
         default=0.2, metadata={"help": "Share of the 50 annotators in the minority; 0 plants no groups."}
     )
+    trainer: str = field(default="ppo", metadata={"help": "Algorithm of the policies: 'ppo', 'grpo' or 'rloo'."})
     welfare: str = field(default="maxmin", metadata={"help": "Welfare rule of the MaxMin policy."})
     oracle: bool = field(default=False, metadata={"help": "Also train max-min on the gold utilities, the ceiling."})
 
     def __post_init__(self) -> None:
         if not 0 <= self.minority_share < 1:
             raise ValueError(f"minority_share must lie in [0, 1), got {self.minority_share}.")
+        if self.trainer not in ALGORITHMS:
+            raise ValueError(f"trainer must be one of {', '.join(ALGORITHMS)}, got {self.trainer!r}.")
         if self.welfare not in WELFARE_CHOICES:
             raise ValueError(f"welfare must be one of {', '.join(WELFARE_CHOICES)}, got {self.welfare!r}.")
 
@@ -95,6 +103,8 @@ class Demo:
             "groups": list(self.world.groups),
             "minority": self.world.minority,
         }
+        if arguments.trainer != "ppo":
+            self.report["trainer"] = arguments.trainer
         self.record = RunRecord()
 
     @contextmanager
@@ -118,10 +128,11 @@ class Demo:
             f"2/5 Ask {self.settings.num_annotators} annotators, learn rewards by EM (K = 2) and, as control, K = 1",
         ):
             mixture, single = self.fit_rewards(reference)
+        algorithm = self.arguments.trainer.upper()
         policies: dict[str, GPT2LMHeadModel] = {"reference": reference}
-        with self.stage("single", "3/5 PPO on the single reward (conventional RLHF)"):
+        with self.stage("single", f"3/5 {algorithm} on the single reward (conventional RLHF)"):
             policies["single"] = self.train("single", reference, single.mixture)
-        with self.stage("maxmin", "4/5 MaxMin-PPO on the mixture"):
+        with self.stage("maxmin", f"4/5 MaxMin-{algorithm} on the mixture"):
             policies["maxmin"] = self.train("maxmin", reference, mixture.mixture)
         if self.arguments.oracle:
             with self.stage("oracle", "    Max-min on the gold utilities (the ceiling)"):
@@ -223,9 +234,15 @@ class Demo:
 
     def train(self, name: str, reference: GPT2LMHeadModel, reward_model: MixtureRewardModel | list) -> GPT2LMHeadModel:
         """One policy from the reference, with the budget and the KL coefficient that all of them get."""
-        policy, history = train_policy(
+        train, start = train_policy, reference
+        if self.arguments.trainer != "ppo":
+            from .demo_trl import train_policy_with_trl  # TRL's trainers take seconds to import
+
+            train = partial(train_policy_with_trl, self.arguments.trainer)
+            start = self.output / "policies" / "reference"
+        policy, history = train(
             self.world,
-            reference,
+            start,
             reward_model,
             self.arguments.seed,
             self.output / "logs" / name,
@@ -233,16 +250,26 @@ class Demo:
             welfare=self.arguments.welfare,
             progress=Progress(
                 self.console,
-                {"maxmin/worst_utility": "worst utility", "maxmin/gap": "gap", "objective/kl": "KL (nats)"},
+                {
+                    "maxmin/worst_utility": "worst utility",
+                    "maxmin/gap": "gap",
+                    "objective/kl": "KL (nats)",
+                    "kl": "KL (nats a token)",
+                },
             ),
         )
         self.save_policy(policy, name)
         curves: dict[str, list[list[float]]] = {}
         for entry in history:
             for metric, value in entry.items():
-                if metric.startswith(("maxmin/", "objective/", "rewards/")):
+                if metric.startswith(("maxmin/", "objective/", "rewards/")) or metric == "kl":
                     curves.setdefault(metric, []).append([entry["step"], value])
-        facts = {"name": name, "algorithm": "PPO", "welfare": {"rule": self.arguments.welfare}, "curves": curves}
+        facts = {
+            "name": name,
+            "algorithm": self.arguments.trainer.upper(),
+            "welfare": {"rule": self.arguments.welfare},
+            "curves": curves,
+        }
         RunRecord().update("policy", **facts).save(self.output / "policies" / name)
         if name == "maxmin":
             self.record.update("policy", **facts)

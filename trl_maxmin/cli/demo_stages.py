@@ -142,7 +142,7 @@ def fit_reward(
         center_rewards_coefficient=0.001,
         max_length=None,
         seed=seed,
-        **_quiet(),
+        **quiet(),
     )
     trainer = MixtureRewardTrainer(
         copy.deepcopy(reference),
@@ -151,7 +151,7 @@ def fit_reward(
         eval_dataset=data.heldout,
         processing_class=tokenizer,
     )
-    _train(trainer, progress)
+    run_training(trainer, progress)
     return trainer
 
 
@@ -183,7 +183,8 @@ class Progress(TrainerCallback):
             )
 
 
-def _train(trainer: Trainer, progress: TrainerCallback | None) -> None:
+def run_training(trainer: Trainer, progress: TrainerCallback | None) -> None:
+    """Train, with the demo's lines in place of transformers' bars and dictionaries."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if progress is not None:
@@ -191,7 +192,8 @@ def _train(trainer: Trainer, progress: TrainerCallback | None) -> None:
     trainer.train()
 
 
-def _quiet() -> dict[str, Any]:
+def quiet() -> dict[str, Any]:
+    """Training arguments that all trainings of the demo share."""
     return {
         "bf16": False,
         "gradient_checkpointing": False,
@@ -258,7 +260,7 @@ def train_policy(
         seed=seed,
         welfare=welfare,
         utility="zscore",
-        **{**options, **_quiet(), "logging_steps": 15, **overrides},
+        **{**options, **quiet(), "logging_steps": 15, **overrides},
     )
     trainer = MaxMinPPOTrainer(
         args=args,
@@ -268,5 +270,5 @@ def train_policy(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(settings.num_policy_prompts, seed=seed)}),
     )
-    _train(trainer, progress)
+    run_training(trainer, progress)
     return trainer.policy_model, trainer.state.log_history

@@ -16,6 +16,8 @@ COMMANDS = {
     "assign": "say which component describes annotators who were not in the training data",
     "estimate": "say what fits into memory, before training",
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
+    "grpo": "the same by MaxMin-GRPO, on TRL's trainer",
+    "rloo": "the same by MaxMin-RLOO, on TRL's trainer",
 }
 
 

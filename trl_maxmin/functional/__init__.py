@@ -15,6 +15,7 @@ from .em import (
     update_mixing_weights,
 )
 from .logprobs import token_logprobs
+from .oscillation import switching_stalls
 from .preference import fit_temperature, preference_accuracy, preference_log_likelihood
 from .utility import win_rate_utility, within_prompt_scale, zscore_utility
 from .welfare import (
@@ -55,6 +56,7 @@ __all__ = [
     "sample_min",
     "select_num_components",
     "softmin_weights",
+    "switching_stalls",
     "token_logprobs",
     "update_mixing_weights",
     "utilitarian_weights",

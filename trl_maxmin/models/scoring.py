@@ -126,6 +126,7 @@ class SharedRewardFunctions:
         self, model: MixtureRewardModel, policy_processing_class: PreTrainedTokenizerBase | None = None
     ) -> None:
         self.model = model
+        self.names = list(model.component_names)
         self.policy_processing_class = policy_processing_class
         self.num_forwards = 0
         self._key: tuple[Any, ...] | None = None
@@ -170,4 +171,4 @@ class SharedRewardFunctions:
             reward.__name__ = name
             return reward
 
-        return [make(k, name) for k, name in enumerate(self.model.component_names)]
+        return [make(k, name) for k, name in enumerate(self.names)]

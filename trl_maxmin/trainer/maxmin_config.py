@@ -11,6 +11,8 @@ from .calibration import UTILITY_KINDS
 
 # "sample_min" changes the reward, not the weights, so it is no welfare rule; a user chooses it in the same place.
 WELFARE_CHOICES = (*WELFARE_RULES, "sample_min")
+OSCILLATION_CHOICES = ("warn", "stop", "ignore")
+STEP_SCHEDULES = ("constant", "inverse_sqrt")
 
 
 def resolve_utility(utility: str | None, num_components: int) -> str:
@@ -51,6 +53,9 @@ class MaxMinConfigMixin:
             Temperature tau of `"softmin"`, in units of utility.
         welfare_step_size (`float`, *optional*, defaults to 0.1):
             Step size eta of `"mirror"`.
+        welfare_step_schedule (`str`, *optional*, defaults to `"constant"`):
+            `"constant"`, or `"inverse_sqrt"`: eta divided by the square root of the number of the rollout, so that
+            the weights come to rest.
         welfare_window (`int`, *optional*, defaults to 1):
             Group utilities are averaged exponentially over about this many rollouts before they decide; 1 is no
             averaging.
@@ -59,6 +64,11 @@ class MaxMinConfigMixin:
         disagreement_point (`list[float]`, *optional*):
             K utilities without an agreement, for `"nash"`. Default: 0, which under `"zscore"` is the reference
             policy's.
+        oscillation (`str`, *optional*, defaults to `"warn"`):
+            What to do when `"maxmin"` goes in circles, that is when the worst-off group alternates while the worst
+            utility stalls: `"warn"` (once), `"stop"` the training, or `"ignore"`.
+        oscillation_window (`int`, *optional*, defaults to 20):
+            Number of rollouts over which that is looked at; at least 4.
 
     > Parameters that control the utility
 
@@ -89,6 +99,13 @@ class MaxMinConfigMixin:
         default=1.0, metadata={"help": "Temperature of the 'softmin' rule, in units of utility."}
     )
     welfare_step_size: float = field(default=0.1, metadata={"help": "Step size of the 'mirror' rule."})
+    welfare_step_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Step size of 'mirror' over the rollouts: 'constant', or 'inverse_sqrt', which divides it by the "
+            "square root of the number of the rollout."
+        },
+    )
     welfare_window: int = field(
         default=1,
         metadata={"help": "Group utilities are averaged over about this many rollouts; 1 is no averaging."},
@@ -96,6 +113,16 @@ class MaxMinConfigMixin:
     welfare_floor: float = field(default=0.0, metadata={"help": "Smallest weight of a component, in [0, 1 / K]."})
     disagreement_point: list[float] | None = field(
         default=None, metadata={"help": "Utility of each component without an agreement, for 'nash'. Default: zeros."}
+    )
+    oscillation: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when 'maxmin' alternates between groups while the worst utility stalls: 'warn', "
+            "'stop' or 'ignore'."
+        },
+    )
+    oscillation_window: int = field(
+        default=20, metadata={"help": "Number of rollouts over which oscillation is looked at; at least 4."}
     )
     num_reference_completions: int = field(
         default=8,
@@ -123,6 +150,11 @@ class MaxMinConfigMixin:
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
+        named = (("oscillation", OSCILLATION_CHOICES), ("welfare_step_schedule", STEP_SCHEDULES))
+        for name, choices in named:
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(map(repr, choices))
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, which is unknown; choose one of {allowed}.")
         if getattr(self, "reward_weights", None) is not None:
             raise ValueError(
                 f"`reward_weights` is {self.reward_weights}, but a MaxMin trainer decides the weights by `welfare`; "
@@ -134,6 +166,7 @@ class MaxMinConfigMixin:
             ("welfare_step_size", 0.0 < self.welfare_step_size < infinity, "finite and positive"),
             ("welfare_window", self.welfare_window >= 1, "at least 1 (no averaging)"),
             ("welfare_floor", 0.0 <= self.welfare_floor <= 1.0, "in [0, 1 / K]"),
+            ("oscillation_window", self.oscillation_window >= 4, "at least 4, to see a trend"),
             ("num_reference_completions", self.num_reference_completions >= 4, "at least 4, to estimate a spread"),
             ("max_calibration_prompts", self.max_calibration_prompts >= 1, "at least 1"),
         )

@@ -12,14 +12,16 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..functional.oscillation import switching_stalls
 from ..functional.welfare import sample_min, welfare_weights
 from .atomic_checkpoint import AtomicCheckpointMixin
+from .maxmin_config import MaxMinConfigMixin
 
 
 logger = logging.getLogger(__name__)
@@ -34,17 +36,19 @@ class WelfareState:
     Attributes:
         step (`int`): Training rollouts that have decided weights so far.
         weights (`torch.Tensor`): The weights before, on the simplex. A component that went unscored keeps its weight
-        here, so
-            that it can come back.
+            here, so that it can come back.
         utility_average (`torch.Tensor`): Exponential average of the group utilities; NaN for a component never scored.
         cumulative_weights (`torch.Tensor`): Sum of the weights over the steps; by `step` the averaged iterate of
-        `"mirror"`.
+            `"mirror"`.
+        recent (`list`): For hard switching, of the last rollouts: the worst-off component, its utility, the gap to
+            the best-off one, and the standard error of the gap.
     """
 
     step: int
     weights: torch.Tensor
     utility_average: torch.Tensor
     cumulative_weights: torch.Tensor
+    recent: list[list[float]] = field(default_factory=list)
 
     @classmethod
     def initial(cls, weights: torch.Tensor) -> WelfareState:
@@ -71,7 +75,7 @@ class WelfareState:
             name: [None if math.isnan(value) else value for value in getattr(self, name).tolist()]
             for name in ("weights", "utility_average", "cumulative_weights")
         }
-        return {"step": self.step, **tensors}
+        return {"step": self.step, **tensors, "recent": self.recent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what [`~WelfareState.state_dict`] gave.
@@ -91,6 +95,38 @@ class WelfareState:
         for name in ("weights", "utility_average", "cumulative_weights"):
             values = [math.nan if value is None else value for value in state[name]]
             setattr(self, name, torch.tensor(values, dtype=torch.float64))
+        self.recent = [list(entry) for entry in state.get("recent", [])]
+
+
+def check_welfare(
+    args: MaxMinConfigMixin, component_names: Sequence[str], mixing_weights: Any = None, has_function: bool = False
+) -> None:
+    """Refuse settings that the number of components rules out, before a model is loaded.
+
+    Args:
+        args ([`MaxMinConfigMixin`]): settings.
+        component_names (`list[str]`): K names.
+        mixing_weights (*optional*): K shares, where they are known.
+        has_function (`bool`): whether a rule of the user's own takes the place of `args.welfare`.
+
+    Raises:
+        `ValueError`: `"mixing"` without mixing weights, a list of the wrong length, or a floor above `1 / K`.
+    """
+    size = len(component_names)
+    if args.welfare == "mixing" and not has_function and mixing_weights is None:
+        raise ValueError(
+            "`welfare` is 'mixing', but the rewards carry no mixing weights; pass a `MixtureRewardModel`, or use "
+            "'utilitarian'."
+        )
+    for name, values in (("mixing_weights", mixing_weights), ("disagreement_point", args.disagreement_point)):
+        if values is not None and len(values) != size:
+            raise ValueError(
+                f"`{name}` has {len(values)} entries, but there are {size} components: {list(component_names)}."
+            )
+    if args.welfare_floor > 1.0 / size:
+        raise ValueError(
+            f"`welfare_floor` is {args.welfare_floor}, but {size} components allow at most {1.0 / size:.4g}."
+        )
 
 
 class MaxMinMixin(AtomicCheckpointMixin):
@@ -117,6 +153,7 @@ class MaxMinMixin(AtomicCheckpointMixin):
 
     # TRL's GRPO and RLOO log `rewards/<component>/mean` themselves; a MaxMin trainer on top of them sets this to True.
     _host_logs_component_rewards = False
+    _oscillation_said = False
 
     def _init_welfare(
         self,
@@ -137,23 +174,10 @@ class MaxMinMixin(AtomicCheckpointMixin):
         Raises:
             `ValueError`: `"mixing"` without mixing weights, a list of the wrong length, or a floor above `1 / K`.
         """
-        size, args = len(component_names), self.args
-        if args.welfare == "mixing" and welfare_function is None and mixing_weights is None:
-            raise ValueError(
-                "`welfare` is 'mixing', but the rewards carry no mixing weights; pass a `MixtureRewardModel`, or use "
-                "'utilitarian'."
-            )
-        for name, values in (("mixing_weights", mixing_weights), ("disagreement_point", args.disagreement_point)):
-            if values is not None and len(values) != size:
-                raise ValueError(
-                    f"`{name}` has {len(values)} entries, but there are {size} components: {list(component_names)}."
-                )
-        if args.welfare_floor > 1.0 / size:
-            raise ValueError(
-                f"`welfare_floor` is {args.welfare_floor}, but {size} components allow at most {1.0 / size:.4g}."
-            )
+        size = len(component_names)
+        check_welfare(self.args, component_names, mixing_weights, welfare_function is not None)
         self.component_names = list(component_names)
-        self.welfare_rule = args.welfare if welfare_function is None else welfare_function
+        self.welfare_rule = self.args.welfare if welfare_function is None else welfare_function
         self._mixing_weights = None if mixing_weights is None else torch.as_tensor(mixing_weights, dtype=torch.float64)
         start = torch.full((size,), 1.0 / size) if self.welfare_rule != "mixing" else self._mixing_weights
         self.welfare_state = WelfareState.initial(start)
@@ -162,15 +186,25 @@ class MaxMinMixin(AtomicCheckpointMixin):
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list
     ) -> torch.Tensor:
-        utilities = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
+        utilities = self._utilities(rewards, inputs, prompts)
         if not hasattr(self, "welfare_state"):
             self._init_welfare(self.reward_func_names)
         mode = "train" if self.model.training else "eval"
         group_utilities = utilities.detach().double().nanmean(dim=0).cpu()
         if mode == "train":
             self._update_welfare(group_utilities)
+            self._watch_switching(utilities, group_utilities)
         self._log_welfare(mode, self._component_rewards(utilities), group_utilities)
         return self._optimised_rewards(utilities)
+
+    def _raw_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> torch.Tensor:
+        """What the host trainer makes of the rewards of all ranks, `(N, K)`."""
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _utilities(self, rewards: torch.Tensor, inputs: list, prompts: list) -> torch.Tensor:
+        """Utilities `(N, K)` of all ranks from their rewards; the same where rewards are utilities already."""
+        return rewards
 
     def _update_welfare(self, group_utilities: torch.Tensor) -> None:
         """Set `self.reward_weights` from the group utilities `(K,)` of one training rollout."""
@@ -185,11 +219,12 @@ class MaxMinMixin(AtomicCheckpointMixin):
             weights = torch.full_like(utilities, 1.0 / len(utilities))
         else:
             point = self.args.disagreement_point
+            falls = self.args.welfare_step_schedule == "inverse_sqrt"
             weights = welfare_weights(
                 self.welfare_rule,
                 utilities,
                 tau=self.args.welfare_temperature,
-                eta=self.args.welfare_step_size,
+                eta=self.args.welfare_step_size / (math.sqrt(state.step + 1) if falls else 1.0),
                 previous=state.weights,
                 mixing_weights=self._mixing_weights,
                 disagreement=None if point is None else torch.tensor(point, dtype=utilities.dtype),
@@ -200,6 +235,38 @@ class MaxMinMixin(AtomicCheckpointMixin):
         state.cumulative_weights = state.cumulative_weights + weights
         state.step += 1
         self.reward_weights = weights.float()
+
+    def _watch_switching(self, utilities: torch.Tensor, group_utilities: torch.Tensor) -> None:
+        """Say (or stop) when hard switching goes in circles. Everything is computed from gathered rewards, so all
+        ranks decide alike."""
+        if self.welfare_rule != "maxmin" or self.args.oscillation == "ignore" or len(group_utilities) < 2:
+            return
+        if group_utilities.isnan().any():
+            return
+        low, high = int(group_utilities.argmin()), int(group_utilities.argmax())
+        difference = (utilities[:, high] - utilities[:, low]).detach().double()
+        difference = difference[~difference.isnan()]
+        error = (difference.var(unbiased=False) / max(len(difference), 1)).sqrt().item()
+        gap = (group_utilities[high] - group_utilities[low]).item()
+        recent = self.welfare_state.recent
+        recent.append([int(self.reward_weights.argmax()), group_utilities[low].item(), gap, error])
+        del recent[: -self.args.oscillation_window]
+        if len(recent) < self.args.oscillation_window or not switching_stalls(*torch.tensor(recent).T):
+            return
+        names = " and ".join(repr(self.component_names[int(k)]) for k in sorted({entry[0] for entry in recent}))
+        mean_gap = sum(entry[2] for entry in recent) / len(recent)
+        message = (
+            f"Over the last {len(recent)} rollouts the worst-off group alternated between {names} while the worst "
+            f"utility stalled at {recent[-1][1]:.3f} (mean gap {mean_gap:.3f}): hard switching oscillates. Use "
+            "`welfare='mirror'`, which moves the weights gradually; or a longer `welfare_window`, or 'softmin'."
+        )
+        recent.clear()
+        if self.args.oscillation == "stop":
+            logger.warning("%s Training stops, as `oscillation='stop'` asks.", message)
+            self.control.should_training_stop = True
+        elif not self._oscillation_said:
+            logger.warning(message)
+            self._oscillation_said = True
 
     def _averaged_utilities(self, group_utilities: torch.Tensor) -> torch.Tensor:
         """Exponential average with the span `welfare_window`; a component without a score keeps its average."""

@@ -247,11 +247,14 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         return rollout
 
     def _sample(self, rows: list[Row], *stream: int | str) -> Rollout:
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ) as model:
+            return self._sample_from(model, rows, *stream)
+
+    def _sample_from(self, model: torch.nn.Module, rows: list[Row], *stream: int | str) -> Rollout:
         prompt_ids = [self._read_prompt(row) for row in rows]
         with (
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-            ) as model,
             seeded(self.accelerator.device, self.args.seed, *stream, self.accelerator.process_index),
             self.accelerator.autocast(),
         ):

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# /// script
+# dependencies = ["trl-maxmin"]
+# ///
+r"""
+Train one policy for the worst-off group with MaxMin-RLOO, on a mixture of rewards (see mixture_reward.py).
+
+One GPU:
+
+accelerate launch --num_processes 1 examples/maxmin_rloo.py \
+    --dataset_name prompts.jsonl \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --reward_model mixture \
+    --output_dir policy
+
+Several GPUs:
+
+accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_processes 4 examples/maxmin_rloo.py \
+    --dataset_name prompts.jsonl \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --reward_model mixture \
+    --welfare mirror \
+    --output_dir policy
+
+The rows have a `prompt` (text or messages). `--reward_model` may also be several one-label reward models, separated by
+commas: one a group. `--use_peft` trains an adapter. Every option: --help.
+"""
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from trl_maxmin import MaxMinRLOOConfig, MaxMinRLOOTrainer
+from trl_maxmin.cli.io import read_dataset
+from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
+
+
+def main(script_args: PolicyArguments, training_args: MaxMinRLOOConfig, model_args: ModelConfig) -> None:
+    train_dataset, eval_dataset = read_dataset(script_args)
+
+    ################
+    # Policy, tokenizer and rewards
+    ################
+    kwargs = {"revision": model_args.model_revision}
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
+    policy = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
+    rewards = load_reward_models(script_args.reward_model)
+
+    ################
+    # Training
+    ################
+    trainer = MaxMinRLOOTrainer(
+        args=training_args,
+        model=policy,
+        reward_funcs=rewards,
+        processing_class=tokenizer,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+    ################
+    # Saving
+    ################
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Utilities: {trainer.welfare_state.utility_average.tolist()}")
+    trainer.accelerator.print(f"Weights of {trainer.component_names}: {trainer.reward_weights.tolist()}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((PolicyArguments, MaxMinRLOOConfig, ModelConfig)).parse_args_and_config())

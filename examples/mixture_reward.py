@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# /// script
+# dependencies = ["trl-maxmin"]
+# ///
+r"""
+Learn a mixture of reward models by EM, from preferences with annotator ids. Nobody has to know the groups.
+
+One GPU:
+
+accelerate launch --num_processes 1 examples/mixture_reward.py \
+    --dataset_name preferences.jsonl \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --num_components 2 \
+    --output_dir mixture
+
+Several GPUs:
+
+accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_processes 4 examples/mixture_reward.py \
+    --dataset_name preferences.jsonl \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --num_components 2 \
+    --output_dir mixture
+
+The rows have `prompt`, `chosen`, `rejected` and `annotator_id`. Where there is a `test` split it is measured on. Every
+option: --help.
+"""
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from trl_maxmin import MixtureRewardConfig, MixtureRewardTrainer
+from trl_maxmin.cli.io import print_table, read_dataset
+
+
+def main(script_args: ScriptArguments, training_args: MixtureRewardConfig, model_args: ModelConfig) -> None:
+    train_dataset, eval_dataset = read_dataset(script_args)
+
+    ################
+    # Model and tokenizer
+    ################
+    kwargs = {"revision": model_args.model_revision}
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
+
+    ################
+    # Training
+    ################
+    trainer = MixtureRewardTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+    ################
+    # Saving: the mixture, and who was assigned to which component
+    ################
+    trainer.save_model(training_args.output_dir)
+    mixture = trainer.mixture
+    if trainer.accelerator.is_main_process:
+        shares = zip(mixture.component_names, mixture.mixing_weights.tolist(), strict=True)
+        print_table("Components", ["component", "share"], [[name, f"{share:.2f}"] for name, share in shares])
+        for annotator, component in list(trainer.assignments().items())[:10]:
+            print(f"  {annotator}: {component}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, MixtureRewardConfig, ModelConfig)).parse_args_and_config())

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy stage of the demo with TRL's own algorithms, GRPO and RLOO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import GPT2LMHeadModel, TrainerCallback
+
+from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
+from ..trainer.maxmin_grpo_config import MaxMinGRPOConfig
+from ..trainer.maxmin_grpo_trainer import MaxMinGRPOTrainer
+from ..trainer.maxmin_rloo_config import MaxMinRLOOConfig
+from ..trainer.maxmin_rloo_trainer import MaxMinRLOOTrainer
+from .demo_stages import DemoSettings, quiet, run_training
+
+
+# Replies to a prompt that are compared with each other.
+NUM_GENERATIONS = 8
+TRAINERS = {
+    "grpo": (MaxMinGRPOTrainer, MaxMinGRPOConfig),
+    "rloo": (MaxMinRLOOTrainer, MaxMinRLOOConfig),
+}
+
+
+def train_policy_with_trl(
+    algorithm: str,
+    world: FilmReviewWorld,
+    reference_dir: Path,
+    reward_model: Any,
+    seed: int,
+    output_dir: Path,
+    settings: DemoSettings,
+    welfare: str = "maxmin",
+    progress: TrainerCallback | None = None,
+    **overrides: Any,
+) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
+    """MaxMin-GRPO or MaxMin-RLOO; with one reward component this is TRL's trainer on the same utility.
+
+    Args:
+        algorithm (`str`): `"grpo"` or `"rloo"`.
+        world ([`FilmReviewWorld`]): prompts and tokenizer.
+        reference_dir (`Path`): folder of the reference policy; TRL loads it by its name.
+        reward_model: a mixture, or a list of reward functions.
+        seed (`int`): everything follows from it.
+        output_dir (`Path`): for logs.
+        settings ([`DemoSettings`]): sizes.
+        welfare (`str`): welfare rule.
+        progress (`TrainerCallback`, *optional*): prints.
+        **overrides: fields of the configuration.
+
+    Returns:
+        `tuple`: the policy and its log.
+    """
+    trainer_class, config_class = TRAINERS[algorithm]
+    options: dict[str, Any] = {
+        "max_steps": settings.num_rollouts,
+        "per_device_train_batch_size": settings.replies_per_rollout,
+        "num_generations": min(NUM_GENERATIONS, settings.replies_per_rollout // 2),
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "beta": 0.03,
+        "max_completion_length": MAX_COMPLETION_LENGTH,
+        # A reply that is cut has no reward that means anything; PPO penalises it instead.
+        "mask_truncated_completions": True,
+        "temperature": 1.0,
+    }
+    args = config_class(
+        output_dir=str(output_dir),
+        seed=seed,
+        welfare=welfare,
+        utility="zscore",
+        **{**options, **quiet(), "logging_steps": 15, **overrides},
+    )
+    trainer = trainer_class(
+        model=GPT2LMHeadModel.from_pretrained(reference_dir),
+        reward_funcs=reward_model,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(settings.num_policy_prompts, seed=seed)}),
+        processing_class=world.tokenizer,
+    )
+    run_training(trainer, progress)
+    return trainer.model, trainer.state.log_history

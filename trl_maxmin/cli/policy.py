@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `trl-maxmin ppo`, `grpo` and `rloo` share: the options, the reward models, the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+
+from ..models import MixtureRewardModel
+from ..trainer.reward_callables import load_reward_model
+from .io import read_dataset
+
+
+@dataclass
+class PolicyArguments(ScriptArguments):
+    """What the trainer's configuration does not hold.
+
+    Args:
+        reward_model (`str`): folder or Hub id of a `MixtureRewardModel` or of a one-label sequence classifier;
+            several, separated by commas, are the rewards of several groups.
+    """
+
+    reward_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a mixture or of one-label reward models (comma separated: one a group)."
+        },
+    )
+
+
+def load_reward_models(name: str) -> Any:
+    """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds."""
+    models = [load_reward_model(part.strip()) for part in name.split(",") if part.strip()]
+    return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
+
+
+def run_policy(argv: Sequence[str], command: str, config_class: type, build: Callable[..., Any]) -> None:
+    """Train and save a policy.
+
+    Args:
+        argv (`Sequence[str]`): `--dataset_name` (with a `prompt` column), `--model_name_or_path`, `--reward_model`,
+            and the fields of the configuration.
+        command (`str`): name of the subcommand.
+        config_class (`type`): training arguments.
+        build (`Callable`): makes the trainer from `args`, `model`, `reward_model`, `processing_class`,
+            `train_dataset`, `eval_dataset` and `peft_config`.
+
+    Raises:
+        ValueError: no policy or no reward model was named, or as the trainer.
+    """
+    parser = TrlParser((PolicyArguments, config_class, ModelConfig), prog=f"trl-maxmin {command}")
+    script, args, model = parser.parse_args_and_config(list(argv))
+    missing = [
+        name
+        for name, value in (
+            ("--model_name_or_path", model.model_name_or_path),
+            ("--reward_model", script.reward_model),
+        )
+        if not value
+    ]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} required.")
+    train, test = read_dataset(script)
+    trainer = build(
+        args=args,
+        model=AutoModelForCausalLM.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, dtype=model.dtype
+        ),
+        reward_model=load_reward_models(script.reward_model),
+        processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision),
+        train_dataset=train,
+        eval_dataset=test,
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
+    trainer.save_model(args.output_dir)
+    print(f"saved to {args.output_dir}")
