@@ -50,7 +50,7 @@ def accuracy(scores):
 
 
 def fit(pairs, people, k, seed):
-    return fit_feature_mixture(pairs, people, k, generator=torch.Generator().manual_seed(seed), num_init=4)
+    return fit_feature_mixture(pairs, people, k, generator=torch.Generator().manual_seed(seed), num_init=12)
 
 
 def unseen_statements(pairs, people, candidates, seed):

@@ -115,7 +115,7 @@ class FrozenTrunkMixin:
                 len(self.annotators),
                 k,
                 seed=self.args.seed,
-                num_init=max(self.args.n_init, 1),
+                num_init=3 * max(self.args.n_init, 1),
                 **self._fit_options(),
             )
             for k in candidates
@@ -131,7 +131,7 @@ class FrozenTrunkMixin:
             len(self.annotators),
             self.mixture.num_components,
             generator=torch.Generator().manual_seed(self.args.seed),
-            num_init=max(self.args.n_init, 1),
+            num_init=3 * max(self.args.n_init, 1),
             known=self.em_state.known,
             **self._fit_options(),
         )

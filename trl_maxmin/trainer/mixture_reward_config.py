@@ -69,6 +69,7 @@ class MixtureRewardConfig(RewardConfig):
             the component that explains them best. Departs from the paper by default: a hard split made early freezes.
         n_init (`int`, *optional*, defaults to `4`):
             Number of short starts; the best on held-out pairs continues. They train the heads on the frozen trunk.
+            Three times as many where the trunk stays frozen and for the choice of K: there they cost little.
             `0`: no starts, annealing runs from random heads.
         init_steps (`int`, *optional*, defaults to `40`):
             EM steps of each short start, the first half annealed.
