@@ -22,7 +22,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-fast check format seam deepspeed clean
+.PHONY: install demo cards hub-demo test test-fast check format seam deepspeed clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -37,6 +37,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/trl-maxmin demo $(DEMO_ARGS)
+
+# The cards of model_cards/, from the run record that lies there.
+cards: install
+	$(BIN)/python -m model_cards.render
+
+# What a push does, on a Hub of our own on this machine: no account, nothing leaves it. Needs the output of `make demo`.
+HUB_DEMO_DIR ?= maxmin-demo
+hub-demo: install
+	@test -f $(HUB_DEMO_DIR)/report.json || (echo "There is no $(HUB_DEMO_DIR)/report.json: run \`make demo\` first." >&2; exit 1)
+	$(BIN)/python -m tests.hub_server -- sh -c '$(BIN)/trl-maxmin push $(HUB_DEMO_DIR) --repo_id me/film --dataset \
+		&& $(BIN)/trl-maxmin pull me/film --output_dir $(HUB_DEMO_DIR)-pulled'
 
 # Two workers of one thread each: the models are tiny, so more threads per worker only compete.
 test: install

@@ -114,7 +114,9 @@ _calibration = _record(
     }
 )
 _interval = _record({"mean": _number, "low": _number, "high": _number}, required=("mean", "low", "high"))
-_sample = _record({"prompt": _text, "completions": _dict_of(_text)}, required=("prompt", "completions"))
+_sample = _record(
+    {"prompt": _text, "completions": _dict_of(_text), "utility": _by_name_twice}, required=("prompt", "completions")
+)
 
 FIELDS: dict[str, dict[str, _Check]] = {
     "reward": {
@@ -134,6 +136,10 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "assignment_accuracy": _number,
         "adjusted_rand_index": _number,
         "heldout_accuracy": _by_name_twice,
+        "component_annotators": _by_name,
+        "component_pairs": _by_name,
+        "component_heldout_accuracy": _by_name,
+        "component_heldout_pairs": _by_name,
         "calibration": _calibration,
     },
     "policy": {

@@ -142,7 +142,7 @@ def test_a_push_takes_the_renamed_folder(make, monkeypatch):
     def push(self, folder):
         pushed.append((Path(folder).name, is_complete_checkpoint(folder), folders(self.args.output_dir)))
 
-    monkeypatch.setattr("transformers.Trainer._push_from_checkpoint", push)
+    monkeypatch.setattr("trl_maxmin.trainer.hub_push.HubPushMixin._push_from_checkpoint", push)
     trainer = make(max_steps=2, **EVERY_STEP)
     trainer.args.push_to_hub = True
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)

@@ -363,7 +363,7 @@ def test_the_critic_may_stay_out_of_what_is_published(make, tmp_path, monkeypatc
     """Checkpoints have it in any case, or a run could not go on."""
     extra = {"value_model": critic_model(1)} if kind == "value_model" else {}
     name = {"head": "value_head.safetensors", "value_model": "value_model"}[kind]
-    monkeypatch.setattr("transformers.Trainer._push_from_checkpoint", lambda *_: None)
+    monkeypatch.setattr("trl_maxmin.trainer.hub_push.HubPushMixin._push_from_checkpoint", lambda *_: None)
     for save_critic in (True, False):
         run = tmp_path / f"run-{save_critic}"
         trainer = make(

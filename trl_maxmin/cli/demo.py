@@ -31,6 +31,7 @@ from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..run_record import RunRecord
 from ..trainer import MixtureRewardTrainer
 from ..trainer.maxmin_config import WELFARE_CHOICES
+from ..trainer.recording import component_counts, component_heldout
 from .demo_stages import (
     DemoSettings,
     EvaluationReplies,
@@ -105,7 +106,7 @@ class Demo:
         }
         if arguments.trainer != "ppo":
             self.report["trainer"] = arguments.trainer
-        self.record = RunRecord()
+        self.record = RunRecord(seed=arguments.seed, versions=RunRecord.installed_versions())
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
@@ -221,6 +222,10 @@ class Demo:
         return {
             **{key: em[key] for key in keys},
             "component_kind": config.component_type,
+            "dataset": {"num_rows": len(mixture.train_dataset), "num_annotators": len(mixture.annotators)},
+            # Anew, for the components have got their names since.
+            **component_counts(mixture),
+            **component_heldout(mixture, mixture.reward_differences(mixture.eval_dataset)),
             "shares": dict(zip(config.component_names, config.mixing_weights, strict=True)),
             "em": {"kind": mixture.args.em, "n_init": mixture.args.n_init, "init_steps": mixture.args.init_steps},
             "training": {"max_steps": mixture.args.max_steps, "learning_rate": mixture.args.learning_rate},
@@ -264,10 +269,13 @@ class Demo:
             for metric, value in entry.items():
                 if metric.startswith(("maxmin/", "objective/", "rewards/")) or metric == "kl":
                     curves.setdefault(metric, []).append([entry["step"], value])
+        rewards = {"single": "single_reward", "maxmin": "mixture", "oracle": "gold utilities"}
         facts = {
             "name": name,
             "algorithm": self.arguments.trainer.upper(),
+            "reward_model": rewards[name],
             "welfare": {"rule": self.arguments.welfare},
+            "calibration": {"utility": "zscore"},
             "curves": curves,
         }
         RunRecord().update("policy", **facts).save(self.output / "policies" / name)
@@ -310,7 +318,8 @@ class Demo:
                 g: {"mean": round(r.mean, 4), "low": round(r.low, 4), "high": round(r.high, 4)}
                 for g, r in rates.items()
             }
-        samples = self.samples(prompts, replies)
+        samples = self.samples(prompts, replies, utility)
+        self.save_replies(prompts, replies, utility)
         self.record.update(
             "evaluation",
             groups=list(self.world.groups),
@@ -325,13 +334,37 @@ class Demo:
         self.print_results(samples)
 
     def samples(
-        self, prompts: list[str], replies: dict[str, EvaluationReplies], count: int = 4
+        self,
+        prompts: list[str],
+        replies: dict[str, EvaluationReplies],
+        utility: dict[str, dict[str, Any]],
+        count: int = 4,
     ) -> list[dict[str, Any]]:
-        """The first answers of every policy to the same prompts."""
+        """The first answers of every policy to the same prompts, with what each is worth to every group."""
         return [
-            {"prompt": prompts[i], "completions": {name: r.texts[i] for name, r in replies.items()}}
+            {
+                "prompt": prompts[i],
+                "completions": {name: r.texts[i] for name, r in replies.items()},
+                "utility": {
+                    name: {group: round(float(values[i]), 4) for group, values in by_group.items()}
+                    for name, by_group in utility.items()
+                },
+            }
             for i in range(count)
         ]
+
+    def save_replies(
+        self, prompts: list[str], replies: dict[str, EvaluationReplies], utility: dict[str, dict[str, Any]]
+    ) -> None:
+        """`evaluation/completions.jsonl`: one row per policy and prompt."""
+        folder = self.output / "evaluation"
+        folder.mkdir(exist_ok=True)
+        with open(folder / "completions.jsonl", "w", encoding="utf-8") as file:
+            for name, reply in replies.items():
+                for i, prompt in enumerate(prompts):
+                    row = {"prompt": prompt, "policy": name, "completion": reply.texts[i]}
+                    row |= {f"utility_{group}": round(float(v[i]), 4) for group, v in utility[name].items()}
+                    file.write(json.dumps(row) + "\n")
 
     def print_results(self, samples: list[dict[str, Any]]) -> None:
         """The one table, and a few answers side by side."""

@@ -18,6 +18,8 @@ COMMANDS = {
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
     "grpo": "the same by MaxMin-GRPO, on TRL's trainer",
     "rloo": "the same by MaxMin-RLOO, on TRL's trainer",
+    "push": "put mixture, components and policies on the Hub, with cards and a collection",
+    "pull": "get back what a push published",
 }
 
 

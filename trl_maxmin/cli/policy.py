@@ -76,6 +76,8 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
         eval_dataset=test,
         peft_config=get_peft_config(model),
     )
+    trainer.dataset_name, trainer.reward_model_name = script.dataset_name, script.reward_model
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
     trainer.save_model(args.output_dir)
+    trainer.create_model_card()
     print(f"saved to {args.output_dir}")

@@ -48,6 +48,8 @@ def run(argv: Sequence[str]) -> None:
             trainer.selection.rows(),
         )
         print(trainer.selection.verdict())
+    trainer.dataset_name = script.dataset_name
+    trainer.create_model_card()
     names = trainer.mixture.component_names
     weights = trainer.mixture.mixing_weights.tolist()
     rows = [[name, f"{weight:.2f}"] for name, weight in zip(names, weights, strict=True)]
@@ -60,6 +62,8 @@ def run(argv: Sequence[str]) -> None:
             f"{heldout.mean():.4f}"
         )
     print(f"saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def lora_config(model: ModelConfig) -> LoraConfig:

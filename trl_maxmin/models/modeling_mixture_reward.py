@@ -28,6 +28,7 @@ from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
 from .lora import active_adapter, add_adapters, drop_adapters, keep_adapter_in_checkpoints, resolve_lora_config
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
+from .pushing import HubMixin
 from .scoring import pool_last_token, position_ids_from_mask
 from .text_interface import TextInterfaceMixin
 
@@ -35,7 +36,7 @@ from .text_interface import TextInterfaceMixin
 __all__ = ["AnnotatorPosterior", "MixtureRewardModel", "MixtureRewardOutput"]
 
 
-class MixtureRewardModel(ComponentsMixin, TextInterfaceMixin, PreTrainedModel):
+class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrainedModel):
     r"""
     K reward components learned from people who disagree.
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from .hub_push import HubPushMixin
+
 
 # Not named like a checkpoint, so that nothing takes it for one; with an underscore, so that no push uploads it.
 STAGING_FOLDER = "_incomplete"
@@ -66,7 +68,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     return None
 
 
-class AtomicCheckpointMixin:
+class AtomicCheckpointMixin(HubPushMixin):
     """Put before a trainer: its checkpoints are written into a folder aside and renamed when they are complete.
 
     A subclass writes what it keeps beside the model in `_save_run_state`. `train(resume_from_checkpoint=True)` takes

@@ -37,6 +37,7 @@ from .component_selection import parse_candidates
 from .em_state import EM_STATE_NAME, EMState
 from .frozen_trunk import FrozenTrunkMixin
 from .mixture_reward_config import MixtureRewardConfig
+from .recording import component_heldout, reward_facts
 
 
 logger = get_logger(__name__)
@@ -169,6 +170,7 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
             known = [number[groups[a]] if a in groups else -1 for a in self.annotators.annotator_ids]
             self._known = torch.tensor(known)
         self.em_history: list[dict[str, float]] = []
+        self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
 
     def _new_em_state(self) -> EMState:
@@ -504,6 +506,9 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
         if self.args.calibrate_temperature and self.eval_dataset is not None:
             self._calibrate_temperatures()
         mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        self.final_facts = {"converged": self.em_state.converged() if mixture.num_components > 1 else None}
+        if self.eval_dataset is not None:
+            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
     def _calibrate_temperatures(self) -> None:
         differences = self.reward_differences(self.eval_dataset).double()
@@ -575,8 +580,8 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
         super()._save_run_state(folder)
         self.em_state.save(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Cards are written from the run record, see `trl_maxmin.hub`; TRL's template knows no components."""
+    def _record_facts(self) -> tuple[str, dict[str, Any]]:
+        return "reward", reward_facts(self)
 
 
 def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:

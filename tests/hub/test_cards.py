@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cards say what the record says, all of it and no more, and the Hub accepts them."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+
+from tests.hub.artefacts import make_record
+from tests.hub_cards import card_errors
+from trl_maxmin.hub import CardContext, component_card, dataset_card, mixture_card, policy_card, space_card
+from trl_maxmin.hub.facts import code, curve_rows, public_record, table
+from trl_maxmin.run_record import RunRecord
+
+
+GOLDEN = Path(__file__).resolve().parents[2] / "model_cards"
+
+
+def renderer():
+    spec = importlib.util.spec_from_file_location("render_cards", GOLDEN / "render.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def all_cards(record):
+    context = CardContext("me/film", license="mit", components={"concise": "me/c"}, mixture="me/m", dataset="me/d")
+    return {
+        "mixture": mixture_card(record, context),
+        "component": component_card(record, "positive", context),
+        "component adapter": component_card(record, "positive", CardContext("me/f", base_model="o/b"), peft=True),
+        "policy": policy_card(record, context),
+        "policy adapter": policy_card(record, CardContext("me/f", base_model="o/b"), peft=True),
+        "dataset": dataset_card(record, context, {"results": "results.jsonl"}),
+        "space": space_card(context, models=["me/m"], datasets=["me/d"]),
+    }
+
+
+def strings(value):
+    if isinstance(value, dict):
+        return [s for v in value.values() for s in strings(v)]
+    return [s for v in value for s in strings(v)] if isinstance(value, list) else [value]
+
+
+class TestGolden:
+    def test_are_what_the_code_renders(self):
+        module = renderer()
+        for name, text in module.render(module.read_record(GOLDEN)).items():
+            assert (GOLDEN / name).read_text() == text, f"{name} is stale: run `make cards` and review the difference"
+
+    @pytest.mark.parametrize("name", sorted(p.name for p in GOLDEN.glob("*.md") if p.name != "README.md"))
+    def test_every_number_stands_in_the_record(self, name):
+        """Numbers of tables and lists, at their printed precision, come from the record; none is invented."""
+        record = renderer().read_record(GOLDEN)
+        known = {x for x in strings(record.to_dict()) if isinstance(x, int | float) and not isinstance(x, bool)}
+        rates = record.evaluation["win_rate"].values()
+        means = [[rate["mean"] for rate in by_group.values()] for by_group in rates]
+        known |= {max(values) - min(values) for values in means}  # the gap
+        known |= {1 - x for x in record.reward["component_heldout_accuracy"].values()}
+        text = (GOLDEN / name).read_text().split("---\n", 2)[2].split("## Citation")[0]
+        text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|95 %", "", text, flags=re.S)
+        for shown in re.findall(r"(?<![\w.-])-?\d+(?:\.\d+)?(?![\w.])", text):
+            digits = len(shown.partition(".")[2])
+            assert any(f"{x:.{digits}f}" == shown for x in known) or shown == "1", (name, shown)
+
+
+class TestHub:
+    @pytest.mark.parametrize("kind", all_cards(make_record()))
+    @pytest.mark.parametrize("full", [True, False], ids=["full", "empty"])
+    def test_validate(self, hub, kind, full):
+        card = all_cards(make_record() if full else RunRecord())[kind]
+        card.validate()
+        assert hub.log[-1][:2] == ("POST", "/api/validate-yaml") and hub.log[-1][2] == 200
+        type = {"dataset": "dataset", "space": "space"}.get(kind, "model")
+        assert {"dataset": DatasetCard, "space": SpaceCard}.get(kind, ModelCard) is card.__class__
+        assert card_errors(str(card), type) == []
+
+    def test_the_validator_refuses(self):
+        assert card_errors("---\nlicense: mine\n---\n", "model")
+        assert card_errors("---\nmodel-index:\n- name: a\n  results:\n  - task: {type: x}\n---\n", "model")
+        assert card_errors("no block", "space") and card_errors("---\nsdk: cobol\n---\n", "space")
+        assert card_errors("---\nbase_model: /home/me\n---\n", "model")
+
+
+class TestMetadata:
+    def test_one_entry_per_group_with_plain_numbers(self):
+        data = yaml.safe_load(str(policy_card(make_record(), CardContext("me/film"))).split("---\n")[1])
+        (entry,) = data["model-index"]
+        assert entry["name"] == "film"
+        assert [r["dataset"]["config"] for r in entry["results"]] == ["concise", "positive"]
+        rates = {r["dataset"]["config"]: r["metrics"][0] for r in entry["results"]}
+        assert rates["positive"]["type"] == "win_rate" and rates["positive"]["value"] == 0.91
+        assert rates["concise"]["args"]["interval_95"] == pytest.approx([0.87, 0.92])
+        assert all(type(m["value"]) is float for r in entry["results"] for m in r["metrics"])
+
+    @pytest.mark.parametrize("kind", ["component adapter", "policy adapter"])
+    def test_adapters(self, kind):
+        data = all_cards(make_record())[kind].data.to_dict()
+        assert (data["library_name"], data["base_model"], data["base_model_relation"]) == ("peft", "o/b", "adapter")
+
+    def test_models(self):
+        data = {kind: card.data.to_dict() for kind, card in all_cards(make_record()).items()}
+        assert data["component"]["library_name"] == data["policy"]["library_name"] == "transformers"
+        assert data["mixture"]["library_name"] == "trl-maxmin"
+        assert data["component"]["pipeline_tag"] == "text-classification"
+        assert data["policy"]["pipeline_tag"] == "text-generation"
+        assert all({"trl", "trl-maxmin"} <= set(entry["tags"]) for entry in data.values())
+        assert "maxmin-rlhf" in data["policy"]["tags"]
+        assert "base_model" not in data["policy"] and "base_model_relation" not in data["policy"]
+
+    def test_one_reward_is_not_called_maxmin(self):
+        record = make_record()
+        del record.policy["curves"]["maxmin/utility/positive"]
+        card = policy_card(record, CardContext("me/film"))
+        assert "maxmin-rlhf" not in card.data.tags
+        assert "conventional RLHF" in card.text and "worst-off group:" not in card.text
+
+    def test_data_sets_of_the_hub_are_linked_and_files_are_not(self):
+        record = make_record().update("reward", dataset={"name": "org/films"})
+        assert mixture_card(record, CardContext("me/f")).data.datasets == ["org/films"]
+        assert "datasets" not in mixture_card(make_record(), CardContext("me/f")).data.to_dict()
+
+
+class TestText:
+    @pytest.mark.parametrize("kind", all_cards(RunRecord()))
+    def test_what_is_not_recorded_is_left_out(self, kind):
+        text = all_cards(RunRecord())[kind].text
+        for word in ("None", "nan", "Undefined", "| - |", "{{", "{%", "()"):
+            assert word not in text.split("## Citation")[0], (kind, word)
+        assert "| --- |" not in text.replace("---:", "---"), "an empty table"
+        for line in text.split("## Citation")[0].split("```")[::2]:
+            assert not re.search(r":\s*(\.|,|$)\s*$", line.replace("\n\n", "\n").split("\n")[-1]), (kind, line)
+
+    def test_facts_of_the_mixture(self):
+        text = mixture_card(make_record(), CardContext("me/f", components={"concise": "me/c"})).text
+        for fact in (
+            "| `positive` | 0.20 | 10 | 60 | 0.87 | 20 | 0.90 |",
+            "[me/c](https://huggingface.co/me/c)",
+            "annotators: 50",
+            "EM kind: `soft`",
+            "-7.5000 nats per annotator",
+            "converged: yes",
+            "| 2 | -0.2400 | 0.0000 | 0.0000 | yes |",
+            "Adjusted Rand index: 0.97",
+            "The weakest one here is `positive`, right on 0.87",
+            "`positive` was learned from 60 pairs",
+            "statistical, not identities",
+            "@inproceedings{chakraborty2024maxmin",
+            "@software{trl_maxmin",
+        ):
+            assert fact in text, fact
+
+    def test_facts_of_the_policy(self):
+        text = policy_card(make_record(), CardContext("me/f", mixture="me/m", figure=True)).text
+        for fact in (
+            "| `positive` (minority) | 0.33 [0.30, 0.35] | ",
+            "0.33 [0.30, 0.35]",
+            "0.91 [0.88, 0.93]",
+            "| `single` | `positive` | 0.33 | 0.62 |",
+            "3.50 nats per reply",
+            "welfare rule: `maxmin`",
+            "utility: `zscore`",
+            "| 2 | 0.400 |",
+            "](comparison.png)",
+            "`superb \\| <b>film</b>`",
+            "[me/m](https://huggingface.co/me/m)",
+        ):
+            assert fact in text, fact
+
+    def test_a_policy_without_evaluation_says_so(self):
+        record = RunRecord().update("policy", name="x", algorithm="PPO")
+        assert "No evaluation by group was recorded" in policy_card(record, CardContext("me/f")).text
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            "<script>alert(1)</script>",
+            "a | b",
+            "`x` <img src=x onerror=alert(1)>",
+            "[a](javascript:x)",
+            "x\n\n# H",
+            "---",
+        ],
+    )
+    def test_foreign_text_stays_text(self, payload):
+        record = make_record().update("evaluation", samples=[{"prompt": payload, "completions": {payload: payload}}])
+        record.update("reward", component_names=[payload, "positive"], shares={payload: 0.8})
+        record.evaluation["groups"] = [payload, "positive"]
+        for card in (policy_card(record, CardContext("me/f")), mixture_card(record, CardContext("me/f"))):
+            outside = re.sub(r"```.*?```", "", card.text, flags=re.S)
+            outside = re.sub(r"`[^`\n]*`", "", outside)
+            assert "<script" not in outside and "<img" not in outside and "javascript" not in outside
+            assert "\n# H" not in card.text and str(card).count("\n---\n") == 1
+            for rows in re.findall(r"(?:^\|.*\n)+", outside, flags=re.M):
+                assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1, rows
+            assert card_errors(str(card), "model") == []
+
+
+class TestPrivacy:
+    def test_public_record(self):
+        record = make_record().update(
+            "reward",
+            dataset={"name": "/home/ann/prefs.jsonl", "annotators_lost": ["ann", "bob"]},
+            training={"hub_token": "hf_abcdefgh1234", "output_dir": "/home/ann/out", "learning_rate": 0.1},
+            base_model="../models/tiny",
+            em={"note": "used hf_abcdefgh1234"},
+        )
+        record.evaluation["win_rate"]["secret_path"] = {"concise": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+        text = str(public_record(record).to_dict())
+        for private in ("ann", "bob", "hf_abc", "/home", "../models"):
+            assert private not in text.replace("annotators", "").replace("annotator", "").replace("annealing", "")
+        assert public_record(record).reward["dataset"]["name"] == "prefs.jsonl"
+        assert "secret_path" in public_record(record).evaluation["win_rate"], "policies keep their names"
+        assert record.reward["dataset"]["annotators_lost"] == ["ann", "bob"], "the record itself is not changed"
+
+    def test_cards_use_it(self):
+        record = make_record().update("reward", dataset={"name": "/home/ann/prefs.jsonl"})
+        for kind, card in all_cards(record).items():
+            assert "/home" not in str(card), kind
+
+
+class TestPieces:
+    def test_table(self):
+        assert table(["a", "b"], []) == ""
+        assert table(["a", "b", "c"], [["x", "", "1.0"], ["y", "", ""]]) == (
+            "| a | c |\n| --- | ---: |\n| x | 1.0 |\n| y | - |"
+        )
+
+    def test_code(self):
+        assert code("a`b\nc|d") == "`a'b c\\|d`" and code("") == "(empty)"
+        assert len(code("x" * 1000)) < 320
+
+    def test_curve(self):
+        points = {"u": [[i, i / 10] for i in range(100)]}
+        rows = curve_rows(points, "u")
+        assert len(rows) == 8 and rows[0] == ["0", "0.000"] and rows[-1] == ["99", "9.900"]
+        assert curve_rows({}, "u") == [] and curve_rows({"u": [[3, 1.0]]}, "u") == [["3", "1.000"]]

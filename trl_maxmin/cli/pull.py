@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-maxmin pull`: what a push published, back on disk."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+from ..hub.faults import HubError
+from ..hub.pull import pull
+
+
+@dataclass
+class PullArguments:
+    r"""
+    Options of `trl-maxmin pull`.
+
+    Args:
+        repo_id (`str`): a repository, the base id of a push, or a collection.
+        output_dir (`str`): folder for the files.
+        revision (`str`): of a single repository.
+    """
+
+    repo_id: str | None = field(
+        default=None, metadata={"help": "A repository, the base id of a push, or a collection (or as first word)."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the files."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a single repository."})
+
+
+def run(argv: Sequence[str]) -> None:
+    """Pull a repository or a whole push.
+
+    Args:
+        argv (`Sequence[str]`): the id, `--output_dir`, and the other options of [`PullArguments`].
+
+    Raises:
+        ValueError: no id or folder.
+        HubError: the Hub refused or was not reached; the command that continues.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--repo_id", *words]
+    (arguments,) = TrlParser((PullArguments,), prog="trl-maxmin pull").parse_args_and_config(words)
+    if not arguments.repo_id or not arguments.output_dir:
+        raise ValueError("Usage: trl-maxmin pull namespace/name --output_dir FOLDER. See --help.")
+    command = "trl-maxmin pull " + shlex.join(argv)
+    try:
+        pulled = pull(arguments.repo_id, arguments.output_dir, revision=arguments.revision)
+    except HubError as error:
+        raise error.placed(error.done, error.open, command) from error.__cause__
+    for entry in pulled:
+        print(f"{entry.repo_id} -> {entry.folder}")
+        if entry.left_out:
+            print(f"  not downloaded: {', '.join(entry.left_out)}")

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-maxmin push`: an output folder onto the Hub, with cards, and a collection that ties it together."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+from ..hub.collection import collection_items, publish_collection
+from ..hub.faults import HubError
+from ..hub.files import size_of
+from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
+from ..hub.plan import PushOptions
+from ..hub.push import Published, publish
+from .io import print_table
+
+
+@dataclass
+class PushArguments:
+    r"""
+    Options of `trl-maxmin push`.
+
+    Args:
+        output_dir (`str`): folder of a training, or of `trl-maxmin demo`.
+        repo_id (`str`): base id; repositories are named after it.
+        private (`bool`): new repositories and the collection are private.
+        dataset (`bool`): also push the evaluation prompts and the results by group.
+        space (`str`): folder of an app to push as a Space.
+        collection (`bool`): tie everything together in a collection.
+        license (`str`): of models and data, for the cards.
+        base_model (`str`): Hub id of the base model, where the files only know a path.
+        space_sdk (`str`), space_hardware (`str`): of a new Space.
+        exact (`bool`): the folder is one model, and `repo_id` is its repository; no collection.
+        dry_run (`bool`): print the plan and send nothing.
+    """
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of a training or of `trl-maxmin demo` (or as the first word)."}
+    )
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Base id, namespace/name: me/film gives me/film-mixture and so on."}
+    )
+    private: bool = field(default=False, metadata={"help": "New repositories and the collection are private."})
+    dataset: bool = field(
+        default=False, metadata={"help": "Also push the evaluation prompts and the results by group."}
+    )
+    space: str | None = field(default=None, metadata={"help": "Folder of an app to push as a Space."})
+    collection: bool = field(default=True, metadata={"help": "Tie everything together in a collection."})
+    license: str | None = field(default=None, metadata={"help": "Licence of models and data, for the cards."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub id of the base model, where the files only know a path."}
+    )
+    space_sdk: str = field(default="gradio", metadata={"help": "SDK of a new Space: gradio, docker or static."})
+    space_hardware: str | None = field(default=None, metadata={"help": "Hardware of a new Space, such as zero-a10g."})
+    exact: bool = field(
+        default=False,
+        metadata={"help": "The folder is one model, and repo_id is its repository; no collection."},
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print repositories, files, sizes; send nothing."})
+
+    def __post_init__(self) -> None:
+        if self.space_sdk not in ("gradio", "docker", "static"):
+            raise ValueError(f"space_sdk must be gradio, docker or static, got {self.space_sdk!r}.")
+
+
+def bytes_in_words(size: int) -> str:
+    """A size as people read it.
+
+    Example:
+
+    >>> bytes_in_words(999), bytes_in_words(1_500_000)
+    ('999 B', '1.5 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def print_plan(plan: OutputPlan, private: bool, collection: bool) -> None:
+    """The plan of a push: every repository with its files."""
+    rows = []
+    for repo in plan.repos:
+        rows.append([repo.repo_id, repo.repo_type, repo.visibility, str(len(repo.files)), bytes_in_words(repo.size)])
+    print_table(
+        "Repositories, in the order of publication", ["repository", "type", "visibility", "files", "size"], rows
+    )
+    for repo in plan.repos:
+        print(f"{repo.repo_id}")
+        for name, content in sorted(repo.files.items()):
+            print(f"  {bytes_in_words(size_of(content)):>9}  {name}")
+    if collection:
+        visibility = "private" if private else "public"
+        print(f"collection {plan.namespace}/{plan.title} ({visibility}), last")
+    if not private:
+        print("visibility `default`: public, or what the namespace prescribes; --private for private")
+    if plan.left_out:
+        print(f"stays here: {', '.join(plan.left_out)}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Push an output folder.
+
+    Args:
+        argv (`Sequence[str]`): the folder, `--repo_id`, and the other options of [`PushArguments`].
+
+    Raises:
+        ValueError: no folder or id, or nothing to push.
+        HubError: the Hub refused or was not reached; what is complete, and the command that continues.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--output_dir", *words]
+    (arguments,) = TrlParser((PushArguments,), prog="trl-maxmin push").parse_args_and_config(words)
+    if not arguments.output_dir or not arguments.repo_id:
+        raise ValueError("Usage: trl-maxmin push OUTPUT_DIR --repo_id namespace/name. See --help.")
+    options = PushOptions(
+        private=arguments.private or None,
+        license=arguments.license,
+        base_model=arguments.base_model,
+        space_sdk=arguments.space_sdk,
+        space_hardware=arguments.space_hardware,
+    )
+    if arguments.exact:
+        plan = plan_single_model(arguments.output_dir, arguments.repo_id, options)
+        arguments.collection = False
+    else:
+        plan = plan_output_folder(
+            arguments.output_dir, arguments.repo_id, options, dataset=arguments.dataset, space=arguments.space
+        )
+    if arguments.dry_run:
+        print_plan(plan, arguments.private, arguments.collection)
+        print("Nothing was sent (--dry_run).")
+        return
+    command = "trl-maxmin push " + shlex.join(argv)
+    done: list[Published] = []
+
+    def tell(entry: Published) -> None:
+        done.append(entry)
+        print(f"{entry.status:>9}  {entry.url}", flush=True)
+
+    publish(plan.repos, command=command, on_done=tell)
+    if arguments.collection:
+        push_collection(plan, done, arguments.private, command)
+    print("Nothing has changed." if all(entry.status == "unchanged" for entry in done) else "Done.")
+
+
+def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool, command: str) -> None:
+    """The collection, after everything that it shows."""
+    try:
+        slug, status, left_out = publish_collection(
+            plan.namespace, plan.title, collection_items(done), optional_items=plan.extra, private=private or None
+        )
+    except HubError as error:
+        repos = [entry.plan.repo_id for entry in done]
+        raise error.placed(repos, [f"collection {plan.namespace}/{plan.title}"], command) from error.__cause__
+    print(f"{status:>9}  collection {slug}")
+    for name in left_out:
+        print(f"           without {name}, which the Hub does not show")

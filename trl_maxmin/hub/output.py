@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an output folder becomes on the Hub: which of its folders goes to which repository, and in which order."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..run_record import RUN_RECORD_NAME, RunRecord
+from . import facts
+from .cards import read_record
+from .files import check_repo_id, is_hub_id, model_files, slug
+from .plan import (
+    BASE_FOLDER,
+    FIGURE,
+    PushOptions,
+    figure_in,
+    plan_component,
+    plan_dataset,
+    plan_mixture,
+    plan_policy,
+    plan_space,
+)
+from .push import RepoPlan, in_order
+
+
+#: Kind -> repository id, from the base id that the user gives.
+NAMES = {
+    "base": "{base}-policy-{name}",
+    "component": "{base}-reward-{name}",
+    "mixture": "{base}-mixture",
+    "dataset": "{base}-evaluation",
+    "policy": "{base}-policy-{name}",
+    "space": "{base}-space",
+}
+
+
+@dataclass
+class OutputPlan:
+    """Everything that an output folder becomes on the Hub.
+
+    Args:
+        repos (`list[RepoPlan]`): in order of publication.
+        title (`str`): of the collection.
+        namespace (`str`): owner of the collection.
+        extra (`list`): (id, type, note) of what the collection shows besides, such as the base model.
+        left_out (`list[str]`): what stays on this machine.
+    """
+
+    repos: list[RepoPlan]
+    title: str
+    namespace: str
+    extra: list[tuple[str, str, str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def plan_output_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions | None = None,
+    *,
+    dataset: bool = False,
+    space: str | os.PathLike[str] | None = None,
+) -> OutputPlan:
+    """Everything in an output folder of `trl-maxmin`, as repositories with their cards.
+
+    Args:
+        folder (`str` or `os.PathLike`): with any of `mixture/`, `components/<name>/`, `policies/<name>/`,
+            `evaluation/`, `run_record.json`, `comparison.png`; or itself a mixture or a policy.
+        repo_id (`str`): base id, `namespace/name`; the repositories are named after `NAMES`.
+        options ([`PushOptions`], *optional*)
+        dataset (`bool`): also push the evaluation set and the results.
+        space (`str` or `os.PathLike`, *optional*): folder of an app to push as a Space.
+
+    Returns:
+        [`OutputPlan`]
+
+    Raises:
+        ValueError: nothing to push, ids that collide, or as the `plan_...` functions.
+    """
+    folder, options = Path(folder), options or PushOptions()
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}. Give the output folder of a training or of `trl-maxmin demo`.")
+    check_repo_id(repo_id)
+    record = read_record(folder) or RunRecord()
+    ids = _Ids(repo_id)
+    layout = _Layout(folder)
+    repos: list[RepoPlan] = []
+    for path in layout.components:
+        repos.append(plan_component(path, ids("component", path.name), path.name, record, options))
+    components = {plan.name: plan.repo_id for plan in repos}
+    mixture = dataset_id = None
+    if layout.mixture is not None:
+        mixture = ids("mixture")
+        repos.append(plan_mixture(layout.mixture, mixture, record, options, components))
+    if dataset:
+        dataset_id = ids("dataset")
+        repos.append(plan_dataset(folder / "evaluation", dataset_id, record, options, mixture))
+    figure = figure_in(folder, record)
+    base = None
+    for path in layout.policies:
+        name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
+        reference = name == "reference"
+        plan = plan_policy(
+            path,
+            ids("base" if reference else "policy", name),
+            name,
+            record,
+            options,
+            mixture=None if reference else mixture,
+            dataset=None if reference else dataset_id,
+            figure=None if reference else figure,
+            kind="base" if reference else "policy",
+            # Policies of one folder start from its reference policy, unless they say otherwise.
+            fallback_base=base,
+        )
+        base = plan.repo_id if reference else base
+        repos.append(plan)
+    if space is not None:
+        shown = [plan.repo_id for plan in repos if plan.repo_type == "model"]
+        sets = [dataset_id] if dataset_id else []
+        groups = facts.groups_of(record.evaluation)
+        repos.append(plan_space(space, ids("space"), options, models=shown, datasets=sets, groups=groups))
+    if not repos:
+        raise ValueError(
+            f"{folder} holds nothing to push: no mixture/, no components/, no policies/, and it is no model itself."
+        )
+    extra = _base_item(options, record)
+    namespace, title = repo_id.split("/")
+    return OutputPlan(in_order(repos), title, namespace, extra, layout.left_out(dataset))
+
+
+def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None) -> OutputPlan:
+    """A folder that is one mixture or one policy, as one repository of exactly this id.
+
+    Raises:
+        ValueError: the folder is no model, or as [`plan_output_folder`].
+    """
+    folder, options = Path(folder), options or PushOptions()
+    check_repo_id(repo_id)
+    record, layout = (read_record(folder) if folder.is_dir() else None) or RunRecord(), _Layout(folder)
+    if layout.mixture == folder:
+        plan = plan_mixture(folder, repo_id, record, options)
+    elif _kind(folder) == "policy":
+        name = record.policy.get("name") or folder.resolve().name
+        plan = plan_policy(folder, repo_id, name, record, options, figure=figure_in(folder, record))
+    else:
+        raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
+    namespace, title = repo_id.split("/")
+    return OutputPlan([plan], title, namespace, left_out=layout.left_out(False))
+
+
+def _base_item(options: PushOptions, record: RunRecord) -> list[tuple[str, str, str]]:
+    names = [options.base_model, record.reward.get("base_model"), record.policy.get("base_model")]
+    found = dict.fromkeys(name for name in names if is_hub_id(name))
+    return [(name, "model", "base model") for name in found]
+
+
+class _Ids:
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def __call__(self, kind: str, name: str = "") -> str:
+        return NAMES[kind].format(base=self.base, name=slug(name) if name else "")
+
+
+class _Layout:
+    """What is where in an output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mixture = next((path for path in (folder / "mixture", folder) if _kind(path) == "mixture"), None)
+        self.components = _models(folder / "components")
+        policies = _models(folder / "policies")
+        # The reference first: others name it as their base.
+        self.policies = sorted(policies, key=lambda path: path.name != "reference")
+        if _kind(folder) == "policy":
+            self.policies.append(folder)
+
+    def left_out(self, dataset: bool) -> list[str]:
+        taken = {"mixture", "components", "policies", FIGURE, RUN_RECORD_NAME, *(["evaluation"] if dataset else [])}
+        own = set(model_files(self.folder)) if self.folder in (self.mixture, *self.policies) else set()
+        own |= {BASE_FOLDER} if self.folder == self.mixture else set()
+        return sorted(
+            entry.name + "/" * entry.is_dir()
+            for entry in self.folder.iterdir()
+            if entry.name not in taken and entry.name not in own and not entry.name.startswith(".")
+        )
+
+
+def _models(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _kind(path)) if folder.is_dir() else []
+
+
+def _kind(folder: Path) -> str | None:
+    """`"mixture"`, `"policy"` (or any other model), `None` for what is no model."""
+    if (folder / "adapter_config.json").is_file():
+        return "policy"
+    if not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "mixture" if config.get("model_type") == "mixture_reward" else "policy"

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trainers write into the run record. Nothing here talks to other ranks, and no annotator is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+
+_TRAINING_SETTINGS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "num_generations",
+    "kl_coef",
+    "beta",
+    "temperature",
+    "response_length",
+    "max_completion_length",
+)
+_EM_SETTINGS = (
+    "em",
+    "n_init",
+    "init_steps",
+    "annealing_start",
+    "annealing_steps",
+    "e_step_interval",
+    "e_step_scores",
+    "dirichlet_concentration",
+    "heldout_fraction",
+)
+_WELFARE_SETTINGS = ("welfare_temperature", "welfare_step_size", "welfare_window", "welfare_floor")
+_CURVES = ("maxmin/", "objective/", "rewards/", "em/", "predictive_log_likelihood", "accuracy", "kl", "loss")
+
+
+def training_settings(args: Any, names: Iterable[str] = _TRAINING_SETTINGS) -> dict[str, Any]:
+    """The settings that say how long and how fast was trained; what does not apply is absent.
+
+    Args:
+        args (`TrainingArguments`): of any trainer.
+        names (`Iterable[str]`): which.
+
+    Returns:
+        `dict`: name -> number or text.
+    """
+    values = {name: getattr(args, name, None) for name in names}
+    values = {name: getattr(value, "value", value) for name, value in values.items()}
+    if values.get("max_steps", 0) and values["max_steps"] > 0:
+        values.pop("num_train_epochs", None)  # the number of steps decides
+    else:
+        values.pop("max_steps", None)
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+
+
+def logged_curves(history: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Metric -> [step, value] points of a trainer's log; those of evaluations (`eval_...`) are left out.
+
+    Example:
+
+    >>> logged_curves([{"step": 1, "maxmin/gap": 0.5, "epoch": 0.1}, {"step": 2, "maxmin/gap": float("nan")}])
+    {'maxmin/gap': [[1, 0.5]]}
+    """
+    curves: dict[str, list[list[float]]] = {}
+    for entry in history:
+        for name, value in entry.items():
+            number = isinstance(value, int | float) and value == value and abs(value) != float("inf")
+            if number and "step" in entry and name.startswith(_CURVES):
+                curves.setdefault(name, []).append([entry["step"], value])
+    return curves
+
+
+def component_counts(trainer: Any) -> dict[str, dict[str, int]]:
+    """Annotators and training pairs of each component, by the annotators' most probable component.
+
+    Args:
+        trainer ([`MixtureRewardTrainer`])
+
+    Returns:
+        `dict`: fields of the record's `reward` stage.
+    """
+    names, state = trainer.mixture.component_names, trainer.em_state
+    best = state.log_responsibilities.argmax(-1).cpu()
+    annotators = torch.bincount(best, minlength=len(names)).tolist()
+    pairs = torch.bincount(best[state.annotator_index.cpu()], minlength=len(names)).tolist()
+    return {
+        "component_annotators": dict(zip(names, annotators, strict=True)),
+        "component_pairs": dict(zip(names, pairs, strict=True)),
+    }
+
+
+def component_heldout(trainer: Any, differences: torch.Tensor) -> dict[str, dict[str, float]]:
+    """How often each component is right on held-out pairs of the annotators that their training pairs gave to it.
+
+    Args:
+        trainer ([`MixtureRewardTrainer`])
+        differences (`torch.Tensor` of shape `(N, K)`): reward of the chosen minus that of the rejected reply of the
+            held-out pairs; a tie counts half.
+
+    Returns:
+        `dict`: fields of the record's `reward` stage. Pairs of annotators without training pairs do not count; a
+        component without held-out pairs is absent.
+    """
+    annotators = torch.tensor(trainer.eval_dataset["annotator_index"])
+    known = annotators >= 0
+    best = trainer.em_state.log_responsibilities.argmax(-1).cpu()[annotators[known]]
+    right = torch.where(differences == 0, 0.5, (differences > 0).double())[known]
+    accuracy, pairs = {}, {}
+    for k, name in enumerate(trainer.mixture.component_names):
+        rows = best == k
+        if rows.any():
+            accuracy[name] = right[rows, k].mean().item()
+            pairs[name] = int(rows.sum())
+    return {"component_heldout_accuracy": accuracy, "component_heldout_pairs": pairs}
+
+
+def reward_facts(trainer: Any) -> dict[str, Any]:
+    """The `reward` stage of a [`MixtureRewardTrainer`]'s run.
+
+    Args:
+        trainer ([`MixtureRewardTrainer`]): after training, or in its midst.
+
+    Returns:
+        `dict`: fields for [`~trl_maxmin.run_record.RunRecord.update`].
+    """
+    mixture, args = trainer.mixture, trainer.args
+    config = mixture.config
+    names, weights = mixture.component_names, trainer.em_state.mixing_weights.tolist()
+    em = training_settings(args, _EM_SETTINGS)
+    curves = logged_curves(trainer.state.log_history) | logged_curves(trainer.em_history)
+    return {
+        "base_model": getattr(config, "base_model_name_or_path", None) or config.base_config.name_or_path or None,
+        "dataset": {"num_rows": len(trainer.train_dataset), "num_annotators": len(trainer.annotators)},
+        "component_kind": config.component_type,
+        "num_components": mixture.num_components,
+        "component_names": names,
+        "mixing_weights": weights,
+        "shares": dict(zip(names, weights, strict=True)),
+        "em": {("kind" if name == "em" else name): value for name, value in em.items()},
+        "training": training_settings(args),
+        "curves": curves,
+        "calibration": {"temperature": list(config.temperatures)} if args.calibrate_temperature else None,
+        **component_counts(trainer),
+        **trainer.final_facts,
+    }
+
+
+def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, Any]:
+    """The `policy` stage of a policy trainer's run.
+
+    Args:
+        trainer: a policy trainer of this package.
+        name (`str`): of the policy.
+        base_model (`str`, *optional*): what training started from.
+
+    Returns:
+        `dict`: fields for [`~trl_maxmin.run_record.RunRecord.update`].
+    """
+    args = trainer.args
+    welfare = {}
+    if hasattr(args, "welfare"):
+        welfare = {"rule": args.welfare, **training_settings(args, _WELFARE_SETTINGS)}
+    utility = getattr(trainer, "utility", None)
+    return {
+        "name": name,
+        "algorithm": trainer._name,
+        "base_model": base_model,
+        "reward_model": getattr(trainer, "reward_model_name", None),
+        "dataset": {"num_rows": _length(trainer.train_dataset)},
+        "welfare": welfare or None,
+        "training": training_settings(args),
+        "calibration": {"utility": utility} if isinstance(utility, str) else None,
+        "curves": logged_curves(trainer.state.log_history),
+    }
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:  # a stream
+        return None
