@@ -128,3 +128,13 @@ class TestTheCheckItself:
     def test_notices_that_the_call_is_gone(self):
         with pytest.raises(LookupError, match="found 0"):
             reads_after_rewards("def f(self):\n    return self.reward_weights\n")
+
+
+def test_adapters_are_switched_and_checkpointed_as_the_lora_components_expect():
+    import peft.tuners.tuners_utils as tuners
+    from transformers import PreTrainedModel
+
+    source = inspect.getsource(tuners.BaseTunerLayer)
+    assert "_active_adapter" in source and "_disable_adapters" in source
+    assert {"enable", "gradient_checkpointing_func"} <= set(parameters(PreTrainedModel._set_gradient_checkpointing))
+    assert "_gradient_checkpointing_func" in inspect.getsource(PreTrainedModel._set_gradient_checkpointing)

@@ -111,3 +111,9 @@ def test_nothing_to_hold_out():
     for fraction in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"\[0, 1\)"):
             split_by_annotator(data, fraction, seed=0)
+
+
+def test_a_stream_is_read_to_its_end():
+    rows = [{"chosen": "a", "rejected": "b", "annotator_id": i % 2} for i in range(5)]
+    prepared = prepare_preferences(Dataset.from_list(rows).to_iterable_dataset(), num_components=2)
+    assert prepared.to_list() == rows

@@ -273,6 +273,7 @@ class TestErrors:
             ("init_steps", 0),
             ("annealing_start", 0.0),
             ("e_step_interval", 0),
+            ("e_step_batch_size", 0),
             ("dirichlet_concentration", 0.5),
         ],
     )

@@ -46,6 +46,15 @@ def run(argv: Sequence[str]) -> None:
     )
     trainer.train()
     save_mixture(trainer, args.output_dir)
+    if trainer.selection is not None and trainer.accelerator.is_main_process:
+        trainer.selection.save(args.output_dir)
+        print_table(
+            f"Choice of K: {trainer.selection.num_pairs} pairs of {trainer.selection.num_annotators} annotators, each "
+            "scored by a mixture and an assignment that never saw it",
+            ["K (* chosen)", "log-likelihood", "worse than the best", "accuracy"],
+            trainer.selection.rows(),
+        )
+        print(trainer.selection.verdict())
     trainer.dataset_name = script.dataset_name
     trainer.create_model_card()
     names = trainer.mixture.component_names
@@ -53,8 +62,12 @@ def run(argv: Sequence[str]) -> None:
     rows = [[name, f"{weight:.2f}"] for name, weight in zip(names, weights, strict=True)]
     print_table("Components", ["component", "share of annotators"], rows)
     if trainer.eval_dataset is not None:
-        accuracy = (trainer.heldout_log_likelihood().exp() > 0.5).double().mean()
-        print(f"accuracy on {len(trainer.eval_dataset)} held-out pairs: {accuracy:.3f}")
+        heldout = trainer.heldout_log_likelihood()
+        accuracy = (heldout.exp() > 0.5).double().mean()
+        print(
+            f"on {len(trainer.eval_dataset)} held-out pairs: accuracy {accuracy:.4f}, log-likelihood "
+            f"{heldout.mean():.4f}"
+        )
     print(f"saved to {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()

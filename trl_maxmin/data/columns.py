@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def prepare_preferences(
     """Check preference data and bring the annotator column to its standard name.
 
     Args:
-        dataset (`Dataset`): columns as in the table above.
+        dataset (`Dataset` or `IterableDataset`): columns as in the table above. A stream is read to its end.
         annotator_column (`str`, defaults to `"annotator_id"`): the column that names the annotator.
         num_components (`int`, *optional*): K, to check that there are at least K annotators.
 
@@ -83,6 +83,10 @@ def prepare_preferences(
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
     """
+    if isinstance(dataset, IterableDataset):
+        # EM returns to every annotator's pairs again and again, so a stream has to be held.
+        dataset = Dataset.from_list(list(dataset))
+        logger.info(f"Read {len(dataset)} rows of a streaming data set into memory: EM visits every pair many times.")
     if len(dataset) == 0:
         raise ValueError("The preference data are empty. Give at least one row with `chosen` and `rejected`.")
     columns = dataset.column_names
@@ -157,6 +161,45 @@ def _check_annotators(dataset: Dataset, num_components: int | None) -> None:
             f"num_components={num_components} is larger than the number of annotators ({annotators}): a component "
             f"describes at least one annotator. Use num_components between 1 and {annotators}."
         )
+
+
+def known_groups(dataset: Dataset, group_column: str | None, num_components: int) -> dict[str | int, str]:
+    """Group of each annotator whose group is known.
+
+    Args:
+        dataset (`Dataset`): of [`prepare_preferences`].
+        group_column (`str`, *optional*): column of groups, None in a row where it is unknown. Without it no group is
+            used.
+        num_components (`int`): K; every group is a component.
+
+    Returns:
+        `dict`: annotator id -> group; empty where no column is given.
+
+    Raises:
+        ValueError: no such column, an annotator of two groups, more groups than components, or no group at all.
+    """
+    if group_column is None:
+        return {}
+    if group_column not in dataset.column_names:
+        raise ValueError(
+            f"There is no column {group_column!r} for known groups. The data have: {', '.join(dataset.column_names)}."
+        )
+    groups: dict[str | int, str] = {}
+    for annotator, group in zip(dataset[ANNOTATOR_COLUMN], dataset[group_column], strict=True):
+        if group is None:
+            continue
+        if groups.setdefault(annotator, str(group)) != str(group):
+            raise ValueError(
+                f"An annotator has two groups, {groups[annotator]!r} and {str(group)!r}. Give each annotator one "
+                "group, or None where it is unknown."
+            )
+    count = len(set(groups.values()))
+    if not 0 < count <= num_components:
+        raise ValueError(
+            f"Column {group_column!r} names {count} groups for {num_components} components. Set num_components to at "
+            "least the number of groups, and name at least one."
+        )
+    return groups
 
 
 def split_by_annotator(

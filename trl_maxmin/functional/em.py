@@ -23,6 +23,9 @@ import torch
 from .preference import require_shape
 
 
+_CHUNK = 1 << 20
+
+
 def annotator_log_likelihood(
     log_likelihood: torch.Tensor, annotator_index: torch.Tensor, num_annotators: int
 ) -> torch.Tensor:
@@ -62,7 +65,12 @@ def annotator_log_likelihood(
             f"`log_likelihood` is NaN in pairs {rows}; check these pairs' rewards and margins, or drop them."
         )
     sums = torch.zeros(num_annotators, log_likelihood.shape[1], dtype=torch.float64, device=log_likelihood.device)
-    return sums.index_add(0, annotator_index.to(log_likelihood.device).long(), log_likelihood.double())
+    # In chunks: ten million pairs need not exist twice in double precision.
+    for start in range(0, len(log_likelihood), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        index = annotator_index[part].to(log_likelihood.device).long()
+        sums.index_add_(0, index, log_likelihood[part].detach().double())
+    return sums
 
 
 def log_responsibilities(

@@ -35,12 +35,14 @@ class LinearMixture:
         log_responsibilities (`Tensor` of shape `(H, K)`): from pairs scored out of fold.
         mixing_weights (`Tensor` of shape `(K,)`): on the simplex.
         score (`float`): mean log-likelihood (nats) per pair by which restarts were compared.
+        scores (`Tensor` of shape `(N, K)`, *optional*): out-of-fold log-likelihood of each pair, nats.
     """
 
     weight: Tensor
     log_responsibilities: Tensor
     mixing_weights: Tensor
     score: float
+    scores: Tensor | None = None
 
 
 def fit_weighted_logistic(

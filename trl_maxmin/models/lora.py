@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,12 @@ PAPER_LORA = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
 def adapter_name(k: int) -> str:
     """Name of component k's adapter inside the base; no other part of a program uses such a name."""
     return f"maxmin_reward_{k}"
+
+
+def without_reward_adapters(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a policy without the reward adapters that may stand on the same base: PEFT, which knows its own
+    adapters only, would save them with the policy's."""
+    return {name: tensor for name, tensor in state_dict.items() if ".maxmin_reward_" not in name}
 
 
 def resolve_lora_config(peft_config: LoraConfig | dict[str, Any] | None, model_type: str) -> dict[str, Any]:
@@ -113,6 +119,14 @@ def add_adapters(classifier: PreTrainedModel, num_components: int, lora: dict[st
             parameter.requires_grad_(True)
     for module in _layers(trunk):
         module._active_adapter = before.get(id(module), [])
+
+
+def drop_adapters(trunk: nn.Module, components: Iterable[int]) -> None:
+    """Remove the adapters of some components from the trunk."""
+    for k in components:
+        for layer in _layers(trunk):
+            layer.delete_adapter(adapter_name(k))
+        trunk.peft_config.pop(adapter_name(k), None)
 
 
 def _layers(trunk: nn.Module) -> list[BaseTunerLayer]:

@@ -26,7 +26,7 @@ from ..data.tokenization import ensure_pad_token
 from .components import ComponentsMixin
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
-from .lora import active_adapter, add_adapters, keep_adapter_in_checkpoints, resolve_lora_config
+from .lora import active_adapter, add_adapters, drop_adapters, keep_adapter_in_checkpoints, resolve_lora_config
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
 from .pushing import HubMixin
 from .scoring import pool_last_token, position_ids_from_mask
@@ -226,6 +226,35 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             embeddings = component.resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.config.base_config.get_text_config().vocab_size = embeddings.num_embeddings
         return embeddings
+
+    def keep_components(self, count: int) -> None:
+        """Drop all components but the first `count`, for a K that is chosen after the model was made.
+
+        Args:
+            count (`int`): new K, from 1 to the present one; the mixing weights become uniform.
+
+        Raises:
+            ValueError: another number.
+        """
+        config = self.config
+        if not 1 <= count <= config.num_components:
+            raise ValueError(
+                f"Cannot keep {count} of {config.num_components} components; give 1 to {config.num_components}."
+            )
+        if config.component_type == "full":
+            self.components = self.components[:count]
+        else:
+            head = get_linear(self.components[0])
+            for name, parameter in list(head.named_parameters()):
+                setattr(head, name, nn.Parameter(parameter.detach()[:count].clone()))
+            head.out_features = count
+            self.components[0].config.num_labels = self.components[0].num_labels = count
+        if config.component_type == "lora":
+            drop_adapters(self.trunk, range(count, config.num_components))
+        config.num_components = count
+        for name in ("component_names", "reward_shift", "reward_scale", "temperatures"):
+            setattr(config, name, getattr(config, name)[:count])
+        config.mixing_weights = [1.0 / count] * count
 
     @property
     def num_components(self) -> int:

@@ -44,7 +44,19 @@ class AnnotatorPosterior(NamedTuple):
     Args:
         annotator_ids (`tuple`): H annotators in order of first appearance.
         probabilities (`torch.Tensor` of shape `(H, K)`): posterior of the component given the annotator's pairs.
+        num_pairs (`torch.Tensor` of shape `(H,)`, *optional*): how many pairs it rests on.
     """
 
     annotator_ids: tuple[str | int, ...]
     probabilities: torch.Tensor
+    num_pairs: torch.Tensor | None = None
+
+    @property
+    def entropy(self) -> torch.Tensor:
+        """`(H,)`: how undecided the posterior is, nats; 0 = sure, `log K` = knows nothing."""
+        return torch.special.entr(self.probabilities).sum(-1)
+
+    @property
+    def best(self) -> torch.Tensor:
+        """`(H,)`: the most probable component."""
+        return self.probabilities.argmax(-1)

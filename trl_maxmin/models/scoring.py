@@ -98,7 +98,8 @@ def score_sequences(
                 f"Sequence {row} has {len(ids)} tokens; the reward model reads 1 to {limit}. Shorten the prompt or "
                 "the reply."
             )
-    was_training = model.training
+    # Module by module: a trunk that is shared with a policy in training must come back as it was.
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     pad_token_id = model.config.get_text_config().pad_token_id or 0
@@ -107,7 +108,8 @@ def score_sequences(
         input_ids, attention_mask = pad_sequences([sequences[row] for row in rows], pad_token_id)
         output = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
         rewards[torch.tensor(rows, device=device)] = output.rewards.float()
-    model.train(was_training)
+    for module, training in modes:
+        module.training = training
     return rewards
 
 

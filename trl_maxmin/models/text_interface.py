@@ -131,20 +131,57 @@ class TextInterfaceMixin:
             ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
         """
         preferences = prepare_preferences(preferences, annotator_column)
+        log_likelihood = self.preference_log_likelihood(
+            preferences, processing_class=processing_class, batch_size=batch_size
+        )
+        index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
+        rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
+        sums = annotator_log_likelihood(log_likelihood, rows, len(index))
+        return AnnotatorPosterior(
+            index.annotator_ids,
+            log_responsibilities(sums, self.mixing_weights.log()).exp(),
+            torch.bincount(rows, minlength=len(index)),
+        )
+
+    def preference_log_likelihood(
+        self,
+        preferences: Any,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 64,
+    ) -> torch.Tensor:
+        """Log-likelihood of preference pairs under each component; a text that stands in many pairs is scored once.
+
+        Args:
+            preferences (`Dataset`): N rows of [`prepare_preferences`].
+            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
+            batch_size (`int`): sequences per forward.
+
+        Returns:
+            `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
+        """
         prompts = preferences["prompt"] if "prompt" in preferences.column_names else [""] * len(preferences)
-        prompts, count = list(prompts), len(preferences)
-        scores = self.score(
-            prompts + prompts,
-            list(preferences["chosen"]) + list(preferences["rejected"]),
+        prompts = [prompt or "" for prompt in prompts]
+        texts: dict[str, int] = {}
+        first: list[tuple[Prompt, Prompt]] = []
+        sides = []
+        for side in ("chosen", "rejected"):
+            rows = []
+            for prompt, reply in zip(prompts, preferences[side], strict=True):
+                # Messages are no keys of a dictionary; their text form is.
+                row = texts.setdefault(repr((prompt, reply)), len(first))
+                if row == len(first):
+                    first.append((prompt, reply))
+                rows.append(row)
+            sides.append(torch.tensor(rows))
+        rewards = self.score(
+            [prompt for prompt, _ in first],
+            [reply for _, reply in first],
             processing_class=processing_class,
             batch_size=batch_size,
         ).cpu()
         margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
-        log_likelihood = preference_log_likelihood(scores[:count], scores[count:], margin)
-        index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
-        rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
-        sums = annotator_log_likelihood(log_likelihood, rows, len(index))
-        return AnnotatorPosterior(index.annotator_ids, log_responsibilities(sums, self.mixing_weights.log()).exp())
+        return preference_log_likelihood(rewards[sides[0]], rewards[sides[1]], margin)
 
     def reward_functions(
         self, policy_processing_class: PreTrainedTokenizerBase | None = None

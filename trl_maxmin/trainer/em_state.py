@@ -31,6 +31,8 @@ class EMState:
         num_components (`int`): K.
         em (`str`): `"soft"` or `"hard"`.
         dirichlet_concentration (`float`): of the prior on the mixing weights (soft EM).
+        known (`torch.Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where it
+            is not. E-steps leave the known ones where they are.
 
     Attributes:
         log_responsibilities (`(H, K)`): log posterior of the component given the annotator's pairs.
@@ -45,6 +47,7 @@ class EMState:
         num_components: int,
         em: str = "soft",
         dirichlet_concentration: float = 1.0,
+        known: torch.Tensor | None = None,
     ) -> None:
         self.annotator_index = annotator_index
         self.num_annotators = num_annotators
@@ -53,11 +56,21 @@ class EMState:
         self.dirichlet_concentration = dirichlet_concentration
         uniform = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
         self.mixing_weights = uniform
-        self.log_responsibilities = uniform.log().repeat(num_annotators, 1)
+        self.known = known
+        self.log_responsibilities = self.with_known(uniform.log().repeat(num_annotators, 1))
         self.scores = torch.full((len(annotator_index), num_components), float("nan"))
         self.changed = 1.0
         self.bound = float("-inf")
         self.previous_bound = float("-inf")
+
+    def with_known(self, log_resp: torch.Tensor) -> torch.Tensor:
+        """Log responsibilities `(H, K)` in which the annotators of known groups are where they belong."""
+        if self.known is None:
+            return log_resp
+        rows = self.known >= 0
+        log_resp = log_resp.clone()
+        log_resp[rows] = torch.nn.functional.one_hot(self.known[rows], self.num_components).double().log()
+        return log_resp
 
     def responsibilities(self, annotator_index: torch.Tensor) -> torch.Tensor:
         """`(B, K)`: how much each component owns the pairs of these annotators; rows sum to 1."""
@@ -77,17 +90,22 @@ class EMState:
             `dict`: `lower_bound` and `posterior_entropy` in nats per annotator, `assignment_changes` as a share of
             annotators, `beta`.
         """
-        scored = ~self.scores.isnan().any(dim=-1)
-        sums = annotator_log_likelihood(self.scores[scored], self.annotator_index[scored], self.num_annotators)
+        scores, annotators = self.scores, self.annotator_index
+        scored = ~scores.isnan().any(dim=-1)
+        if not scored.all():
+            scores, annotators = scores[scored], annotators[scored]
+        sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
         before = self.log_responsibilities.argmax(-1)
         if self.em == "hard":
             assignment = hard_assignment(sums, before)
+            if self.known is not None:
+                assignment = torch.where(self.known >= 0, self.known, assignment)
             one_hot = torch.nn.functional.one_hot(assignment, self.num_components).double()
             self.log_responsibilities = one_hot.log()
             self.mixing_weights = one_hot.mean(0)
             bound = classification_log_likelihood(sums, assignment)
         else:
-            self.log_responsibilities = log_responsibilities(sums, self.mixing_weights.log(), beta)
+            self.log_responsibilities = self.with_known(log_responsibilities(sums, self.mixing_weights.log(), beta))
             self.mixing_weights = update_mixing_weights(self.log_responsibilities, self.dirichlet_concentration)
             bound = lower_bound(sums, self.mixing_weights.log(), beta, self.dirichlet_concentration)
         self.changed = (self.log_responsibilities.argmax(-1) != before).double().mean().item()

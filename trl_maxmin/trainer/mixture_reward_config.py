@@ -8,6 +8,16 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
+from ..models.configuration_mixture_reward import POOLINGS
+from .component_selection import parse_candidates
+
+
+def _whole_number(value: int | str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"num_components must be 'auto' or a whole number of at least 1, got {value!r}.") from None
+
 
 EM_KINDS = ("soft", "hard")
 E_STEP_SCORES = ("cached", "fresh")
@@ -21,11 +31,25 @@ class MixtureRewardConfig(RewardConfig):
     Parameters:
         > Parameters that control the mixture
 
-        num_components (`int`, *optional*, defaults to `2`):
-            K, when the trainer builds the mixture from a base model. A `MixtureRewardModel` brings its own.
+        num_components (`int` or `"auto"`, *optional*, defaults to `2`):
+            K, when the trainer builds the mixture from a base model. A `MixtureRewardModel` brings its own. `"auto"`:
+            chosen from `select` when training starts.
+        select (`str`, *optional*):
+            Candidate K, `"1,2,3,4"`, for `num_components="auto"`, which it implies. Each is cross-validated over each
+            annotator's training pairs on the features of the frozen base; the smallest K within one standard error of
+            the best is used.
         component_type (`str`, *optional*, defaults to `"head"`):
             `"head"` (one trunk, K heads), `"lora"` (one frozen base, K adapters with heads) or `"full"` (K models),
             likewise.
+        train_trunk (`bool`, *optional*, defaults to `True`):
+            Whether the shared trunk of `"head"` components is trained. `False`: each distinct text is encoded once and
+            the heads are fitted to the features without a gradient loop, in seconds; the learning rate and the number
+            of steps then have no meaning.
+        pooling (`str`, *optional*, defaults to `"auto"`):
+            What the heads read: `"auto"` as the family does it, `"mean"` over the tokens (better for a frozen
+            encoder).
+        ridge (`float`, *optional*, defaults to `1.0`):
+            Prior precision of heads on frozen features, with differences of unit mean square.
 
         > Parameters that control the data
 
@@ -34,6 +58,9 @@ class MixtureRewardConfig(RewardConfig):
         heldout_fraction (`float`, *optional*, defaults to `0.2`):
             Share of each annotator's pairs that neither trains nor assigns: restarts are compared, temperatures
             calibrated and accuracies reported on them. Used only when no `eval_dataset` is given.
+        group_column (`str`, *optional*):
+            Column with the annotators' known groups, for all or (None elsewhere) some of them. Such an annotator
+            belongs to the component of that name from the start. Without it a `group` column is only reported on.
 
         > Parameters that control EM
 
@@ -42,6 +69,7 @@ class MixtureRewardConfig(RewardConfig):
             the component that explains them best. Departs from the paper by default: a hard split made early freezes.
         n_init (`int`, *optional*, defaults to `4`):
             Number of short starts; the best on held-out pairs continues. They train the heads on the frozen trunk.
+            Three times as many where the trunk stays frozen and for the choice of K: there they cost little.
             `0`: no starts, annealing runs from random heads.
         init_steps (`int`, *optional*, defaults to `40`):
             EM steps of each short start, the first half annealed.
@@ -56,6 +84,9 @@ class MixtureRewardConfig(RewardConfig):
             `"cached"`: use the scores that training has just computed, each from before the pair was trained on in its
             epoch; such an E-step costs nothing. `"fresh"`: score all pairs again, in one batched forward for all
             components; a pair that was memorised then looks surer than it is.
+        e_step_batch_size (`int`, *optional*):
+            Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`,
+            but at least 32: sorted by length, they are cheap.
         dirichlet_concentration (`float`, *optional*, defaults to `2.0`):
             Prior on the mixing weights, at least 1; above 1 an empty component can come back.
         calibrate_temperature (`bool`, *optional*, defaults to `True`):
@@ -69,7 +100,13 @@ class MixtureRewardConfig(RewardConfig):
         ValueError: a value outside the ranges above.
     """
 
-    num_components: int = field(default=2, metadata={"help": "K, when the mixture is built from a base model."})
+    # `str`, because that is how the command line reads "auto"; numbers become `int` below.
+    num_components: str = field(
+        default=2, metadata={"help": "K, when the mixture is built from a base model; 'auto': see --select."}
+    )
+    select: str | None = field(
+        default=None, metadata={"help": "Candidate K, e.g. 1,2,3,4: choose by cross-validation. Implies 'auto'."}
+    )
     component_type: str = field(
         default="head",
         metadata={
@@ -77,6 +114,15 @@ class MixtureRewardConfig(RewardConfig):
             "choices": ["head", "lora", "full"],
         },
     )
+    train_trunk: bool = field(
+        default=True,
+        metadata={"help": "Train the shared trunk of 'head' components; false: fit heads to cached features."},
+    )
+    pooling: str = field(
+        default="auto",
+        metadata={"help": "What the heads read: 'auto' (as the family does) or 'mean'.", "choices": ["auto", "mean"]},
+    )
+    ridge: float = field(default=1.0, metadata={"help": "Prior precision of heads on frozen features."})
     annotator_column: str = field(
         default="annotator_id", metadata={"help": "Column that names who gave the preference."}
     )
@@ -85,6 +131,9 @@ class MixtureRewardConfig(RewardConfig):
         metadata={
             "help": "Share of each annotator's pairs that neither trains nor assigns (without an eval_dataset)."
         },
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column with known groups (None where unknown): they fix who belongs where."}
     )
     em: str = field(
         default="soft",
@@ -106,6 +155,9 @@ class MixtureRewardConfig(RewardConfig):
             "choices": ["cached", "fresh"],
         },
     )
+    e_step_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs per forward of the E-step. Default: the evaluation's, at least 32."}
+    )
     dirichlet_concentration: float = field(default=2.0, metadata={"help": "Prior on the mixing weights, at least 1."})
     calibrate_temperature: bool = field(
         default=True, metadata={"help": "Fit a temperature per component on held-out pairs after training."}
@@ -116,8 +168,21 @@ class MixtureRewardConfig(RewardConfig):
         if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False
         super().__post_init__()
+        if self.select is not None:
+            self.num_components = "auto"
+        elif self.num_components == "auto":
+            self.select = "1,2,3,4"
+        if self.num_components != "auto":
+            self.num_components = _whole_number(self.num_components)
         checks = {
-            "num_components": (self.num_components >= 1, "at least 1"),
+            "num_components": (self.num_components == "auto" or self.num_components >= 1, "'auto' or at least 1"),
+            "select": (self.select is None or bool(parse_candidates(self.select)), "candidates"),
+            "train_trunk": (
+                self.train_trunk or self.component_type == "head",
+                f"true with component_type={self.component_type!r}, whose trunk is not shared by heads alone",
+            ),
+            "pooling": (self.pooling in POOLINGS, f"one of {POOLINGS}"),
+            "ridge": (self.ridge > 0, "positive"),
             "em": (self.em in EM_KINDS, f"one of {EM_KINDS}"),
             "e_step_scores": (self.e_step_scores in E_STEP_SCORES, f"one of {E_STEP_SCORES}"),
             "heldout_fraction": (0 <= self.heldout_fraction < 1, "in [0, 1)"),
@@ -125,8 +190,11 @@ class MixtureRewardConfig(RewardConfig):
             "init_steps": (self.init_steps >= 1, "at least 1"),
             "annealing_start": (0 < self.annealing_start <= 1, "in (0, 1]"),
             "e_step_interval": (self.e_step_interval >= 1, "at least 1"),
+            "e_step_batch_size": (self.e_step_batch_size is None or self.e_step_batch_size >= 1, "at least 1"),
             "dirichlet_concentration": (self.dirichlet_concentration >= 1, "at least 1"),
         }
+        if self.e_step_batch_size is None:
+            self.e_step_batch_size = max(self.per_device_eval_batch_size, 32)
         for name, (valid, allowed) in checks.items():
             if not valid:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")

@@ -19,15 +19,23 @@ from trl import RewardTrainer
 
 from .. import distributed
 from .._compat import DataCollatorForPreference
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences, split_by_annotator
+from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepare_preferences, split_by_annotator
 from ..data.tokenization import encode_reply
-from ..functional.em import annealed_beta, predictive_log_likelihood
+from ..functional.em import (
+    annealed_beta,
+    annotator_log_likelihood,
+    log_responsibilities,
+    predictive_log_likelihood,
+)
 from ..functional.em_linear import fit_linear_mixture
 from ..functional.preference import fit_temperature, preference_accuracy, preference_log_likelihood
-from ..models import MixtureRewardModel
+from ..models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
 from ..models.families import get_linear
+from ..models.scoring import context_length
 from .atomic_checkpoint import AtomicCheckpointMixin
+from .component_selection import parse_candidates
 from .em_state import EM_STATE_NAME, EMState
+from .frozen_trunk import FrozenTrunkMixin
 from .mixture_reward_config import MixtureRewardConfig
 from .recording import component_heldout, reward_facts
 
@@ -57,7 +65,7 @@ class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
         return batch
 
 
-class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
+class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTrainer):
     r"""
     Learns K reward components from preferences with annotator ids, by EM over annotators.
 
@@ -123,14 +131,28 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             raise ValueError(
                 "`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`."
             )
-        num_components = model.num_components if isinstance(model, MixtureRewardModel) else args.num_components
+        # The trainer's own K; where the data are to choose, it starts with the largest candidate.
+        self._candidates = None
+        if isinstance(model, MixtureRewardModel):
+            num_components = model.num_components
+        elif args.num_components == "auto":
+            self._candidates = parse_candidates(args.select)
+            num_components = max(self._candidates)
+        else:
+            num_components = args.num_components
         train_dataset = prepare_preferences(train_dataset, args.annotator_column, num_components)
+        groups = known_groups(train_dataset, args.group_column, num_components)
         if eval_dataset is None:
             train_dataset, eval_dataset = split_by_annotator(train_dataset, args.heldout_fraction, args.seed)
         else:
             eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
-        model = self._build_mixture(model, args, processing_class, peft_config)
+        model = self._build_mixture(model, args, num_components, processing_class, peft_config)
+        if groups:
+            names = list(dict.fromkeys(groups.values()))
+            rest = [f"component_{k}" for k in range(len(names), num_components)]
+            model.config.component_names = names + rest
+        self._context_length = context_length(model.config.base_config)
         super().__init__(
             model=model,
             args=args,
@@ -142,20 +164,30 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.em_state = EMState(
-            torch.tensor(self.train_dataset["annotator_index"]),
-            len(self.annotators),
-            model.num_components,
-            em=args.em,
-            dirichlet_concentration=args.dirichlet_concentration,
-        )
+        self._known = None
+        if groups:
+            number = {name: k for k, name in enumerate(model.component_names)}
+            known = [number[groups[a]] if a in groups else -1 for a in self.annotators.annotator_ids]
+            self._known = torch.tensor(known)
         self.em_history: list[dict[str, float]] = []
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
+        self.em_state = self._new_em_state()
+
+    def _new_em_state(self) -> EMState:
+        return EMState(
+            torch.tensor(self.train_dataset["annotator_index"]),
+            len(self.annotators),
+            self.mixture.num_components,
+            em=self.args.em,
+            dirichlet_concentration=self.args.dirichlet_concentration,
+            known=self._known,
+        )
 
     @staticmethod
     def _build_mixture(
         model: MixtureRewardModel | PreTrainedModel | str,
         args: MixtureRewardConfig,
+        num_components: int,
         processing_class: PreTrainedTokenizerBase | None,
         peft_config: PeftConfig | None = None,
     ) -> MixtureRewardModel:
@@ -171,9 +203,10 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                 kwargs = args.model_init_kwargs or {} if isinstance(model, str) else {}
                 model = MixtureRewardModel.from_base(
                     model,
-                    args.num_components,
+                    num_components,
                     args.component_type,
                     processing_class=processing_class,
+                    pooling=args.pooling,
                     peft_config=peft_config,
                     **kwargs,
                 )
@@ -205,11 +238,18 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                 "scored with the mixing weights as posterior."
             )
 
+        # Many people judge the same texts; messages are keys by their text form.
+        encoded: dict[str, list[int]] = {}
+
+        def encode(prompt: Any, reply: Any) -> list[int]:
+            key = repr((prompt, reply))
+            if key not in encoded:
+                encoded[key] = encode_reply(processing_class, prompt, reply)
+            return encoded[key]
+
         def tokenize(example: dict[str, Any]) -> dict[str, list[int]]:
             prompt = example.get("prompt") or ""
-            return {
-                f"{side}_ids": encode_reply(processing_class, prompt, example[side]) for side in ("chosen", "rejected")
-            }
+            return {f"{side}_ids": encode(prompt, example[side]) for side in ("chosen", "rejected")}
 
         dataset = dataset.map(tokenize, num_proc=args.dataset_num_proc, desc=f"Tokenizing {dataset_name} dataset")
         dataset = self._filter_by_length(dataset, args, dataset_name)
@@ -219,21 +259,23 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         return dataset.add_column("pair_index", list(range(len(dataset))))
 
     def _filter_by_length(self, dataset: Dataset, args: MixtureRewardConfig, dataset_name: str) -> Dataset:
-        if args.max_length is None:
+        # The base's own context is a limit too, whatever `max_length` says (1,024 by default).
+        limit = min(filter(None, (args.max_length, self._context_length)), default=None)
+        if limit is None:
             return dataset
         lengths = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-        keep = [i for i, (a, b) in enumerate(lengths) if max(len(a), len(b)) <= args.max_length]
+        keep = [i for i, (a, b) in enumerate(lengths) if max(len(a), len(b)) <= limit]
         if not keep:
             raise ValueError(
-                f"Every pair of the {dataset_name} data is longer than max_length={args.max_length} tokens. Raise "
-                "`max_length` (or set it to None)."
+                f"Every pair of the {dataset_name} data is longer than max_length={limit} tokens. Raise "
+                "`max_length` (or set it to None), or choose a base model that reads more."
             )
         kept = dataset.select(keep) if len(keep) < len(dataset) else dataset
         lost = set(dataset[ANNOTATOR_COLUMN]) - set(kept[ANNOTATOR_COLUMN])
         if len(kept) < len(dataset):
             logger.warning(
                 f"{len(dataset) - len(kept)} of {len(dataset)} pairs of the {dataset_name} data are longer than "
-                f"max_length={args.max_length} tokens and were left out; {len(lost)} annotators lost all their pairs."
+                f"max_length={limit} tokens and were left out; {len(lost)} annotators lost all their pairs."
             )
         if dataset_name == "train":
             self.annotators = AnnotatorIndex.from_values(kept[ANNOTATOR_COLUMN])
@@ -249,11 +291,29 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         resume = kwargs.get("resume_from_checkpoint")
         if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
             self.em_state.load(resume)
+        elif self._candidates is not None:
+            self._set_num_components(self.select_num_components(self._candidates).num_components)
+        if not self.args.train_trunk:
+            return self._train_frozen()
+        if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
+            pass
         elif self.mixture.num_components > 1 and self.args.n_init > 0:
             self._initialise()
         output = super()._inner_training_loop(*args, **kwargs)
         self._finish()
         return output
+
+    def _set_num_components(self, count: int) -> None:
+        self.mixture.keep_components(count)
+        self._candidates = None
+        self.em_state = self._new_em_state()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        if self._candidates is not None:
+            # The interrupted run had chosen K already; weights of another K would not fit.
+            config = MixtureRewardModelConfig.from_pretrained(resume_from_checkpoint)
+            self._set_num_components(config.num_components)
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
     @property
     def mixture(self) -> MixtureRewardModel:
@@ -276,7 +336,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _batches(self, dataset: Dataset) -> Any:
         """Batches sorted by length, on the device."""
-        size = self.args.per_device_eval_batch_size
+        size = self.args.e_step_batch_size
         lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
         order = sorted(range(len(dataset)), key=lengths.__getitem__)
         columns = [name for name in _COLUMNS if name in dataset.column_names]
@@ -287,6 +347,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _initialise(self) -> None:
         """`n_init` short starts on the frozen trunk; the best gives the heads and the first responsibilities."""
+        if self._known is not None:
+            self._fit_heads()
+            return
         differences, annotators, margin = self._features(self.train_dataset)
         heldout = None
         if self.eval_dataset is not None:
@@ -414,6 +477,10 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             `torch.Tensor` of shape `(N, K)`, Bradley-Terry log-odds, on the CPU.
         """
         model, training = self.mixture, self.mixture.training
+        if not self.args.train_trunk:
+            pairs = self.feature_pairs(dataset)
+            rewards = model.rewards_from_features(pairs.features.unsqueeze(1).to(model.device)).float().cpu()
+            return rewards[pairs.chosen] - rewards[pairs.rejected]
         model.eval()
         differences = torch.zeros(len(dataset), model.num_components, device=self.accelerator.device)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -426,10 +493,10 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def _finish(self) -> None:
+    def _finish(self, last_e_step: bool = True) -> None:
         """Last E-step, temperatures, mixing weights; then say whether EM came to rest."""
         mixture = self.mixture
-        if mixture.num_components > 1:
+        if last_e_step and mixture.num_components > 1:
             self.em_state.e_step(1.0)
             if not self.em_state.converged():
                 logger.warning(
@@ -476,10 +543,33 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             scores, self._eval_responsibilities().log(), torch.arange(len(self.eval_dataset))
         )
 
+    def posterior(self) -> AnnotatorPosterior:
+        """Which component describes each annotator, by all their pairs.
+
+        Held-out pairs count here, as they may once everything is measured; `em_state.log_responsibilities` is what the
+        training pairs alone say.
+
+        Returns:
+            [`AnnotatorPosterior`]: `(H, K)`. Stays on this machine.
+        """
+        state = self.em_state
+        scored = ~state.scores.isnan().any(dim=-1)
+        evidence, annotators = [state.scores[scored].double()], [state.annotator_index[scored]]
+        if self.eval_dataset is not None:
+            known = torch.tensor(self.eval_dataset["annotator_index"])
+            scores = self._log_likelihood(self.eval_dataset, self.reward_differences(self.eval_dataset).double())
+            evidence.append(scores[known >= 0])
+            annotators.append(known[known >= 0])
+        index = torch.cat(annotators)
+        sums = annotator_log_likelihood(torch.cat(evidence), index, len(self.annotators))
+        log_resp = state.with_known(log_responsibilities(sums, state.mixing_weights.log()))
+        counts = torch.bincount(index, minlength=len(self.annotators))
+        return AnnotatorPosterior(self.annotators.annotator_ids, log_resp.exp(), counts)
+
     def assignments(self) -> dict[str | int, str]:
-        """Component name of each annotator, by their training pairs. Stays on this machine."""
+        """Component name of each annotator, by all their pairs. Stays on this machine."""
         names = self.mixture.component_names
-        best = self.em_state.log_responsibilities.argmax(-1).tolist()
+        best = self.posterior().probabilities.argmax(-1).tolist()
         return {annotator: names[k] for annotator, k in zip(self.annotators.annotator_ids, best, strict=True)}
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ..functional.logprobs import token_logprobs
+from ..models.lora import without_reward_adapters
 from .policy_adapters import (
     CRITIC_ADAPTER,
     active_adapter,
@@ -316,7 +317,7 @@ class PolicyWithCritic(nn.Module):
                 self.policy.save_pretrained(
                     Path(folder) / VALUE_MODEL_FOLDER,
                     selected_adapters=[self._critic_adapter],
-                    state_dict=self._policy_weights(state_dict),
+                    state_dict=without_reward_adapters(self._policy_weights(state_dict) or self.policy.state_dict()),
                 )
         elif self.value_model is not None:
             self.value_model.save_pretrained(self._critic_folder(folder), state_dict=weights or None)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from ..models.lora import without_reward_adapters
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .policy import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
@@ -40,6 +41,8 @@ class PolicyCheckpointMixin(AtomicCheckpointMixin):
         if isinstance(root.policy, PeftModel):
             # The copy of the adapter that serves as the reference is not part of the result.
             options["selected_adapters"] = [root.policy.active_adapter]
+            weights = options.get("state_dict") or root.policy.state_dict()
+            options["state_dict"] = without_reward_adapters(weights)
         root.policy.save_pretrained(folder, **options)
         if self.args.save_critic or self._staging is not None:
             root.save_critic(folder, state_dict)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The curve over pairs seen: by hand, the same judges at every size, rising when the components differ."""
+
+import pytest
+import torch
+
+from trl_maxmin.evaluation.new_annotators import assignment_curve
+
+
+def two_kinds(people=40, pairs=24, seed=0):
+    """Component k gives its people's choices 0.8 and the others' 0.3."""
+    kind = torch.arange(people) % 2
+    annotator = torch.arange(people).repeat_interleave(pairs)
+    own = torch.nn.functional.one_hot(kind[annotator], 2).bool()
+    return torch.where(own, 0.8, 0.3).log(), annotator
+
+
+def curve(**kwargs):
+    scores, annotator = two_kinds()
+    weights = torch.tensor([0.5, 0.5])
+    return assignment_curve(scores, annotator, weights, generator=torch.Generator().manual_seed(0), **kwargs)
+
+
+def test_by_hand():
+    points = curve(sizes=(0, 1, 4))
+    assert [p.num_seen for p in points] == [0, 1, 4]
+    assert {p.num_pairs for p in points} == {40 * 20} and {p.num_annotators for p in points} == {40}
+    # Nothing seen: 0.5 * 0.8 + 0.5 * 0.3 = 0.55 for everybody. One pair seen: gamma = 8/11.
+    assert points[0].log_likelihood == pytest.approx(torch.tensor(0.55).log().item())
+    assert points[1].log_likelihood == pytest.approx(torch.tensor((8 * 0.8 + 3 * 0.3) / 11).log().item())
+    assert points[0].entropy == pytest.approx(torch.tensor(2.0).log().item())
+    assert points[2].entropy < points[1].entropy < points[0].entropy
+    assert all(p.accuracy == 1.0 and p.standard_error == 0.0 for p in points)
+
+
+def test_too_few_pairs_are_refused():
+    with pytest.raises(ValueError, match="0 annotators have more than 24 pairs"):
+        curve(sizes=(0, 24))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EM on a table of texts: against scikit-learn for one component, against the planted groups for several."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score
+
+from tests.functional.test_em_linear import agreement_of_the_true_posterior, planted
+from trl_maxmin.functional.em_features import (
+    FeaturePairs,
+    cross_validated_scores,
+    deal_folds,
+    fit_feature_mixture,
+    principal_directions,
+)
+
+
+def table(x, annotator, margin=None):
+    """Pairs whose differences are `x`, over two texts each."""
+    n = len(x)
+    return FeaturePairs(torch.cat([x, -x]) / 2, torch.arange(n), torch.arange(n) + n, annotator, margin)
+
+
+def fit(pairs, people, k, seed=0, **kwargs):
+    return fit_feature_mixture(pairs, people, k, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+
+def test_one_component_is_ridge_logistic_regression():
+    x, annotator, _, _ = planted()
+    pairs = table(x, annotator)
+    scale = x.square().mean().item()
+    ours = fit(pairs, 40, 1, ridge=2.0, num_final_steps=300).weight[0]
+    # The prior is on weights of differences of unit mean square.
+    reference = LogisticRegression(C=1 / (2.0 * scale), fit_intercept=False, tol=1e-10, max_iter=1000)
+    reference.fit(torch.cat([x, -x]).numpy(), [1] * len(x) + [0] * len(x), sample_weight=[0.5] * 2 * len(x))
+    torch.testing.assert_close(ours, torch.tensor(reference.coef_[0]), atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_groups_are_found_about_as_well_as_the_true_rewards_find_them(seed):
+    x, annotator, group, directions = planted(seed=seed)
+    fitted = fit(table(x, annotator), 40, 2, seed=seed)
+    found = adjusted_rand_score(group, fitted.log_responsibilities.argmax(-1))
+    assert found >= agreement_of_the_true_posterior(x, annotator, group, directions) - 0.12
+    torch.testing.assert_close(fitted.log_responsibilities.exp().sum(-1), torch.ones(40).double())
+    assert fitted.mixing_weights.min().item() == pytest.approx(0.25, abs=0.1)
+
+
+def test_known_annotators_stay_where_they_are():
+    x, annotator, group, _ = planted()
+    known = torch.full((40,), -1)
+    known[0], known[39] = 1, 1  # annotator 39 is of the other group in truth
+    fitted = fit(table(x, annotator), 40, 2, known=known)
+    assert fitted.log_responsibilities.exp()[[0, 39], 1].tolist() == [1.0, 1.0]
+
+
+def test_a_margin_moves_the_fit():
+    pairs = table(torch.ones(50, 1), torch.zeros(50).long())
+    shifted = table(torch.ones(50, 1), torch.zeros(50).long(), torch.full((50,), 2.0))
+    assert fit(shifted, 1, 1).weight.item() > fit(pairs, 1, 1).weight.item() + 0.5
+
+
+def test_principal_directions_leave_the_differences_uncorrelated():
+    x, annotator, _, _ = planted()
+    x = x @ torch.randn(6, 6, generator=torch.Generator().manual_seed(3)).double()
+    directions, curvature = principal_directions(table(x, annotator))
+    moved = x.float() @ directions
+    torch.testing.assert_close(moved.T @ moved / len(x), torch.diag(curvature), atol=1e-3, rtol=1e-3)
+    assert curvature.mean().item() == pytest.approx(1.0)
+
+
+def test_folds_deal_out_every_annotator_evenly():
+    annotator = torch.tensor([0] * 10 + [1] * 7 + [2])
+    fold = deal_folds(annotator, 5, torch.Generator().manual_seed(0))
+    assert torch.bincount(fold[:10]).tolist() == [2] * 5
+    counts = torch.bincount(fold[10:17], minlength=5)
+    assert counts.min() >= 1 and counts.max() <= 2
+
+
+def test_a_pair_is_never_scored_by_what_has_seen_it():
+    """A pair that contradicts all others scores the same whichever way it is turned, up to what the others say."""
+    x, annotator, _, _ = planted(num_annotators=12, pairs=10)
+    scores = cross_validated_scores(table(x, annotator), 12, 1, seed=0)
+    odd = x.clone()
+    odd[5] = -odd[5]
+    turned = cross_validated_scores(table(odd, annotator), 12, 1, seed=0)
+    # sigma(d) and sigma(-d): the model that scores pair 5 is the same, so the two probabilities sum to 1.
+    assert (scores[5].exp() + turned[5].exp()).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_errors():
+    x, annotator, _, _ = planted()
+    with pytest.raises(ValueError, match="same features"):
+        fit(table(torch.zeros(4, 2), torch.zeros(4).long()), 1, 1)
+    with pytest.raises(ValueError, match="at least 2 folds, got 800 pairs and 1"):
+        fit(table(x, annotator), 40, 2, num_folds=1)

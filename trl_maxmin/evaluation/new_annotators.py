@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a mixture serves people it has just met: accuracy against the number of their pairs it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..functional.em import annotator_log_likelihood, log_responsibilities, predictive_log_likelihood
+
+
+CURVE_SIZES = (0, 1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class AssignmentPoint:
+    """One point of [`assignment_curve`].
+
+    Args:
+        num_seen (`int`): pairs of each annotator that assigned them.
+        accuracy (`float`): share of their judging pairs to whose chosen reply the posterior gives more than one half.
+        standard_error (`float`): of the accuracy, clustered by annotator.
+        log_likelihood (`float`): mean over judging pairs, nats.
+        entropy (`float`): mean entropy of the posterior, nats.
+        num_annotators, num_pairs (`int`): who was judged, on how many pairs.
+    """
+
+    num_seen: int
+    accuracy: float
+    standard_error: float
+    log_likelihood: float
+    entropy: float
+    num_annotators: int
+    num_pairs: int
+
+
+def assignment_curve(
+    log_likelihood: torch.Tensor,
+    annotator_index: torch.Tensor,
+    mixing_weights: torch.Tensor,
+    *,
+    generator: torch.Generator,
+    sizes: Sequence[int] = CURVE_SIZES,
+) -> list[AssignmentPoint]:
+    """Assign each annotator by some of their pairs and score the rest.
+
+    Every size is judged on the same annotators and the same pairs, so the curve rises or falls for one reason only:
+    annotators with more than `max(sizes)` pairs take part, and the pairs beyond that number judge.
+
+    Args:
+        log_likelihood (`torch.Tensor` of shape `(N, K)`): of the pairs of annotators who did not train, nats.
+        annotator_index (`torch.Tensor` of shape `(N,)`): whose pair it is, 0..H-1.
+        mixing_weights (`torch.Tensor` of shape `(K,)`): the posterior of who has shown nothing.
+        generator (`torch.Generator`): of the order of each annotator's pairs.
+        sizes (`Sequence[int]`): numbers of pairs seen.
+
+    Returns:
+        `list[AssignmentPoint]`, one per size.
+
+    Raises:
+        ValueError: fewer than two annotators have more pairs than the largest size.
+
+    Example:
+
+    >>> sure = torch.tensor([[0.9, 0.1]] * 3 + [[0.1, 0.9]] * 3).log()
+    >>> curve = assignment_curve(sure, torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0.6, 0.4]),
+    ...                          generator=torch.Generator().manual_seed(0), sizes=(0, 1))
+    >>> [point.accuracy for point in curve]
+    [0.5, 1.0]
+    """
+    order = torch.randperm(len(annotator_index), generator=generator)
+    order = order[torch.argsort(annotator_index[order], stable=True)]
+    people = annotator_index[order]
+    counts = torch.bincount(people)
+    starts = counts.cumsum(0) - counts
+    position = torch.arange(len(people)) - starts[people]
+    enough = counts > max(sizes)
+    if int(enough.sum()) < 2:
+        raise ValueError(
+            f"{int(enough.sum())} annotators have more than {max(sizes)} pairs, but the curve needs two at least. "
+            "Give smaller sizes, or more pairs of the same people."
+        )
+    order, people, position = (t[enough[people]] for t in (order, people, position))
+    people = torch.unique(people, return_inverse=True)[1]
+    scores = log_likelihood[order].double()
+    judged = position >= max(sizes)
+    return [_point(size, scores, people, position < size, judged, mixing_weights.double()) for size in sizes]
+
+
+def _point(
+    size: int,
+    scores: torch.Tensor,
+    people: torch.Tensor,
+    seen: torch.Tensor,
+    judged: torch.Tensor,
+    mixing_weights: torch.Tensor,
+) -> AssignmentPoint:
+    count = int(people.max()) + 1
+    log_resp = log_responsibilities(annotator_log_likelihood(scores[seen], people[seen], count), mixing_weights.log())
+    predictive = predictive_log_likelihood(scores[judged], log_resp, people[judged])
+    right = (predictive.exp() > 0.5).double()
+    spread = torch.zeros(count, dtype=torch.float64).index_add(0, people[judged], right - right.mean())
+    error = (spread.square().sum() * count / (count - 1)).sqrt() / len(right)
+    return AssignmentPoint(
+        size,
+        right.mean().item(),
+        error.item(),
+        predictive.mean().item(),
+        torch.special.entr(log_resp.exp()).sum(-1).mean().item(),
+        count,
+        len(right),
+    )

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EM for a mixture of linear rewards on features of texts that are encoded once.
+
+Where many people judge the same texts (700 statements in 34,000 pairs, say), the reward of a pair is the difference of
+two entries of a table: rewards are computed per text, gathered per pair, and gradients scattered back, so that a step
+costs next to nothing whatever the width of the features. Steps are Newton's with a curvature that is diagonal in the
+principal directions of the differences, which are computed once.
+
+Letters: M texts, D features, N pairs, H annotators, K components, F folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .em import (
+    annealed_beta,
+    annotator_log_likelihood,
+    log_responsibilities,
+    predictive_log_likelihood,
+    update_mixing_weights,
+)
+from .em_linear import LinearMixture
+
+
+@dataclass(frozen=True)
+class FeaturePairs:
+    """Preference pairs over texts that are known by their features.
+
+    Args:
+        features (`Tensor` of shape `(M, D)`): what a head reads of each distinct text.
+        chosen (`Tensor` of shape `(N,)`): row of the preferred text.
+        rejected (`Tensor` of shape `(N,)`): row of the other text.
+        annotator_index (`Tensor` of shape `(N,)`): annotator 0..H-1.
+        margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+    """
+
+    features: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    annotator_index: Tensor
+    margin: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def select(self, rows: Tensor) -> FeaturePairs:
+        """The pairs of a mask or of row numbers; the texts stay."""
+        margin = None if self.margin is None else self.margin[rows]
+        return FeaturePairs(self.features, self.chosen[rows], self.rejected[rows], self.annotator_index[rows], margin)
+
+    def log_likelihood(self, weight: Tensor) -> Tensor:
+        """`(N, K)` log-likelihood of the pairs under rewards `features @ weight.T`, nats."""
+        rewards = self.features.to(weight) @ weight.T
+        difference = rewards[self.chosen] - rewards[self.rejected]
+        if self.margin is not None:
+            difference = difference - self.margin.to(weight).unsqueeze(1)
+        return F.logsigmoid(difference)
+
+
+def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+    """Directions `(D, D)` in which the differences of the pairs are uncorrelated, and their mean squares `(D,)`.
+
+    The scale is common to all directions (mean square 1 on average): whitening would let a direction in which the
+    pairs hardly differ carry a large weight.
+    """
+    features = pairs.features.float()
+    moment = torch.zeros(features.shape[1], features.shape[1])
+    for start in range(0, len(pairs), chunk):
+        part = features[pairs.chosen[start : start + chunk]] - features[pairs.rejected[start : start + chunk]]
+        moment += part.T @ part
+    values, vectors = torch.linalg.eigh(moment / max(len(pairs), 1))
+    values = values.clamp(min=0)
+    scale = values.mean()
+    if not scale > 0:
+        raise ValueError(
+            "All pairs have the same features, so nothing can tell the components apart. Check that chosen and "
+            "rejected differ after tokenisation, or raise max_length."
+        )
+    return vectors / scale.sqrt(), values / scale
+
+
+class _Fitter:
+    """Quasi-Newton steps on the weighted, ridge-penalised likelihood, for F x K rewards at once.
+
+    Args:
+        texts (`(M, D)`): features in the principal directions.
+        curvature (`(D,)`): mean squares of the differences in them.
+        pairs ([`FeaturePairs`]): the pairs; their own features are not read.
+        ridge (`float`): prior precision.
+    """
+
+    def __init__(self, texts: Tensor, curvature: Tensor, pairs: FeaturePairs, ridge: float) -> None:
+        self.texts, self.curvature, self.pairs, self.ridge = texts, curvature, pairs, ridge
+        self.margin = 0.0 if pairs.margin is None else pairs.margin.to(texts).unsqueeze(1)
+
+    def differences(self, weight: Tensor) -> Tensor:
+        """`(N, C)` for weights `(C, D)`."""
+        rewards = self.texts @ weight.T
+        return rewards[self.pairs.chosen] - rewards[self.pairs.rejected] - self.margin
+
+    def step(self, weight: Tensor, responsibilities: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of weights `(C, D)` for pair weights `(N, C)`: new weights, new momentum, `(N, C)` differences that
+        it started from. The momentum is Nesterov's and restarts where it points uphill."""
+        ahead = weight + momentum
+        difference = self.differences(ahead)
+        slope = -responsibilities * torch.sigmoid(-difference)
+        # A quadratic that lies above -logsigmoid (Jaakkola and Jordan, 2000): its curvature never undershoots.
+        half = difference.abs().clamp(min=1e-3) / 2
+        bound = (responsibilities * torch.tanh(half) / (4 * half)).sum(0)
+        per_text = torch.zeros(len(self.texts), slope.shape[1], dtype=self.texts.dtype)
+        per_text.index_add_(0, self.pairs.chosen, slope)
+        per_text.index_add_(0, self.pairs.rejected, -slope)
+        gradient = per_text.T @ self.texts + self.ridge * ahead
+        new = ahead - gradient / (bound.unsqueeze(1) * self.curvature + self.ridge)
+        moved = new - weight
+        uphill = (gradient * moved).sum(1, keepdim=True) > 0
+        return new, torch.where(uphill, 0.0, 0.7) * moved, difference
+
+
+def _fix_known(log_resp: Tensor, known: Tensor | None) -> Tensor:
+    if known is None:
+        return log_resp
+    rows = known >= 0
+    log_resp = log_resp.clone()
+    log_resp[rows] = F.one_hot(known[rows].long(), log_resp.shape[1]).to(log_resp).log()
+    return log_resp
+
+
+def fit_feature_mixture(
+    pairs: FeaturePairs,
+    num_annotators: int,
+    num_components: int,
+    *,
+    generator: torch.Generator,
+    num_init: int = 8,
+    num_steps: int = 60,
+    num_final_steps: int = 80,
+    num_folds: int = 3,
+    annealing_start: float = 0.02,
+    ridge: float = 1.0,
+    dirichlet_concentration: float = 2.0,
+    known: Tensor | None = None,
+) -> LinearMixture:
+    """Annealed EM from several starts; pairs are scored by weights that were fitted without their fold.
+
+    Args:
+        pairs ([`FeaturePairs`]): training pairs.
+        num_annotators (`int`): H.
+        num_components (`int`): K.
+        generator (`torch.Generator`): of the starts and the folds, on the CPU.
+        num_init (`int`): number of starts; the best out-of-fold likelihood wins. One for K = 1.
+        num_steps (`int`): EM steps of a start; the first half of them anneals.
+        num_final_steps (`int`): further EM steps of the best start.
+        num_folds (`int`): F, at least 2.
+        annealing_start (`float`): first inverse temperature, in (0, 1].
+        ridge (`float`): prior precision of the weights, with differences of unit mean square.
+        dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
+        known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where not.
+            Known annotators keep it.
+
+    Returns:
+        [`LinearMixture`]: `score` is the out-of-fold log-likelihood per pair, nats.
+
+    Raises:
+        ValueError: no pairs, features that are the same in every pair, fewer than two folds.
+
+    Example:
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> pairs = FeaturePairs(torch.eye(2), torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0]), torch.arange(4))
+    >>> fit_feature_mixture(pairs, 4, 1, generator=generator).weight.shape
+    torch.Size([1, 2])
+    """
+    if len(pairs) == 0 or num_folds < 2:
+        raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {num_folds} folds.")
+    directions, curvature = principal_directions(pairs)
+    texts = pairs.features.float() @ directions
+    fitter = _Fitter(texts, curvature, pairs, ridge)
+    fold = torch.randint(num_folds, (len(pairs),), generator=generator)
+    # Each fold's weights see the pairs of the other folds.
+    seen = (fold.unsqueeze(1) != torch.arange(num_folds)).float()
+    run = _Run(fitter, seen, fold, num_annotators, num_components, dirichlet_concentration, known)
+    best: _State | None = None
+    for _ in range(num_init if num_components > 1 else 1):
+        noise = torch.randn(num_annotators, num_components, generator=generator)
+        state = run.start(torch.log_softmax(2 * noise.double(), dim=-1))
+        for step in range(num_steps):
+            state = run.advance(state, annealed_beta(step, max(num_steps // 2, 1), annealing_start))
+        if best is None or state.score > best.score:
+            best = state
+    assert best is not None
+    for _ in range(num_final_steps):
+        best = run.advance(best, 1.0)
+    weight, momentum = best.weight.mean(0), torch.zeros_like(best.weight[0])
+    responsibilities = best.log_resp.exp().float()[pairs.annotator_index]
+    for _ in range(max(num_final_steps, 1)):
+        weight, momentum, _ = fitter.step(weight, responsibilities, momentum)
+    return LinearMixture((weight @ directions.T).double(), best.log_resp, best.mixing, best.score, best.scores)
+
+
+@dataclass(frozen=True)
+class _State:
+    weight: Tensor  # (F, K, D)
+    momentum: Tensor  # (F, K, D)
+    log_resp: Tensor  # (H, K)
+    mixing: Tensor  # (K,)
+    score: float
+    scores: Tensor | None = None  # (N, K)
+
+
+@dataclass(frozen=True)
+class _Run:
+    fitter: _Fitter
+    seen: Tensor
+    fold: Tensor
+    num_annotators: int
+    num_components: int
+    concentration: float
+    known: Tensor | None
+
+    def start(self, log_resp: Tensor) -> _State:
+        zero = torch.zeros(self.seen.shape[1], self.num_components, self.fitter.texts.shape[1])
+        log_resp = _fix_known(log_resp, self.known)
+        return _State(zero, zero, log_resp, update_mixing_weights(log_resp, self.concentration), float("-inf"))
+
+    def advance(self, state: _State, beta: float) -> _State:
+        """An M-step for every fold, then an E-step from the scores that each pair got out of its fold."""
+        annotators = self.fitter.pairs.annotator_index
+        folds, components = state.weight.shape[:2]
+        responsibilities = state.log_resp.exp().float()[annotators]
+        weights = (self.seen.unsqueeze(2) * responsibilities.unsqueeze(1)).flatten(1)
+        weight, momentum, difference = self.fitter.step(
+            state.weight.flatten(0, 1), weights, state.momentum.flatten(0, 1)
+        )
+        own = difference.view(-1, folds, components)[torch.arange(len(self.fold)), self.fold]
+        scores = F.logsigmoid(own)
+        sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
+        mixing = update_mixing_weights(state.log_resp, self.concentration)
+        log_resp = _fix_known(log_responsibilities(sums, mixing.log(), beta), self.known)
+        score = torch.logsumexp(mixing.log() + sums, dim=-1).sum().item() / len(own)
+        return _State(weight.view_as(state.weight), momentum.view_as(state.weight), log_resp, mixing, score, scores)
+
+
+def cross_validated_scores(
+    pairs: FeaturePairs, num_annotators: int, num_components: int, *, seed: int, num_folds: int = 5, **kwargs: Any
+) -> Tensor:
+    """Predictive log-likelihood of every pair from a mixture, and an assignment, that never saw it.
+
+    Args:
+        pairs ([`FeaturePairs`]): all pairs.
+        num_annotators (`int`): H.
+        num_components (`int`): K.
+        seed (`int`): of the folds, the same for every K, so that differences are paired.
+        num_folds (`int`): parts that each annotator's pairs are dealt into.
+        **kwargs: of [`fit_feature_mixture`].
+
+    Returns:
+        `Tensor` of shape `(N,)`, nats: `log sum_k gamma[h, k] p_k(pair)`, where `gamma` and the rewards come from the
+        pairs of the other folds.
+    """
+    fold = deal_folds(pairs.annotator_index, num_folds, torch.Generator().manual_seed(seed))
+    scores = torch.zeros(len(pairs), dtype=torch.float64)
+    for part in range(num_folds):
+        out = fold == part
+        if not out.any() or out.all():
+            continue
+        fitted = fit_feature_mixture(
+            pairs.select(~out), num_annotators, num_components, generator=torch.Generator().manual_seed(seed), **kwargs
+        )
+        held = pairs.select(out)
+        scores[out] = predictive_log_likelihood(
+            held.log_likelihood(fitted.weight), fitted.log_responsibilities, held.annotator_index
+        )
+    return scores
+
+
+def deal_folds(annotator_index: Tensor, num_folds: int, generator: torch.Generator) -> Tensor:
+    """Fold `(N,)` of each pair; every annotator's pairs are dealt out evenly."""
+    order = torch.randperm(len(annotator_index), generator=generator)
+    by_annotator = order[torch.argsort(annotator_index[order], stable=True)]
+    fold = torch.empty(len(annotator_index), dtype=torch.long)
+    fold[by_annotator] = torch.arange(len(annotator_index)) % num_folds
+    return fold
