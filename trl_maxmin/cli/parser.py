@@ -126,7 +126,11 @@ class CommandParser(TrlParser):
             lines.append(f"  {'--help_all':<29} {hidden} more options of transformers.TrainingArguments\n")
         if self.examples:
             lines.append(f"\nexamples:\n{self.examples.rstrip()}\n")
-        return "".join(lines)
+        # A word without a break, such as an address, is cut: argparse lets it run over.
+        text = "".join(lines).split("\n")
+        return "\n".join(
+            line if len(line) <= _WIDTH else f"{line[:_WIDTH]}\n{' ' * 32}{line[_WIDTH:]}" for line in text
+        )
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Wrong options, in one line instead of a page of usage.
