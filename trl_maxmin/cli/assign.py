@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
 from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..models import AnnotatorPosterior, MixtureRewardModel
 from .io import print_table, read_dataset
+from .parser import CommandParser
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,11 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: no mixture named, or data that cannot be read as preferences.
     """
-    (arguments,) = TrlParser((AssignArguments,), prog="trl-maxmin assign").parse_args_and_config(list(argv))
+    (arguments,) = CommandParser(
+        (AssignArguments,),
+        prog="trl-maxmin assign",
+        description="Say which component describes annotators who were not in the training data.",
+    ).parse_args_and_config(list(argv))
     if not arguments.reward_model:
         raise ValueError(
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."

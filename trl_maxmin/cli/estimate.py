@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import TrlParser
 
 from ..models.families import get_family
 from ..models.lora import PAPER_LORA
 from .io import print_table
+from .parser import CommandParser
 
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.55}
@@ -123,7 +123,11 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: no model, an unsupported family, or sizes below 1.
     """
-    (arguments,) = TrlParser((EstimateArguments,), prog="trl-maxmin estimate").parse_args_and_config(list(argv))
+    (arguments,) = CommandParser(
+        (EstimateArguments,),
+        prog="trl-maxmin estimate",
+        description="Say what fits into the memory of one device, from the configuration of the base alone.",
+    ).parse_args_and_config(list(argv))
     if not arguments.model:
         raise ValueError("--model is required: a Hub id or folder; only its configuration is read.")
     for name in ("num_components", "lora_r", "batch_size", "sequence_length", "memory_gb"):

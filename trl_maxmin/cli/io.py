@@ -54,10 +54,16 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console | None = None) -> None:
-    """Print a table; the first column is left-aligned, the others right-aligned."""
+    """Print a table; the first column is left-aligned, the others right-aligned.
+
+    Where the output goes into a file or a pipe there is no width to keep to, and a wrapped cell is hard to search for.
+    """
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    (console or Console()).print(table)
+    if console is None:
+        console = Console()
+        console = console if console.is_terminal else Console(width=max(console.width, 160))
+    console.print(table)
