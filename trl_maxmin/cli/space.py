@@ -15,9 +15,9 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="trl-maxmin space",
         description="Show, group by group, what each policy answers: on this machine, or as a Space on the Hub.",
-        epilog="examples:\n  trl-maxmin space --run demo_output\n"
+        epilog="examples:\n  trl-maxmin space --run maxmin-demo\n"
         "  trl-maxmin space --policies reference=gpt2 maxmin=me/maxmin --mixture me/mixture\n"
-        "  trl-maxmin space --run demo_output --push me/my-space --hardware zero-a10g\n\n"
+        "  trl-maxmin space --run maxmin-demo --push me/my-space --hardware zero-a10g\n\n"
         "Fields of a --config file can also be set by environment variables: TRL_MAXMIN_SPACE_MIXTURE=me/mixture.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -64,7 +64,12 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
                 )
         if pages:
             groups_tab.select(
-                handlers.fill_groups, None, pages, concurrency_id="models", show_progress="hidden", api_visibility="private"
+                handlers.fill_groups,
+                None,
+                pages,
+                concurrency_id="models",
+                show_progress="hidden",
+                api_visibility="private",
             )
     app.queue(max_size=config.queue_size, default_concurrency_limit=1)
     theme = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"])
@@ -110,7 +115,9 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
         with gr.Row():
             temperature = gr.Slider(0, 2, value=1.0, step=0.1, label="Temperature (0 = always the likeliest word)")
             seed = gr.Number(0, label="Seed (the same seed gives everyone the same answers)", precision=0, minimum=0)
-            length = gr.Slider(1, studio.max_length, value=studio.max_length, step=1, label="Longest answer, in tokens")
+            length = gr.Slider(
+                1, studio.max_length, value=studio.max_length, step=1, label="Longest answer, in tokens"
+            )
     with gr.Row(equal_height=True):
         blind = gr.Checkbox(
             False, label="Blind: hide and shuffle the policies until I have voted", elem_id="mm-blind", min_width=240
@@ -121,12 +128,15 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
     line = gr.HTML("", elem_id="mm-words")
     with gr.Group(visible=handlers.ballot is not None):
         with gr.Row():
-            choice = gr.Radio([], label="Which answer do you prefer?", elem_id="mm-choice", interactive=True)
+            choice = gr.Radio(
+                [], label="Which answer do you prefer?", elem_id="mm-choice", interactive=True, min_width=260
+            )
             closest = gr.Dropdown(
                 [("I would rather not say", ""), *((group, group) for group in studio.groups)],
                 value="",
                 label="Which group do you feel closest to? (optional)",
                 elem_id="mm-closest",
+                min_width=260,
             )
         vote = gr.Button("Send my vote", interactive=False, elem_id="mm-vote")
     if handlers.ballot is not None:

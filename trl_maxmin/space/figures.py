@@ -162,6 +162,7 @@ def pareto(run: RunData) -> str:
     if len(front) > 1:
         path = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in front)
         body.append(f'<polyline class="mm-dash" fill="none" points="{path}"/>')
+    labels: list[tuple[float, float]] = []
     for policy, (x, y) in points.items():
         cx, cy = axes.px(x["mean"]), axes.py(y["mean"])
         if "low" in x and "low" in y:
@@ -172,8 +173,11 @@ def pareto(run: RunData) -> str:
         body.append(
             f'<circle class="mm-mark" cx="{cx:.1f}" cy="{cy:.1f}" r="7" fill="{_colour(policy, list(points))}"/>'
         )
-        side = "end" if cx > _W * 0.7 else "start"
-        body.append(_text(cx + (-11 if side == "end" else 11), cy - 8, label(policy), side))
+        side, above = ("end" if cx > _W * 0.7 else "start"), cy - 10
+        if any(abs(above - y) < 18 and abs(cx - x) < 160 for x, y in labels):
+            above = cy + 22
+        labels.append((cx, above))
+        body.append(_text(cx + (-11 if side == "end" else 11), above, label(policy), side))
     listed = "; ".join(f"{label(p)}: {x:.2f}, {y:.2f}" for p, (x, y) in means.items())
     return _svg("Both groups at once (up and right is better)", f"{major}, {minor} of {listed}.", "".join(body))
 
@@ -187,14 +191,18 @@ def training(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     values = [point[1] for points in curves.values() for point in points]
     axes = _Axes((min(steps), max(steps)), (min(0.0, *values), max(0.0, *values)))
     body = [axes.grid("worst utility", "rollout")]
+    items = []
     for index, (policy, points) in enumerate(curves.items()):
         path = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in points)
         dash = _DASHES[index % len(_DASHES)]
         body.append(f'<polyline class="mm-curve" fill="none" stroke-dasharray="{dash}" points="{path}"/>')
-        x, y = points[-1]
-        body.append(_text(axes.px(x) - 4, axes.py(y) + (16 if index % 2 else -8), label(policy), "end"))
+        items.append(
+            f'<li><svg viewBox="0 0 34 10" aria-hidden="true"><path class="mm-curve" stroke-dasharray="{dash}" d="M0 5H34"/>'
+            f"</svg>{escape(label(policy))}</li>"
+        )
     last = "; ".join(f"{label(policy)} ends at {points[-1][1]:.2f}" for policy, points in curves.items())
-    return _svg("Utility of the worst-off group during training", last + ".", "".join(body))
+    title = "Utility of the worst-off group during training, by the rewards trained on"
+    return _svg(title, last + ".", "".join(body)) + f'<ul class="mm-legend">{"".join(items)}</ul>'
 
 
 def overview(run: RunData) -> str:

@@ -155,7 +155,8 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
     """A table; `rows` hold HTML, their first cells are headings."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
     )
     return (
         f'<div class="mm-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
@@ -168,14 +169,23 @@ def group_page(studio: Studio, group: str) -> str:
     run = studio.run
     facts, parts = run.group_facts.get(group, {}), []
     share = facts.get("share", facts.get("pair_share"))
-    known = [
-        (f"{facts['annotators']:,} annotators", "annotators" in facts),
-        (f"{facts['pairs']:,} preference pairs" if "pairs" in facts else "", "pairs" in facts),
-        (f"{100 * share:.0f} % of the {'people' if 'share' in facts else 'pairs'}" if share is not None else "", True),
-    ] if "annotators" in facts else [(f"{100 * share:.0f} % of the people" if share is not None else "", True)]
+    known = (
+        [
+            (f"{facts['annotators']:,} annotators", "annotators" in facts),
+            (f"{facts['pairs']:,} preference pairs" if "pairs" in facts else "", "pairs" in facts),
+            (
+                f"{100 * share:.0f} % of the {'people' if 'share' in facts else 'pairs'}" if share is not None else "",
+                True,
+            ),
+        ]
+        if "annotators" in facts
+        else [(f"{100 * share:.0f} % of the people" if share is not None else "", True)]
+    )
     words = ", ".join(text for text, there in known if there and text)
     role = " The majority." if group == run.majority else " The minority." if group == run.minority else ""
-    parts.append(f"<p>{escape((words[:1].upper() + words[1:] + '.') if words else 'Nothing is recorded of its people.')}{role}</p>")
+    parts.append(
+        f"<p>{escape((words[:1].upper() + words[1:] + '.') if words else 'Nothing is recorded of its people.')}{role}</p>"
+    )
     accuracy = facts.get("accuracy", {})
     if accuracy:
         listed = ", ".join(f"{escape(model)} {value:.2f}" for model, value in accuracy.items())
@@ -253,7 +263,9 @@ def cards_section(studio: Studio) -> str:
             )
         elif _HUB_ID.fullmatch(source) and name not in studio.run.cards:
             url = f"https://huggingface.co/{source}"
-            items.append(f'<li><a href="{escape(url)}" rel="noreferrer">{escape(label(name))}: {escape(source)}</a></li>')
+            items.append(
+                f'<li><a href="{escape(url)}" rel="noreferrer">{escape(label(name))}: {escape(source)}</a></li>'
+            )
         else:
             items.append(f"<li>{escape(label(name))}: a local folder without a card</li>")
     return f'<h2>Model cards</h2><ul class="mm-list">{"".join(items)}</ul>' if items else ""

@@ -54,7 +54,9 @@ def build_wheel() -> tuple[str, bytes]:
     for path in sorted(template_folder().iterdir()):
         if path.is_file():
             files.setdefault(f"trl_maxmin/space/deployed/{path.name}", path.read_bytes())
-    files[f"{info}/METADATA"] = (distribution.read_text("METADATA") or f"Name: trl-maxmin\nVersion: {version}\n").encode()
+    files[f"{info}/METADATA"] = (
+        distribution.read_text("METADATA") or f"Name: trl-maxmin\nVersion: {version}\n"
+    ).encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: trl-maxmin\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/entry_points.txt"] = b"[console_scripts]\ntrl-maxmin = trl_maxmin.cli:main\n"
     record = "".join(f"{name},{_digest(content)},{len(content)}\n" for name, content in files.items())

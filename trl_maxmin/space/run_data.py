@@ -99,8 +99,7 @@ class RunData:
         for sample in evaluation.get("samples", []):
             rows = self.replies.setdefault(sample["prompt"], [])
             rows += [(policy, text, True) for policy, text in sample["completions"].items()]
-        points = record.policy.get("curves", {}).get("maxmin/worst_utility")
-        if points:
+        if points := _worst_utility(record):
             self.curves.setdefault(record.policy.get("name", "maxmin"), points)
         for name, share in record.reward.get("shares", {}).items():
             self.group_facts.setdefault(name, {}).setdefault("share", share)
@@ -172,9 +171,15 @@ class RunData:
         if (folder / "README.md").is_file():
             self.cards[name] = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:_MAX_CARD]
         if (folder / RUN_RECORD_NAME).is_file():
-            points = RunRecord.load(folder).policy.get("curves", {}).get("maxmin/worst_utility")
-            if points:
+            if points := _worst_utility(RunRecord.load(folder)):
                 self.curves[name] = points
+
+
+def _worst_utility(record: RunRecord) -> list[list[float]]:
+    """The curve of a policy that was trained on several groups; of a single reward the worst says nothing."""
+    curves = record.policy.get("curves", {})
+    several = sum(name.startswith("maxmin/utility/") for name in curves) > 1
+    return curves.get("maxmin/worst_utility", []) if several else []
 
 
 def _record(source: str) -> RunRecord | None:

@@ -133,7 +133,9 @@ class Handlers:
         except Refused as refusal:
             return nothing, nothing, html.notice(str(refusal), "warning"), nothing, nothing
         seen = replace(seen, hidden=False, voted=True)
-        thanks = "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
+        thanks = (
+            "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
+        )
         return (*self._shown(seen, thanks), seen, gr.update(interactive=False))
 
     def surprise(self, current: str) -> str:
