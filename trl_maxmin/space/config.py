@@ -24,8 +24,8 @@ class SpaceConfig:
     """Settings of the Space.
 
     Args:
-        run (`str`, *optional*): folder of a run, as `trl-maxmin demo` writes it. Policies, mixture, results and prompts
-            that are not given below are taken from it.
+        run (`str`, *optional*): folder of a run, as `trl-maxmin demo` writes it. Policies, mixture, results and
+            prompts that are not given below are taken from it.
         policies (`dict[str, str]`, *optional*): name -> folder or Hub id.
         mixture (`str`, *optional*): folder or Hub id of the reward mixture. Without one, answers have no utilities.
         reference (`str`): name of the policy whose answers are the zero of the utilities.

@@ -27,7 +27,8 @@ def _colour(policy: str, policies: Sequence[str]) -> str:
 def _svg(title: str, description: str, body: str) -> str:
     return (
         f'<figure class="mm-figure"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(title + ". " + description)}">{body}</svg></figure>'
+        f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(title + ". " + description)}">{body}</svg>'
+        "</figure>"
     )
 
 
@@ -41,7 +42,8 @@ def _short(name: str, longest: int = 16) -> str:
 
 def _legend(policies: Sequence[str]) -> str:
     items = "".join(
-        f'<li><span class="mm-swatch" style="background:{_colour(policy, policies)}"></span>{escape(label(policy))}</li>'
+        f'<li><span class="mm-swatch" style="background:{_colour(policy, policies)}"></span>'
+        f"{escape(label(policy))}</li>"
         for policy in policies
     )
     return f'<ul class="mm-legend">{items}</ul>'
@@ -121,13 +123,13 @@ def bars_by_group(run: RunData) -> str:
             said = f"{label(policy)}, {group}: {number['mean']:.2f}"
             body.append(
                 f'<rect class="mm-mark" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
-                f'height="{max(bottom - top, 1):.1f}" fill="{_colour(policy, policies)}"><title>{escape(said)}</title></rect>'
+                f'height="{max(bottom - top, 1):.1f}" fill="{_colour(policy, policies)}">'
+                f"<title>{escape(said)}</title></rect>"
             )
             middle = (left + right) / 2
             if "low" in number and "high" in number:
-                body.append(
-                    f'<path class="mm-line-mark" d="M{middle:.1f} {axes.py(number["low"]):.1f}V{axes.py(number["high"]):.1f}"/>'
-                )
+                ends = f"M{middle:.1f} {axes.py(number['low']):.1f}V{axes.py(number['high']):.1f}"
+                body.append(f'<path class="mm-line-mark" d="{ends}"/>')
             inside = axes.py(0.0) - 6
             body.append(_text(middle, inside, f"{number['mean']:.2f}", extra='class="mm-on-bar"'))
     if run.win_rate:
@@ -197,7 +199,8 @@ def training(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
         dash = _DASHES[index % len(_DASHES)]
         body.append(f'<polyline class="mm-curve" fill="none" stroke-dasharray="{dash}" points="{path}"/>')
         items.append(
-            f'<li><svg viewBox="0 0 34 10" aria-hidden="true"><path class="mm-curve" stroke-dasharray="{dash}" d="M0 5H34"/>'
+            '<li><svg viewBox="0 0 34 10" aria-hidden="true">'
+            f'<path class="mm-curve" stroke-dasharray="{dash}" d="M0 5H34"/>'
             f"</svg>{escape(label(policy))}</li>"
         )
     last = "; ".join(f"{label(policy)} ends at {points[-1][1]:.2f}" for policy, points in curves.items())
@@ -210,5 +213,5 @@ def overview(run: RunData) -> str:
     figures = [bars_by_group(run), pareto(run), training(run.curves)]
     shown = "".join(f'<div class="mm-figure-box">{figure}</div>' for figure in figures if figure)
     if not shown:
-        return "<p>No results are recorded: give a run folder with a run_record.json, an evaluation.json or a report.json.</p>"
+        return "<p>No results are recorded: give a folder with run_record.json, evaluation.json or report.json.</p>"
     return f'<div class="mm-figures">{shown}</div>'

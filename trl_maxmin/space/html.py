@@ -19,8 +19,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 EXPLANATION = (
     "People who compare answers do not all want the same, and training on their average serves the majority. "
-    "MaxMin-RLHF first learns one reward for each group from who preferred what, without being told the groups. It then "
-    "trains one policy so that the group it serves worst is served as well as possible."
+    "MaxMin-RLHF first learns one reward for each group from who preferred what, without being told the groups. It "
+    "then trains one policy so that the group it serves worst is served as well as possible."
 )
 
 
@@ -128,8 +128,8 @@ def comparison_line(answers: Sequence[Answer]) -> str:
     rows, pair = compare_words(answers), featured([answer.policy for answer in answers])
     scale = (
         '<p class="mm-small">Scale: 0 is what the reference policy\'s answers to this prompt get on average, 1 is one '
-        "standard deviation of its answers; the same scale for all policies and groups. Utilities are those of the learned "
-        "reward components.</p>"
+        "standard deviation of its answers; the same scale for all policies and groups. Utilities are those of the "
+        "learned reward components.</p>"
     )
     if not any(answer.utilities for answer in answers):
         return ""
@@ -184,7 +184,7 @@ def group_page(studio: Studio, group: str) -> str:
     words = ", ".join(text for text, there in known if there and text)
     role = " The majority." if group == run.majority else " The minority." if group == run.minority else ""
     parts.append(
-        f"<p>{escape((words[:1].upper() + words[1:] + '.') if words else 'Nothing is recorded of its people.')}{role}</p>"
+        f"<p>{escape(f'{words[:1].upper()}{words[1:]}.' if words else 'Nothing is recorded of its people.')}{role}</p>"
     )
     accuracy = facts.get("accuracy", {})
     if accuracy:

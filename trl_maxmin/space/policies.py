@@ -100,11 +100,12 @@ class Policy:
     def _rows(self, prompt_ids: Sequence[int], settings: Settings, count: int) -> Iterator[list[Reply]]:
         generator = torch.Generator().manual_seed(_stream_seed(settings.seed, prompt_ids))
         ids = torch.tensor([list(prompt_ids)] * count, device=self.model.device)
-        cache, replies = None, [Reply([]) for _ in range(count)]
+        cache, replies, length = None, [Reply([]) for _ in range(count)], len(prompt_ids)
         while not all(reply.done for reply in replies):
             # Entered anew for every token: the mode is the thread's, and this generator may be left half-way.
             with torch.inference_mode():
-                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                mask = torch.ones(count, length, dtype=torch.long, device=self.model.device)
+                output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
                 logits = output.logits[:, -1].float().cpu()
             cache = output.past_key_values
             tokens = [draw(row, settings.temperature, generator) for row in logits]
@@ -115,7 +116,7 @@ class Policy:
                     reply.done = reply.finished or len(reply.ids) >= settings.length
                     reply.text = self.tokenizer.decode(reply.ids, skip_special_tokens=True)
             yield replies
-            ids = torch.tensor(tokens, device=self.model.device)[:, None]
+            ids, length = torch.tensor(tokens, device=self.model.device)[:, None], length + 1
 
     def answer(self, text: str, settings: Settings) -> Reply:
         """The whole answer to a prompt."""

@@ -82,7 +82,7 @@ def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) 
     Args:
         config ([`SpaceConfig`]): as for a local start.
         repo_id (`str`): of the Space.
-        private (`bool`, *optional*): a private Space cannot be read by pip while it is built, so its requirements do not
+        private (`bool`, *optional*): pip cannot read a private Space while it is built, so its requirements do not
             name the wheel; `app.py` unpacks it instead.
 
     Returns:
@@ -122,7 +122,7 @@ def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) 
     total = sum(map(len, files.values()))
     if total > _MAX_BUNDLED:
         raise ValueError(
-            f"The models are {total / 2**20:.0f} MiB, more than a Space should carry ({_MAX_BUNDLED / 2**20:.0f} MiB). "
+            f"The models are {total / 2**20:.0f} MiB, more than a Space carries ({_MAX_BUNDLED / 2**20:.0f} MiB). "
             "Publish them with `trl-maxmin push`, then name their Hub ids: --policies maxmin=me/maxmin ... --mixture "
             "me/mixture."
         )

@@ -123,7 +123,7 @@ class RunData:
             self.utility = {p: {g: {"mean": v} for g, v in row.items()} for p, row in facts["gold_utility"].items()}
 
     def _add_results(self, results: Mapping[str, Any]) -> None:
-        """What `trl-maxmin evaluate` writes; known groups are preferred to components, as nothing was trained on them."""
+        """What `trl-maxmin evaluate` writes; known groups before components, as nothing was trained on them."""
         kinds = results["groups"]
         kind = next(kind for kind in ("gold", "component", "judge") if kind in kinds.values())
         groups = [group for group, own in kinds.items() if own == kind]

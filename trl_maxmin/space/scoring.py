@@ -37,7 +37,8 @@ class Answer:
         finished (`bool`): whether it ended by itself.
         done (`bool`): whether nothing will follow.
         utilities (`dict[str, float]`, *optional*): group -> utility, in standard deviations of the reference policy's
-            answers to this prompt's kind, 0 = what they get on average. `None` while it is written, or without a mixture.
+            answers to a prompt; 0 = what its answers to this prompt get on average. `None` while it is written, or
+            without a mixture.
     """
 
     policy: str

@@ -14,11 +14,13 @@ import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .limits import Refused
-from .scoring import Answer
 
+
+if TYPE_CHECKING:  # scoring imports the models; a writer of votes needs none of them
+    from .scoring import Answer
 
 try:
     import fcntl
@@ -58,6 +60,7 @@ def vote_rows(
 
     Example:
 
+    >>> from trl_maxmin.space.scoring import Answer
     >>> answers = [Answer("reference", "dull"), Answer("maxmin", "superb")]
     >>> (row,) = vote_rows("review :", answers, 1, "visitor-1")
     >>> row["chosen"], row["rejected"], row["chosen_policy"]
@@ -88,7 +91,8 @@ class VoteStore:
     """Append-only file of votes, safe for threads, processes and a kill at any moment.
 
     A vote is one write of whole lines at the end of the file, under a lock, followed by fsync. A kill during the write
-    can leave an unfinished last line, of a vote that nobody was told is stored; the next writer (or [`repair`]) cuts it off.
+    can leave an unfinished last line, of a vote that nobody was told is stored; the next writer (or `repair`) cuts it
+    off.
 
     Args:
         folder (`str` or path): created if missing; the file is `votes.jsonl` in it.

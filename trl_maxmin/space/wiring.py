@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_UPDATES = 0.1
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a session was last shown, in the order of the page; kept on the server, so a vote cannot be about anything else."""
+    """What a session was last shown, in the order of the page; kept on the server, so that votes are about that."""
 
     prompt: str
     answers: tuple[Answer, ...]
