@@ -37,7 +37,17 @@ def test_the_wheel_is_one(tmp_path):
     assert record == set(names) and {"trl_maxmin/space/style.css", "trl_maxmin/space/deployed/app.py"} <= record
     path = tmp_path / name
     path.write_bytes(content)
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", str(tmp_path / "t")]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "-q",
+        "--target",
+        str(tmp_path / "t"),
+    ]
     subprocess.run([*command, str(path)], check=True)
     assert (tmp_path / "t" / "trl_maxmin" / "space" / "app.py").is_file()
 
@@ -121,6 +131,38 @@ def test_what_is_published(run_folder, monkeypatch):
     plan = seen["plan"]
     assert url.endswith("me/space") and plan.kind == "space" and plan.space_hardware == "zero-a10g"
     assert "app.py" in plan.files and seen["secret"] == ("me/space", "HF_TOKEN", "hf_x")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The real client, pointed at our own Hub."""
+    hub_server = pytest.importorskip("tests.hub_server", reason="no Hub of our own in this checkout")
+    pytest.importorskip("trl_maxmin.hub", reason="no trl_maxmin.hub in this installation")
+    from huggingface_hub import constants, hf_api
+
+    with hub_server.HubServer(xet=False) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", hub_server.WRITE)
+        yield server
+
+
+def test_a_space_on_a_hub_of_our_own(hub, run_folder, monkeypatch, capsys):
+    monkeypatch.setenv("VOTES_TOKEN", "a secret")
+    words = ["space", "--run", str(run_folder), "--push", "me/space", "--secrets", "VOTES_TOKEN"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "402" in said and "free accounts" in said and "zero-a10g" in said
+    assert main([*words, "--hardware", "zero-a10g"]) == 0
+    repo = hub.store.repos["space", "me/space"]
+    assert repo.secrets == {"VOTES_TOKEN": "a secret"} and len(repo.branches["main"]) == 2
+    files = repo.branches["main"][-1].files
+    assert {"app.py", "README.md", "requirements.txt", "space.yaml", "run/mixture/model.safetensors"} <= set(files)
+    assert any(name.startswith("trl_maxmin-") and name.endswith(".whl") for name in files)
+    assert main([*words, "--hardware", "zero-a10g"]) == 0
+    assert len(hub.store.repos["space", "me/space"].branches["main"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,12 @@ def test_group_facts_of_another_kind_are_refused(tmp_path):
     (tmp_path / "groups.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold an object for each group"):
         read_group_facts(tmp_path / "groups.json")
+
+
+def test_the_answers_that_the_demo_records(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    rows = [{"prompt": "p", "policy": "maxmin", "completion": text, "utility_a": 0.1} for text in ("x", "x", "y")]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "evaluation" / "completions.jsonl").write_text(lines)
+    data, problems = load(tmp_path)
+    assert problems == [] and data.replies == {"p": [("maxmin", "x", True), ("maxmin", "y", True)]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from .groups import GROUP_FACTS_NAME, read_group_facts
 logger = logging.getLogger(__name__)
 
 COMPLETIONS_NAME = "completions.parquet"
+COMPLETIONS_LINES = "evaluation/completions.jsonl"
 _MAX_PROMPTS = 200
 _MAX_CARD = 20_000
 
@@ -83,7 +84,7 @@ class RunData:
         if folder is not None:
             attempt("The evaluation", lambda: data._add_evaluation(folder))
             attempt("The report of the run", lambda: data._add_report(folder))
-            attempt("The recorded answers", lambda: data._add_completions(folder / COMPLETIONS_NAME))
+            attempt("The recorded answers", lambda: data._add_completions(folder))
             attempt("The facts about the groups", lambda: data._add_group_facts(folder / GROUP_FACTS_NAME))
         for name, source in config.policies.items():
             attempt(f"The record of {name!r}", lambda name=name, source=source: data._add_policy(name, Path(source)))
@@ -148,17 +149,17 @@ class RunData:
         if path.is_file() and not (self.win_rate and self.utility):
             self._add_tables(json.loads(path.read_text(encoding="utf-8")))
 
-    def _add_completions(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        from datasets import Dataset
-
+    def _add_completions(self, folder: Path) -> None:
+        """What `trl-maxmin evaluate` (parquet) or the demo (lines of JSON) recorded."""
         replies: dict[str, list[tuple[str, str, bool]]] = {}
-        for row in Dataset.from_parquet(str(path)):
+        for row in _recorded(folder):
             prompt = _text(row["prompt"])
             if prompt not in replies and len(replies) >= _MAX_PROMPTS:
                 continue
-            replies.setdefault(prompt, []).append((row["policy"], _text(row["completion"]), row.get("finished", True)))
+            known = {(policy, text) for policy, text, _ in replies.get(prompt, [])}
+            reply = (row["policy"], _text(row["completion"]), row.get("finished") is not False)
+            if reply[:2] not in known:  # the demo draws prompts, so one may come twice
+                replies.setdefault(prompt, []).append(reply)
         if replies:
             self.replies = replies
 
@@ -173,6 +174,15 @@ class RunData:
         if (folder / RUN_RECORD_NAME).is_file():
             if points := _worst_utility(RunRecord.load(folder)):
                 self.curves[name] = points
+
+
+def _recorded(folder: Path) -> Iterable[dict[str, Any]]:
+    if (folder / COMPLETIONS_NAME).is_file():
+        from datasets import Dataset
+
+        return Dataset.from_parquet(str(folder / COMPLETIONS_NAME))
+    lines = folder / COMPLETIONS_LINES
+    return map(json.loads, lines.read_text(encoding="utf-8").splitlines()) if lines.is_file() else ()
 
 
 def _worst_utility(record: RunRecord) -> list[list[float]]:
