@@ -352,7 +352,8 @@ class Studio:
             for answer in self.with_utilities(prompt, answers):
                 if answer.utilities is not None:
                     pool.setdefault(answer.policy, []).append((prompt, answer.text, answer.utilities))
-        return pool
+        order = list(self.policies)
+        return {name: pool[name] for name in sorted(pool, key=lambda n: order.index(n) if n in order else len(order))}
 
 
 def _load_mixture(config: SpaceConfig) -> Any:
