@@ -127,7 +127,7 @@ def test_fifty_sessions_two_hundred_requests(server, run_folder):
     memory, done = {}, []
 
     def session(number):
-        client = gradio_client.Client(url, verbose=False, analytics_enabled=False)
+        client = gradio_client.Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300})
         results = []
         for turn in range(4):
             seed = 4 * number + turn

@@ -166,7 +166,15 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
         api_name="vote",
     )
     surprise.click(handlers.surprise, prompt, prompt, queue=False, api_visibility="private", show_progress="hidden")
-    picked.input(lambda text: text, picked, prompt, queue=False, api_visibility="private", show_progress="hidden")
+    # Leaving the list without a choice reports an empty one; it must not wipe what was typed.
+    picked.input(
+        lambda picked, current: picked or current,
+        [picked, prompt],
+        prompt,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
+    )
 
 
 def _groups_tab(studio: Studio) -> list[gr.HTML]:
