@@ -20,7 +20,14 @@ from .run_data import COMPLETIONS_LINES, COMPLETIONS_NAME
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _MAX_BUNDLED = 100 * 2**20
-_RUN_FILES = ("run_record.json", "report.json", "evaluation.json", COMPLETIONS_NAME, COMPLETIONS_LINES, GROUP_FACTS_NAME)
+_RUN_FILES = (
+    "run_record.json",
+    "report.json",
+    "evaluation.json",
+    COMPLETIONS_NAME,
+    COMPLETIONS_LINES,
+    GROUP_FACTS_NAME,
+)
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
 _LEFT_OUT = ("assignments.json", "training_args.bin")
 
