@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
+SPACE_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 
@@ -22,7 +23,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo cards hub-demo test test-fast check format seam deepspeed clean
+.PHONY: install demo cards hub-demo space test test-fast check format seam deepspeed clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -48,6 +49,11 @@ hub-demo: install
 	@test -f $(HUB_DEMO_DIR)/report.json || (echo "There is no $(HUB_DEMO_DIR)/report.json: run \`make demo\` first." >&2; exit 1)
 	$(BIN)/python -m tests.hub_server -- sh -c '$(BIN)/trl-maxmin push $(HUB_DEMO_DIR) --repo_id me/film --dataset \
 		&& $(BIN)/trl-maxmin pull me/film --output_dir $(HUB_DEMO_DIR)-pulled'
+
+# The page for the output of `make demo`.
+space: install
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[space]"
+	$(BIN)/trl-maxmin space --run maxmin-demo $(SPACE_ARGS)
 
 # Two workers of one thread each: the models are tiny, so more threads per worker only compete.
 test: install

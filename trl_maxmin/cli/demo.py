@@ -28,6 +28,7 @@ from ..evaluation.metrics import win_rate
 from ..functional.em import NumComponentsSelection
 from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..run_record import RunRecord
+from ..space.groups import describe_groups, write_group_facts
 from ..trainer import MixtureRewardTrainer
 from ..trainer.maxmin_config import WELFARE_CHOICES
 from ..trainer.recording import component_counts, component_heldout
@@ -207,6 +208,7 @@ class Demo:
         )
         save_mixture(mixture, self.output, "mixture")
         single.mixture.save_pretrained(self.output / "single_reward")
+        write_group_facts(describe_groups(mixture.mixture, data.train), self.output)
         self.record.update("reward", **self.reward_facts(mixture, selection))
         return mixture, single
 

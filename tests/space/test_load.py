@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fifty sessions at once, on the models of the embedded world."""
+
+import concurrent.futures
+import html
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from trl_maxmin.data.world import FilmReviewWorld
+from trl_maxmin.models import MixtureRewardModel
+from trl_maxmin.space.policies import Policy, Settings, draw
+from trl_maxmin.space.scoring import Studio
+
+
+gradio_client = pytest.importorskip("gradio_client", reason="Gradio is not installed (pip install trl-maxmin[space])")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Untrained models in the layout of the demo."""
+    folder = tmp_path_factory.mktemp("run")
+    world = FilmReviewWorld(seed=0)
+    for number, name in enumerate(("reference", "single", "maxmin")):
+        torch.manual_seed(number)
+        GPT2LMHeadModel(world.reference_config()).save_pretrained(folder / "policies" / name)
+        world.tokenizer.save_pretrained(folder / "policies" / name)
+    mixture = MixtureRewardModel.from_base(
+        str(folder / "policies" / "reference"), 2, component_names=["a", "b"], processing_class=world.tokenizer
+    )
+    mixture.save_pretrained(folder / "mixture")
+    return folder
+
+
+def test_the_same_seed_gives_everyone_the_same_answer(run_folder):
+    policies = [Policy.load("p", str(run_folder / "policies" / "maxmin")) for _ in range(2)]
+    prompt = "war film with dogs and spies :"
+    answers = [policy.answer(prompt, Settings(1.0, seed, 12)) for seed in (3, 3, 4) for policy in policies]
+    assert len({answer.text for answer in answers[:4]}) == 1 and answers[4].text != answers[0].text
+    # Other visitors' requests in between change nothing.
+    streams = [policies[0].stream(policies[0].encode(prompt), Settings(1.0, seed, 12)) for seed in (3, 9)]
+    mixed = [reply.text for pair in zip(*streams, strict=False) for reply in pair[:1]]
+    assert mixed[-1] == answers[0].text
+
+
+def test_greedy_answers_are_those_of_transformers(run_folder):
+    policy = Policy.load("p", str(run_folder / "policies" / "single"))
+    ids = policy.encode("war film with dogs and spies :")
+    expected = policy.model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=12, pad_token_id=0
+    )[0, len(ids) :]
+    *_, reply = policy.stream(ids, Settings(0.0, 0, 12))
+    assert reply.ids == expected.tolist()
+
+
+def test_tokens_are_drawn_from_the_softmax():
+    generator, logits = torch.Generator().manual_seed(0), torch.tensor([0.0, 1.0, -50.0, 2.0])
+    counts = torch.bincount(torch.tensor([draw(logits, 2.0, generator) for _ in range(4000)]), minlength=4)
+    assert counts[2] == 0
+    assert (counts / 4000).tolist() == pytest.approx((logits / 2).softmax(-1).tolist(), abs=0.03)
+
+
+def test_a_missing_model_is_a_sentence_on_the_page(run_folder, tmp_path):
+    from trl_maxmin.space.config import SpaceConfig
+
+    policies = {"maxmin": str(run_folder / "policies" / "maxmin"), "gone": str(tmp_path)}
+    made = Studio.load(SpaceConfig(policies=policies, mixture=str(tmp_path)))
+    assert list(made.policies) == ["maxmin"] and made.mixture is None
+    assert [problem.split(" could not be loaded")[0] for problem in made.problems] == [
+        "The policy 'gone'",
+        "The reward mixture",
+    ]
+
+
+def test_weights_that_are_pickles_are_not_loaded(run_folder, tmp_path):
+    model = Policy.load("p", str(run_folder / "policies" / "maxmin"))
+    model.model.config.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    torch.save(model.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        Policy.load("p", str(tmp_path))
+
+
+def rss(pid):
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+
+
+@pytest.fixture
+def server(run_folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "trl_maxmin.cli", "space", "--run", str(run_folder), "--port", str(port)]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    log = open(tmp_path / "log", "w+")
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1200):
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, Path(tmp_path / "log").read_text()[-2000:]
+                time.sleep(0.25)
+        yield url, process.pid
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+def test_fifty_sessions_two_hundred_requests(server, run_folder):
+    url, pid = server
+    policies = {n: Policy.load(n, str(run_folder / "policies" / n)) for n in ("reference", "single", "maxmin")}
+    memory, done = {}, []
+
+    def session(number):
+        client = gradio_client.Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300})
+        results = []
+        for turn in range(4):
+            seed = 4 * number + turn
+            prompt = f"war film with {('dogs', 'spies', 'monks')[seed % 3]} and ghosts :"
+            start = time.perf_counter()
+            shown = client.predict(prompt, list(policies), 1.0, seed, 16, False, api_name="/compare")
+            results.append((seed, prompt, shown[0], time.perf_counter() - start))
+            done.append(seed)
+            if len(done) in (50, 200):
+                memory[len(done)] = rss(pid)
+        return results
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        results = [row for rows in pool.map(session, range(50)) for row in rows]
+    assert len(results) == 200
+    for seed, prompt, panel, _ in results:
+        texts = [html.unescape(text) for text in re.findall(r'<p class="mm-answer">(.*?)</p>', panel, re.S)]
+        expected = [policy.answer(prompt, Settings(1.0, seed, 16)).text for policy in policies.values()]
+        assert texts == [text or "<em>(empty answer)</em>" for text in expected]
+    print("memory in KiB after requests", memory, "slowest", max(row[-1] for row in results))
+    assert memory[200] < 1.1 * memory[50]

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a browser: it works at both widths, and nothing that a person or a model wrote is ever executed."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.space.browser import Watched, browser
+from tests.space.fakes import FakeMixture, serving, studio
+from trl_maxmin.space.run_data import RunData
+
+
+pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PAYLOADS = [
+    "<script>window.owned=1</script>",
+    "<img src=x onerror='window.owned=1'>",
+    "<svg onload=window.owned=1>",
+    "<svg><script>window.owned=1</script></svg>",
+    "<iframe srcdoc='<script>parent.owned=1</script>'></iframe>",
+    "<a href='javascript:window.owned=1' id=owned>x</a>",
+    "[x](javascript:window.owned=1)",
+    '![x](x" onerror="window.owned=1)',
+    "<details open ontoggle=window.owned=1>",
+    "<input autofocus onfocus=window.owned=1>",
+    "<body onload=window.owned=1>",
+    "<video><source onerror=window.owned=1></video>",
+    "<math><mtext><style><img src=x onerror=window.owned=1></style></mtext></math>",
+    '"><img src=x onerror=window.owned=1>',
+    "' onmouseover='window.owned=1",
+    "</p></article></section><img src=x onerror=window.owned=1>",
+    "</textarea><script>window.owned=1</script>",
+    "</title><script>window.owned=1</script>",
+    "${window.owned=1}",
+    "`${window.owned=1}`",
+    "{{constructor.constructor('window.owned=1')()}}",
+    "{{#with this}}<img src=x onerror=window.owned=1>{{/with}}",
+    "&lt;img src=x onerror=window.owned=1&gt;",
+    "$$\\href{javascript:window.owned=1}{x}$$",
+    "<object data='javascript:window.owned=1'></object>",
+    "<style>*{background:url('javascript:window.owned=1')}</style><b>x</b>",
+    "<form action='javascript:window.owned=1'><button>x</button></form>",
+    "@children",
+]
+
+
+@pytest.fixture(scope="module")
+def opened():
+    with browser() as chromium:
+        yield chromium
+
+
+def small_run():
+    numbers = {p: {g: {"mean": 0.6, "low": 0.5, "high": 0.7} for g in ("long", "short")} for p in ("single", "maxmin")}
+    return RunData(
+        groups=["long", "short"],
+        win_rate=numbers,
+        utility=numbers,
+        curves={"maxmin": [[0, 0.0], [1, 1.0]]},
+        replies={p: [("maxmin", "a" * n, True) for n in (1, 2, 3)] for p in ("first", "second")},
+    )
+
+
+@pytest.mark.parametrize("width", ["desktop", "phone"])
+def test_compare_groups_blind_vote_and_reload(opened, tmp_path, width):
+    with serving(studio(run=small_run(), votes_dir=str(tmp_path))) as url:
+        watched = Watched(opened, url, width, dark=width == "phone")
+        page = watched.page
+        page.get_by_label("Prompt").fill("hello")
+        watched.compare()
+        assert page.locator("#mm-answers .mm-answer").all_inner_texts() == ["ok", "fine", "answer 0 to hello"]
+        assert page.locator("#mm-answers .mm-worst-mark").count() == 3
+        assert "Compared with Single reward, MaxMin is" in page.locator("#mm-words").inner_text()
+
+        page.get_by_role("tab", name="Groups").click()
+        page.get_by_role("tab", name="short").click()
+        page.get_by_role("heading", name="Best for short").wait_for()
+        page.get_by_role("tab", name="Overview").click()
+        assert page.locator("svg[role=img]:visible").count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_label("Blind").check()
+        watched.compare()
+        page.get_by_role("heading", name="Answer C").wait_for()
+        assert "MaxMin" not in page.locator("#mm-answers").inner_text()
+        assert page.locator("#mm-answers .mm-bar").count() == 0
+        third = page.locator("#mm-answers .mm-answer").nth(2).inner_text()
+        page.locator("#mm-choice").get_by_text("Answer C").click()
+        page.click("#mm-vote")
+        page.get_by_text("Thank you, your vote is stored.").wait_for()
+        assert "MaxMin" in page.locator("#mm-answers").inner_text()
+        rows = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
+        assert len(rows) == 2 and {row["chosen"] for row in rows} == {third} and all(row["blind"] for row in rows)
+
+        page.reload()
+        page.wait_for_selector("#mm-compare")
+        assert page.locator("#mm-answers .mm-answer").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        watched.close()
+        assert watched.wrong == []
+
+
+def test_the_keyboard_is_enough_and_every_control_has_a_name(opened, tmp_path):
+    with serving(studio(run=small_run(), votes_dir=str(tmp_path))) as url:
+        watched = Watched(opened, url, "desktop")
+        page = watched.page
+        page.get_by_label("Prompt").focus()
+        page.keyboard.type("typed")
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if (
+                page.evaluate("document.activeElement.id || document.activeElement.closest('[id]')?.id")
+                == "mm-compare"
+            ):
+                break
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#mm-answers .mm-answer")
+        nameless = page.evaluate(
+            """[...document.querySelectorAll('input, textarea, select, button, [role=tab], [role=button]')]
+            .filter(e => e.offsetParent && !(e.labels?.length || e.getAttribute('aria-label') || e.innerText?.trim()
+                    || e.getAttribute('aria-labelledby') || e.title || e.closest('label')))
+            .map(e => e.outerHTML.slice(0, 120))"""
+        )
+        assert nameless == []
+        watched.close()
+        assert watched.wrong == []
+
+
+def test_payloads_are_shown_as_text_wherever_they_come_from(opened, tmp_path):
+    names = [f"{n} {payload}" for n, payload in enumerate(PAYLOADS[:4])]
+    turn = {"at": 0}
+
+    def reply(index):
+        return lambda prompt, settings: PAYLOADS[(settings.seed * 4 + index) % len(PAYLOADS)]
+
+    numbers = {name: {group: {"mean": 0.5} for group in PAYLOADS[4:8]} for name in PAYLOADS[8:11]}
+    run = RunData(
+        groups=PAYLOADS[4:8],
+        majority=PAYLOADS[4],
+        win_rate=numbers,
+        utility=numbers,
+        utility_kind=PAYLOADS[11],
+        curves={PAYLOADS[12]: [[0, 0.0], [1, 1.0]]},
+        replies={payload: [(PAYLOADS[13], payload, True)] for payload in PAYLOADS},
+        group_facts={
+            g: {"share": 0.5, "examples": [dict.fromkeys(("prompt", "chosen", "rejected"), p) for p in PAYLOADS]}
+            for g in PAYLOADS[4:8]
+        },
+        cards={names[0]: "\n".join(PAYLOADS)},
+    )
+    made = studio(
+        {name: reply(index) for index, name in enumerate(names)},
+        FakeMixture(PAYLOADS[4:8]),
+        run,
+        reference=names[0],
+        title=PAYLOADS[0],
+        votes_dir=str(tmp_path),
+    )
+    made.problems = list(PAYLOADS)
+    with serving(made) as url:
+        watched = Watched(opened, url, "desktop")
+        page = watched.page
+        page.get_by_text("Settings: temperature").click()
+        seen = []
+        for turn["at"] in range(len(PAYLOADS) // 4):
+            page.get_by_label("Prompt").fill(PAYLOADS[turn["at"]])
+            page.get_by_label("Seed").fill(str(turn["at"]))
+            watched.compare()
+            first = PAYLOADS[turn["at"] * 4]
+            page.wait_for_function(
+                "t => document.querySelector('#mm-answers .mm-answer')?.textContent === t", arg=first
+            )
+            seen += [e.evaluate("e => e.textContent") for e in page.locator("#mm-answers .mm-answer").all()]
+        assert seen == PAYLOADS
+        page.locator("#mm-choice label").first.click()
+        page.click("#mm-vote")
+        page.get_by_text("your vote is stored").wait_for()
+        page.get_by_label("or one from the evaluation").click()
+        page.get_by_role("tab", name="Groups").click()
+        page.wait_for_selector("[aria-label='Best and worst answers']")
+        for tab in page.get_by_role("tab").all():
+            if tab.is_visible():
+                tab.click()
+        page.get_by_role("tab", name="Overview").click()
+        page.locator("details summary").first.click()
+        shown = page.locator("details pre").first.evaluate("e => e.textContent")
+        assert shown == "\n".join(PAYLOADS)
+        page.wait_for_timeout(500)
+        assert page.evaluate("window.owned") is None
+        assert (
+            page.evaluate("document.querySelectorAll('.mm-cards img, .mm-cards script, .mm-list img, pre *').length")
+            == 0
+        )
+        watched.close()
+        assert watched.wrong == []
+
+
+def test_long_prompts_and_missing_models_are_answered_politely(opened, tmp_path):
+    made = studio(votes_dir=str(tmp_path), max_prompt_characters=10)
+    made.problems = ["The policy 'x' could not be loaded, so it is not shown here."]
+    with serving(made) as url:
+        watched = Watched(opened, url, "phone")
+        assert watched.page.get_by_text("could not be loaded").is_visible()
+        # The field takes no more; what is sent past it is refused by the server (test_requests_that_are_refused).
+        watched.page.get_by_label("Prompt").fill("")
+        watched.page.click("#mm-compare")
+        watched.page.get_by_text("Please write a prompt").wait_for()
+        watched.close()
+        assert watched.wrong == []
+
+
+@pytest.mark.parametrize(
+    "template", ["/gradio_api/file={}", "/file={}", "/static/{}", "/assets/{}", "/custom_component/{}"]
+)
+def test_no_file_of_the_machine_is_served(tmp_path, template, monkeypatch):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret")
+    monkeypatch.chdir(tmp_path)
+    with serving(studio(votes_dir=str(tmp_path / "votes"))) as url:
+        (tmp_path / "votes" / "votes.jsonl").write_text("a secret\n")
+        for path in (
+            str(secret),
+            "secret.txt",
+            "votes/votes.jsonl",
+            f"../../../../../..{secret}",
+            f"..%2f..%2f..%2f..%2f..%2f..{secret}",
+            "/etc/passwd",
+            "../../../../../../etc/passwd",
+            "....//....//etc/passwd",
+        ):
+            try:
+                with urllib.request.urlopen(url + template.format(path)) as response:
+                    body = response.read()
+            except urllib.error.HTTPError as error:
+                assert error.code in (400, 403, 404, 405, 500)
+                body = error.read()
+            assert b"a secret" not in body and b"root:" not in body

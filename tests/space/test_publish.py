@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import importlib.util
+import io
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import yaml
+
+from trl_maxmin.cli import main
+from trl_maxmin.space.config import SpaceConfig
+from trl_maxmin.space.publish import build_wheel, push_space, read_secrets, space_files
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "run"
+    for part in ("policies/reference", "policies/maxmin", "mixture"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+        (folder / part / "model.safetensors").write_bytes(b"w")
+        (folder / part / "training_args.bin").write_bytes(b"pickle")
+    (folder / "assignments.json").write_text('{"ann": "a"}')
+    (folder / "run_record.json").write_text('{"schema_version": 1}')
+    return folder
+
+
+def test_the_wheel_is_one(tmp_path):
+    name, content = build_wheel()
+    assert (name, content) == build_wheel()
+    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+        names = wheel.namelist()
+        (info,) = {n.split("/")[0] for n in names if ".dist-info/" in n}
+        record = {row[0] for row in csv.reader(wheel.read(f"{info}/RECORD").decode().splitlines())}
+    assert record == set(names) and {"trl_maxmin/space/style.css", "trl_maxmin/space/deployed/app.py"} <= record
+    path = tmp_path / name
+    path.write_bytes(content)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "-q",
+        "--target",
+        str(tmp_path / "t"),
+    ]
+    subprocess.run([*command, str(path)], check=True)
+    assert (tmp_path / "t" / "trl_maxmin" / "space" / "app.py").is_file()
+
+
+def test_small_models_go_along_and_annotators_do_not(run_folder):
+    config = SpaceConfig(run=str(run_folder), votes_dataset="me/votes", title="ours")
+    files = space_files(config, "me/space")
+    settings = yaml.safe_load(files["space.yaml"])
+    assert settings["policies"] == {"reference": "run/policies/reference", "maxmin": "run/policies/maxmin"}
+    assert settings["mixture"] == "run/mixture" and settings["record"] == "run" and settings["title"] == "ours"
+    assert {"app.py", "README.md", "requirements.txt", "run/mixture/model.safetensors"} <= set(files)
+    assert not [name for name in files if "assignments" in name or name.endswith(".bin")]
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["datasets"] == ["me/votes"]
+    assert len(front["short_description"]) <= 60
+    requirements = files["requirements.txt"].decode()
+    assert "torch>=2.11,<2.12" in requirements
+    assert "/spaces/me/space/resolve/main/trl_maxmin-" in requirements
+    # Where pip could not read the Space, app.py unpacks the wheel.
+    assert "resolve" not in space_files(config, "me/space", private=True)["requirements.txt"].decode()
+
+
+def test_what_is_deployed_can_be_started_from(run_folder, tmp_path):
+    for name, content in space_files(SpaceConfig(run=str(run_folder)), "me/space").items():
+        path = tmp_path / "space" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    config = SpaceConfig.load(tmp_path / "space" / "space.yaml", {}).check()
+    assert config.policies["maxmin"] == str(tmp_path / "space" / "run" / "policies" / "maxmin")
+    assert config.record == str(tmp_path / "space" / "run")
+
+
+def test_hub_models_are_named_and_not_carried():
+    config = SpaceConfig(policies={"maxmin": "me/maxmin"}, mixture="me/mixture")
+    files = space_files(config, "me/space")
+    assert yaml.safe_load(files["space.yaml"])["policies"] == {"maxmin": "me/maxmin"}
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1])["models"] == ["me/maxmin", "me/mixture"]
+
+
+def test_folders_that_do_not_exist_and_models_too_large(run_folder, monkeypatch):
+    with pytest.raises(ValueError, match="There is no folder './gone', and it is no Hub id"):
+        space_files(SpaceConfig(policies={"a": "./gone"}), "me/space")
+    monkeypatch.setattr("trl_maxmin.space.publish._MAX_BUNDLED", 10)
+    with pytest.raises(ValueError, match="Publish them with `trl-maxmin push`, then name their Hub ids"):
+        space_files(SpaceConfig(run=str(run_folder)), "me/space")
+
+
+def test_the_template_has_to_be_there(monkeypatch, tmp_path):
+    monkeypatch.setattr("trl_maxmin.space.publish.PACKAGE", tmp_path / "trl_maxmin")
+    with pytest.raises(FileNotFoundError, match="reinstall trl-maxmin"):
+        space_files(SpaceConfig(policies={"a": "me/a"}), "me/space")
+
+
+def test_secrets_come_from_the_environment():
+    assert read_secrets(["A"], {"A": "1", "B": "2"}) == {"A": "1"}
+    with pytest.raises(ValueError, match="--secrets B: set the environment variable"):
+        read_secrets(["A", "B"], {"A": "1"})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl_maxmin.hub") is not None, reason="this installation can publish")
+def test_publishing_without_the_hub_part_is_said(run_folder):
+    with pytest.raises(RuntimeError, match="Publishing needs trl_maxmin.hub"):
+        push_space(SpaceConfig(run=str(run_folder)), "me/space")
+
+
+def test_what_is_published(run_folder, monkeypatch):
+    hub = pytest.importorskip("trl_maxmin.hub", reason="no trl_maxmin.hub in this installation")
+    seen = {}
+
+    def publish_repo(plan, token=None):
+        seen["plan"] = plan
+        return hub.Published(plan, "https://hub/spaces/me/space", "0", "created")
+
+    def add_space_secret(self, repo_id, name, value):
+        seen["secret"] = (repo_id, name, value)
+
+    monkeypatch.setattr("trl_maxmin.hub.publish_repo", publish_repo)
+    monkeypatch.setattr("huggingface_hub.HfApi.add_space_secret", add_space_secret)
+    config = SpaceConfig(run=str(run_folder))
+    url = push_space(config, "me/space", hardware="zero-a10g", secrets={"HF_TOKEN": "hf_x"})
+    plan = seen["plan"]
+    assert url.endswith("me/space") and plan.kind == "space" and plan.space_hardware == "zero-a10g"
+    assert "app.py" in plan.files and seen["secret"] == ("me/space", "HF_TOKEN", "hf_x")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The real client, pointed at our own Hub."""
+    hub_server = pytest.importorskip("tests.hub_server", reason="no Hub of our own in this checkout")
+    pytest.importorskip("trl_maxmin.hub", reason="no trl_maxmin.hub in this installation")
+    from huggingface_hub import constants, hf_api
+
+    with hub_server.HubServer(xet=False) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", hub_server.WRITE)
+        yield server
+
+
+def test_a_space_on_a_hub_of_our_own(hub, run_folder, monkeypatch, capsys):
+    monkeypatch.setenv("VOTES_TOKEN", "a secret")
+    words = ["space", "--run", str(run_folder), "--push", "me/space", "--secrets", "VOTES_TOKEN"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "402" in said and "free accounts" in said and "zero-a10g" in said
+    assert main([*words, "--hardware", "zero-a10g"]) == 0
+    repo = hub.store.repos["space", "me/space"]
+    assert repo.secrets == {"VOTES_TOKEN": "a secret"} and len(repo.branches["main"]) == 2
+    files = repo.branches["main"][-1].files
+    assert {"app.py", "README.md", "requirements.txt", "space.yaml", "run/mixture/model.safetensors"} <= set(files)
+    assert any(name.startswith("trl_maxmin-") and name.endswith(".whl") for name in files)
+    assert main([*words, "--hardware", "zero-a10g"]) == 0
+    assert len(hub.store.repos["space", "me/space"].branches["main"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Nothing to show: no policies are named. Make a run with `trl-maxmin demo`"),
+        (["--run", "/nowhere"], "There is no folder '/nowhere'"),
+        (["--policies", "a=x", "--preferences", "p.jsonl"], "--preferences needs a mixture and a local folder"),
+        (["--policies", "a=x", "--push", "me/s", "--secrets", "NO_SUCH_NAME"], "--secrets NO_SUCH_NAME"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, said, capsys):
+    assert main(["space", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_preferences_must_be_a_file(run_folder, capsys):
+    assert main(["space", "--run", str(run_folder), "--preferences", "gone.jsonl"]) == 1
+    assert "--preferences gone.jsonl: give an existing .jsonl or .parquet file" in capsys.readouterr().err

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: layout, and which action belongs to which part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+# Before Gradio is imported: the page and its server send nothing to anyone.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr  # noqa: E402
+
+from . import figures, html  # noqa: E402
+from .config import MAX_POLICIES, SpaceConfig  # noqa: E402
+from .scoring import Studio, label  # noqa: E402
+from .votes import Ballot, new_annotator_id  # noqa: E402
+from .wiring import Handlers  # noqa: E402
+
+
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
+_FORGET = 3600.0  # seconds after which a silent session's state is dropped
+
+
+def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> tuple[gr.Blocks, dict[str, Any]]:
+    """Load everything once and lay out the page.
+
+    Args:
+        config ([`SpaceConfig`], *optional*): default: [`SpaceConfig.load`] from the environment.
+        studio ([`Studio`], *optional*): already loaded models.
+
+    Returns:
+        `(gr.Blocks, dict)`: the app, and the keyword arguments for its `launch`.
+
+    Raises:
+        ValueError: the settings name nothing to show.
+    """
+    config = config or SpaceConfig.load()
+    studio = studio or Studio.load(config)
+    ballot = None
+    if config.votes_dir:
+        reference = studio.policies.get(config.reference) or next(iter(studio.policies.values()), None)
+        chat = bool(reference and getattr(reference.tokenizer, "chat_template", None))
+        ballot = Ballot(config.votes_dir, config.votes_dataset, config.votes_minutes, config.votes_public, chat)
+        studio.problems += [ballot.problem] if ballot.problem else []
+    handlers = Handlers(studio, ballot)
+    with gr.Blocks(title=config.title, analytics_enabled=False, fill_width=False) as app:
+        gr.HTML(html.header(config, studio.problems))
+        with gr.Tabs():
+            with gr.Tab("Compare"):
+                _compare_tab(studio, handlers)
+            with gr.Tab("Groups") as groups_tab:
+                pages = _groups_tab(studio)
+            with gr.Tab("Overview"):
+                gr.HTML(
+                    '<section aria-label="Overview">'
+                    + figures.overview(studio.run)
+                    + html.overview_table(studio.run)
+                    + html.cards_section(studio)
+                    + "</section>"
+                )
+        if pages:
+            groups_tab.select(
+                handlers.fill_groups,
+                None,
+                pages,
+                concurrency_id="models",
+                show_progress="hidden",
+                api_visibility="private",
+            )
+    app.queue(max_size=config.queue_size, default_concurrency_limit=1)
+    theme = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"])
+    return app, {
+        "css_paths": Path(__file__).with_name("style.css"),
+        "theme": theme,
+        "share": False,
+        "ssr_mode": False,
+        "show_error": False,
+        "footer_links": [],
+        "allowed_paths": [],
+        "max_file_size": "16kb",  # nothing here takes files
+        "state_session_capacity": 2000,
+    }
+
+
+def _compare_tab(studio: Studio, handlers: Handlers) -> None:
+    config, names = studio.config, list(studio.policies)
+    seen = gr.State(None, time_to_live=_FORGET)
+    annotator = gr.State(new_annotator_id, time_to_live=_FORGET)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=280):
+            prompt = gr.Textbox(
+                label="Prompt",
+                value=studio.prompts[0] if studio.prompts else "",
+                lines=2,
+                max_lines=8,
+                max_length=config.max_prompt_characters,
+                elem_id="mm-prompt",
+            )
+        with gr.Column(scale=2, min_width=240):
+            picked = gr.Dropdown(
+                studio.prompts[:200], value=None, label="or one from the evaluation", visible=bool(studio.prompts)
+            )
+            surprise = gr.Button("Surprise me", size="sm", visible=bool(studio.prompts), elem_id="mm-surprise")
+    policies = gr.CheckboxGroup(
+        [(label(name), name) for name in names],
+        value=names[:MAX_POLICIES],
+        label="Policies to compare (two to four)",
+        elem_id="mm-policies",
+    )
+    with gr.Accordion("Settings: temperature, seed, length", open=False):
+        with gr.Row():
+            temperature = gr.Slider(0, 2, value=1.0, step=0.1, label="Temperature (0 = always the likeliest word)")
+            seed = gr.Number(0, label="Seed (the same seed gives everyone the same answers)", precision=0, minimum=0)
+            length = gr.Slider(
+                1, studio.max_length, value=studio.max_length, step=1, label="Longest answer, in tokens"
+            )
+    with gr.Row(equal_height=True):
+        blind = gr.Checkbox(
+            False, label="Blind: hide and shuffle the policies until I have voted", elem_id="mm-blind", min_width=240
+        )
+        compare = gr.Button("Compare", variant="primary", elem_id="mm-compare", min_width=160)
+    message = gr.HTML("", elem_id="mm-message")
+    panel = gr.HTML(html.answers_panel([]), elem_id="mm-answers")
+    line = gr.HTML("", elem_id="mm-words")
+    with gr.Group(visible=handlers.ballot is not None):
+        with gr.Row():
+            choice = gr.Radio(
+                [], label="Which answer do you prefer?", elem_id="mm-choice", interactive=True, min_width=260
+            )
+            closest = gr.Dropdown(
+                [("I would rather not say", ""), *((group, group) for group in studio.groups)],
+                value="",
+                label="Which group do you feel closest to? (optional)",
+                elem_id="mm-closest",
+                min_width=260,
+            )
+        vote = gr.Button("Send my vote", interactive=False, elem_id="mm-vote")
+    if handlers.ballot is not None:
+        gr.HTML(
+            '<p class="mm-small">A vote stores the prompt, the answers, your choice, the group if you name one, and a '
+            "random number for this visit. Nothing else about you.</p>"
+        )
+    asked = [prompt, policies, temperature, seed, length, blind]
+    shown = [panel, line, message, seen, choice, vote]
+    for trigger, name in ((compare.click, "compare"), (prompt.submit, None)):
+        trigger(
+            handlers.compare,
+            asked,
+            shown,
+            concurrency_id="models",
+            concurrency_limit=1,
+            show_progress="hidden",
+            api_name=name,
+            api_visibility="public" if name else "private",
+        )
+    vote.click(
+        handlers.vote,
+        [seen, annotator, choice, closest],
+        [panel, line, message, seen, vote],
+        concurrency_limit=8,
+        show_progress="hidden",
+        api_name="vote",
+    )
+    surprise.click(handlers.surprise, prompt, prompt, queue=False, api_visibility="private", show_progress="hidden")
+    # Leaving the list without a choice reports an empty one; it must not wipe what was typed.
+    picked.input(
+        lambda picked, current: picked or current,
+        [picked, prompt],
+        prompt,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
+def _groups_tab(studio: Studio) -> list[gr.HTML]:
+    pages = []
+    if not studio.groups:
+        gr.HTML(html.notice("There are no groups to show: no reward mixture is loaded."))
+        return []
+    with gr.Tabs():
+        for group in studio.groups:
+            with gr.Tab(group):
+                gr.HTML(html.group_page(studio, group))
+                pages.append(gr.HTML(""))
+    return pages
+
+
+def launch(config: SpaceConfig | None = None, **kwargs: Any) -> Any:
+    """Load, build and serve the page; `kwargs` go to Gradio's `launch`."""
+    app, settings = create(config)
+    return app.launch(**settings | kwargs)

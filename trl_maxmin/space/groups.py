@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who the groups are in the data: pairs, share, typical examples; never annotator ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
+
+
+GROUP_FACTS_NAME = "groups.json"
+
+
+def describe_groups(
+    mixture: Any, preferences: Dataset, annotator_column: str = ANNOTATOR_COLUMN, num_examples: int = 3
+) -> dict[str, dict[str, Any]]:
+    """What the data say of each component's people.
+
+    Annotators go to their most probable component. Typical are pairs of a component's own annotators that the
+    component sees as they do and the other components least: the largest
+    `d_k - mean over the others of d_j`, where `d` is the reward of the chosen minus that of the rejected reply.
+
+    Args:
+        mixture ([`MixtureRewardModel`]): with its tokenizer.
+        preferences (`Dataset`): pairs, with an annotator column.
+        annotator_column (`str`, *optional*, defaults to `"annotator_id"`): that column.
+        num_examples (`int`, *optional*, defaults to 3): pairs of each component, each of another prompt.
+
+    Returns:
+        `dict`: component -> `annotators`, `pairs` (numbers), `pair_share` (of all pairs) and `examples` (`prompt`,
+        `chosen`, `rejected`). No annotator ids.
+
+    Raises:
+        ValueError: as [`MixtureRewardModel.assign`].
+    """
+    posterior = mixture.assign(preferences, annotator_column=annotator_column)
+    of = dict(zip(posterior.annotator_ids, posterior.probabilities.argmax(-1).tolist(), strict=True))
+    pairs = prepare_preferences(preferences, annotator_column)
+    own = torch.tensor([of[annotator] for annotator in pairs[ANNOTATOR_COLUMN]])
+    prompts = list(pairs["prompt"]) if "prompt" in pairs.column_names else [""] * len(pairs)
+    chosen, rejected = list(pairs["chosen"]), list(pairs["rejected"])
+    rewards = mixture.score(prompts + prompts, chosen + rejected).cpu()
+    margin = rewards[: len(pairs)] - rewards[len(pairs) :]
+    facts = {}
+    for k, name in enumerate(mixture.component_names):
+        rows = (own == k).nonzero().flatten().tolist()
+        others = [j for j in range(margin.shape[1]) if j != k]
+        contrast = margin[:, k] - margin[:, others].mean(-1) if others else margin[:, k]
+        examples: list[dict[str, str]] = []
+        for row in sorted(rows, key=lambda row: -float(contrast[row])):
+            example = {
+                "prompt": _text(prompts[row]),
+                "chosen": _text(chosen[row]),
+                "rejected": _text(rejected[row]),
+            }
+            if example["prompt"] not in {seen["prompt"] for seen in examples} or not example["prompt"]:
+                examples.append(example)
+            if len(examples) == num_examples:
+                break
+        facts[name] = {
+            "annotators": sum(component == k for component in of.values()),
+            "pairs": len(rows),
+            "pair_share": len(rows) / len(pairs),
+            "examples": examples,
+        }
+    return facts
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
+
+
+def write_group_facts(facts: Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:
+    """Write `groups.json` in a folder."""
+    path = Path(folder) / GROUP_FACTS_NAME
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def read_group_facts(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Read `groups.json`.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not all(isinstance(entry, dict) for entry in facts.values()):
+        raise ValueError(f"{path} must hold an object for each group, as `trl-maxmin demo` writes it.")
+    return facts

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything the buttons compute: answers side by side, their utility for every group, and the line in words."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..data.tokenization import Prompt
+from ..functional.utility import within_prompt_scale
+from .config import MAX_POLICIES, SpaceConfig
+from .limits import Refused, check_request
+from .policies import Policy, Settings, load_or_explain
+from .run_data import RunData
+
+
+_CALIBRATION_PROMPTS = 8
+_CACHED_PROMPTS = 256
+_POOL_PROMPTS = 16
+NAMES = {"reference": "Reference", "single": "Single reward", "maxmin": "MaxMin", "oracle": "MaxMin on gold utilities"}
+"""How the page calls the policies of a run; other policies are called by their own names."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One policy's answer.
+
+    Args:
+        policy (`str`): its name.
+        text (`str`): so far, as the model wrote it (not escaped).
+        finished (`bool`): whether it ended by itself.
+        done (`bool`): whether nothing will follow.
+        utilities (`dict[str, float]`, *optional*): group -> utility, in standard deviations of the reference policy's
+            answers to a prompt; 0 = what its answers to this prompt get on average. `None` while it is written, or
+            without a mixture.
+    """
+
+    policy: str
+    text: str
+    finished: bool = False
+    done: bool = False
+    utilities: dict[str, float] | None = None
+
+    @property
+    def worst_group(self) -> str | None:
+        """The group that this answer serves least; `None` where there is nothing to compare."""
+        if not self.utilities or len(self.utilities) < 2:
+            return None
+        return min(self.utilities, key=lambda group: self.utilities[group])
+
+
+def label(policy: str) -> str:
+    """How the page calls a policy.
+
+    Example:
+
+    >>> label("maxmin"), label("me/mine")
+    ('MaxMin', 'me/mine')
+    """
+    return NAMES.get(policy, policy)
+
+
+def describe_difference(difference: float) -> str:
+    """A difference of utilities in words: below 0.05 equal, below 0.3 slightly, from 1.5 much.
+
+    Example:
+
+    >>> describe_difference(0.8), describe_difference(-0.1), describe_difference(0.01), describe_difference(-2)
+    ('better', 'slightly worse', 'about equal', 'much worse')
+    """
+    if abs(difference) < 0.05:
+        return "about equal"
+    much = "much " if abs(difference) >= 1.5 else "slightly " if abs(difference) < 0.3 else ""
+    return much + ("better" if difference > 0 else "worse")
+
+
+def compare_words(answers: Sequence[Answer]) -> list[tuple[str, str, float]]:
+    """What the featured policy's answer is to each group, against the baseline's.
+
+    Args:
+        answers (`Sequence[Answer]`): finished, with utilities.
+
+    Returns:
+        `list` of (group, words, difference), the largest gain first; empty where there is nothing to compare. See
+        [`featured`] for which two policies.
+    """
+    pair = featured([answer.policy for answer in answers])
+    by_name = {answer.policy: answer for answer in answers}
+    if pair is None or any(by_name[name].utilities is None for name in pair):
+        return []
+    ours, theirs = (by_name[name].utilities or {} for name in pair)
+    rows = [(group, ours[group] - theirs[group]) for group in ours if group in theirs]
+    rows.sort(key=lambda row: -row[1])
+    return [(group, describe_difference(value), value) for group, value in rows]
+
+
+def featured(names: Sequence[str]) -> tuple[str, str] | None:
+    """Policy and baseline of the line in words: MaxMin (or the last one) against the single reward (or the first).
+
+    Example:
+
+    >>> featured(["reference", "single", "maxmin"]), featured(["reference", "mine"]), featured(["maxmin"])
+    (('maxmin', 'single'), ('mine', 'reference'), None)
+    """
+    if len(names) < 2:
+        return None
+    ours = "maxmin" if "maxmin" in names else names[-1]
+    others = [name for name in names if name != ours]
+    return ours, "single" if "single" in others else others[0]
+
+
+def sentence(answers: Sequence[Answer]) -> str:
+    """The comparison as one plain sentence (not escaped); empty where there is nothing to compare."""
+    rows = compare_words(answers)
+    if not rows:
+        return ""
+    ours, theirs = featured([answer.policy for answer in answers]) or ("", "")
+    parts = [f"{words} for {group} ({value:+.1f})" for group, words, value in rows]
+    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return f"Compared with {label(theirs)}, {label(ours)} is {listed}."
+
+
+class Studio:
+    """Models and results of one Space, loaded once; every method may be called from several threads.
+
+    Args:
+        config ([`SpaceConfig`]): what to show.
+        policies (`dict[str, Policy]`): loaded policies.
+        mixture ([`MixtureRewardModel`], *optional*): loaded mixture, with its tokenizer.
+        run ([`RunData`], *optional*): results of the run.
+        problems (`Sequence[str]`, *optional*): sentences for the page about what could not be loaded.
+    """
+
+    def __init__(
+        self,
+        config: SpaceConfig,
+        policies: Mapping[str, Policy],
+        mixture: Any = None,
+        run: RunData | None = None,
+        problems: Sequence[str] = (),
+    ) -> None:
+        self.config = config
+        self.policies = dict(policies)
+        self.mixture = mixture
+        self.run = run or RunData()
+        self.problems = list(problems)
+        self.prompts = list(dict.fromkeys(config.prompts or self.run.prompts))
+        self._baselines: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool: dict[str, list[tuple[str, str, dict[str, float]]]] | None = None
+        self._scale: torch.Tensor | None = None
+
+    @classmethod
+    def load(cls, config: SpaceConfig) -> Studio:
+        """Load all that the settings name; what cannot be loaded becomes a sentence on the page.
+
+        Raises:
+            ValueError: the settings name nothing.
+        """
+        config.check()
+        policies, problems, mixture = {}, [], None
+        for name, source in config.policies.items():
+            policy, problem = load_or_explain(
+                f"The policy {name!r}",
+                source,
+                lambda name=name, source=source: Policy.load(name, source, config.dtype, config.device),
+            )
+            if policy is not None:
+                policies[name] = policy
+            problems += [problem] if problem else []
+        if config.mixture is not None:
+            mixture, problem = load_or_explain("The reward mixture", config.mixture, lambda: _load_mixture(config))
+            problems += [problem] if problem else []
+        run, found = RunData.load(config)
+        studio = cls(config, policies, mixture, run, problems + found)
+        studio.prepare()
+        return studio
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the mixture's components, which stand for the groups."""
+        return list(self.mixture.component_names) if self.mixture is not None else []
+
+    @property
+    def max_length(self) -> int:
+        """Longest answer that can be asked for, in tokens: half of the smallest context at most."""
+        contexts = [policy.context for policy in self.policies.values() if policy.context]
+        return max(1, min([self.config.max_new_tokens, *(context // 2 for context in contexts)]))
+
+    def prepare(self) -> None:
+        """Measure the scale of the utilities on the reference policy's answers, where the mixture carries none."""
+        if self.mixture is None:
+            return
+        shift, scale = self.mixture.reward_shift, self.mixture.reward_scale
+        calibrated = bool((shift != 0).any() or (scale != 1).any())
+        if calibrated or self._reference is None or not self.prompts or self.config.baseline_replies < 4:
+            self._scale = scale
+            return
+        replies = torch.stack([self._baseline(prompt) for prompt in self.prompts[:_CALIBRATION_PROMPTS]])
+        self._scale = within_prompt_scale(replies)
+
+    @property
+    def _reference(self) -> Policy | None:
+        return self.policies.get(self.config.reference)
+
+    def random_prompt(self, other_than: str = "") -> str:
+        """One of the evaluation's prompts; empty where there are none."""
+        others = [prompt for prompt in self.prompts if prompt != other_than] or self.prompts
+        return random.choice(others) if others else ""
+
+    def compare(self, prompt: str, names: Sequence[str], settings: Settings) -> Iterator[list[Answer]]:
+        """Answers side by side, growing; the last state has the utilities.
+
+        Args:
+            prompt (`str`): the visitor's.
+            names (`Sequence[str]`): two to four policies.
+            settings ([`Settings`]): temperature, seed and length.
+
+        Yields:
+            `list[Answer]`, in the order of `names`.
+
+        Raises:
+            Refused: with a sentence for the visitor; before anything is computed.
+        """
+        check_request(
+            prompt,
+            settings.temperature,
+            settings.seed,
+            settings.length,
+            self.config.max_prompt_characters,
+            self.max_length,
+        )
+        names = [name for name in self.policies if name in set(names)]
+        if not min(2, len(self.policies)) <= len(names) <= MAX_POLICIES or not names:
+            raise Refused(f"Please choose two to {MAX_POLICIES} policies.")
+        encoded = {name: self._encode(name, prompt, settings.length) for name in names}
+        streams = {name: self.policies[name].stream(ids, settings) for name, ids in encoded.items()}
+        answers = {name: Answer(name, "") for name in names}
+        while streams:
+            for name in list(streams):
+                reply = next(streams[name])
+                answers[name] = Answer(name, reply.text, reply.finished, reply.done)
+                if reply.done:
+                    streams.pop(name).close()
+            yield list(answers.values())
+        yield self.with_utilities(prompt, list(answers.values()))
+
+    def _encode(self, name: str, prompt: str, length: int) -> list[int]:
+        policy = self.policies[name]
+        ids = policy.encode(prompt)
+        room = (policy.context or 10**9) - length
+        if not ids:
+            raise Refused("Please write a prompt with at least one word that the models know.")
+        if len(ids) > room:
+            raise Refused(
+                f"This prompt has {len(ids)} tokens; with answers of {length} tokens the models here read at most "
+                f"{room}. Please shorten the prompt, or the answers."
+            )
+        return ids
+
+    def with_utilities(self, prompt: str, answers: Sequence[Answer]) -> list[Answer]:
+        """The answers with their utility for every group; unchanged where there is no mixture."""
+        if self.mixture is None:
+            return list(answers)
+        rewards = self._rewards(prompt, [(answer.text, answer.finished) for answer in answers])
+        if rewards is None:
+            return list(answers)
+        utilities = self._standardise(prompt, rewards)
+        return [
+            replace(answer, utilities={group: float(value) for group, value in zip(self.groups, row, strict=True)})
+            for answer, row in zip(answers, utilities, strict=True)
+        ]
+
+    def _standardise(self, prompt: str, rewards: torch.Tensor) -> torch.Tensor:
+        known = self._reference is not None and self.config.baseline_replies > 0
+        shift = self._baseline(prompt).mean(0) if known else self.mixture.reward_shift
+        scale = self._scale if self._scale is not None else self.mixture.reward_scale
+        return (rewards - shift) / scale.clamp(min=1e-6)
+
+    def _rewards(self, prompt: str, replies: Sequence[tuple[str, bool]]) -> torch.Tensor | None:
+        """`(N, K)`, or `None` where the prompt is too long for the reward model."""
+        count = len(replies)
+        try:
+            return self.mixture.score(
+                [self._scored_prompt(prompt)] * count,
+                [text for text, _ in replies],
+                finished=[finished for _, finished in replies],
+            ).cpu()
+        except ValueError:
+            return None
+
+    def _scored_prompt(self, prompt: str) -> Prompt:
+        chat = getattr(self.mixture.processing_class, "chat_template", None)
+        return [{"role": "user", "content": prompt}] if chat else prompt
+
+    def _baseline(self, prompt: str) -> torch.Tensor:
+        """Rewards `(M, K)` of the reference policy's answers to a prompt, remembered for the last prompts."""
+        with self._lock:
+            if prompt in self._baselines:
+                self._baselines.move_to_end(prompt)
+                return self._baselines[prompt]
+        reference = self._reference
+        assert reference is not None
+        settings = Settings(temperature=1.0, seed=0, length=self.max_length)
+        ids = reference.encode(prompt)
+        room = (reference.context or 10**9) - len(ids)
+        replies = reference.sample(
+            ids, replace(settings, length=min(settings.length, room)), self.config.baseline_replies
+        )
+        rewards = self._rewards(prompt, [(reply.text, reply.finished) for reply in replies])
+        if rewards is None:
+            rewards = torch.zeros(1, self.mixture.num_components)
+        with self._lock:
+            self._baselines[prompt] = rewards
+            while len(self._baselines) > _CACHED_PROMPTS:
+                self._baselines.popitem(last=False)
+        return rewards
+
+    def extremes(self, group: str, count: int = 3) -> dict[str, tuple[list[tuple], list[tuple]]]:
+        """Of each policy's recorded answers, the best and the worst for a group.
+
+        Returns:
+            `dict`: policy -> (best, worst), each a list of (prompt, answer, utility), the most extreme first; answers
+            of one policy are on one side only.
+        """
+        if self.mixture is None or group not in self.groups or not self.run.replies:
+            return {}
+        with self._lock:
+            pool = self._pool
+        if pool is None:
+            pool = self._score_pool()
+            with self._lock:
+                self._pool = pool
+        result = {}
+        for policy, rows in pool.items():
+            ranked = sorted(((p, text, values[group]) for p, text, values in rows), key=lambda row: -row[2])
+            own = min(count, max(1, len(ranked) // 2))
+            worst = ranked[::-1][:own] if len(ranked) > 1 else []
+            result[policy] = (ranked[:own], worst)
+        return result
+
+    def _score_pool(self) -> dict[str, list[tuple[str, str, dict[str, float]]]]:
+        pool: dict[str, list[tuple[str, str, dict[str, float]]]] = {}
+        for prompt in list(self.run.replies)[:_POOL_PROMPTS]:
+            answers = [Answer(p, text, finished) for p, text, finished in self.run.replies[prompt]]
+            for answer in self.with_utilities(prompt, answers):
+                if answer.utilities is not None:
+                    pool.setdefault(answer.policy, []).append((prompt, answer.text, answer.utilities))
+        order = list(self.policies)
+        return {name: pool[name] for name in sorted(pool, key=lambda n: order.index(n) if n in order else len(order))}
+
+
+def _load_mixture(config: SpaceConfig) -> Any:
+    from ..models import MixtureRewardModel
+    from .policies import pick_device
+
+    mixture = MixtureRewardModel.from_pretrained(config.mixture, use_safetensors=True)
+    if mixture.processing_class is None:
+        raise ValueError(f"{config.mixture} has no tokenizer")
+    return mixture.eval().requires_grad_(False).to(pick_device(config.device))

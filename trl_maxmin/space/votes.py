@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Visitors' votes as a preference set that `trl-maxmin reward` trains on.
+
+One line a pair, appended to a file: a vote among M answers gives the chosen one against each of the others. A vote is
+acknowledged when its lines are on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .limits import Refused
+
+
+if TYPE_CHECKING:  # scoring imports the models; a writer of votes needs none of them
+    from .scoring import Answer
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time there
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+
+def new_annotator_id() -> str:
+    """A random name for a session; it says nothing about who it is."""
+    return f"visitor-{uuid.uuid4().hex}"
+
+
+def vote_rows(
+    prompt: str,
+    answers: Sequence[Answer],
+    choice: int,
+    annotator_id: str,
+    group: str | None = None,
+    blind: bool = False,
+    conversational: bool = False,
+) -> list[dict[str, Any]]:
+    """A vote in the column format of `trl_maxmin.data.columns`.
+
+    Args:
+        prompt (`str`): what was answered.
+        answers (`Sequence[Answer]`): all that were shown.
+        choice (`int`): which was preferred.
+        annotator_id (`str`): of the session.
+        group (`str`, *optional*): the group the visitor feels closest to; the column is an empty text without one.
+        blind (`bool`): whether the policies were hidden.
+        conversational (`bool`): write messages instead of text.
+
+    Returns:
+        `list[dict]`: the chosen answer against each other one; equal texts are no preference and give no row.
+
+    Example:
+
+    >>> from trl_maxmin.space.scoring import Answer
+    >>> answers = [Answer("reference", "dull"), Answer("maxmin", "superb")]
+    >>> (row,) = vote_rows("review :", answers, 1, "visitor-1")
+    >>> row["chosen"], row["rejected"], row["chosen_policy"]
+    ('superb', 'dull', 'maxmin')
+    """
+
+    def turn(role: str, text: str) -> Any:
+        return [{"role": role, "content": text}] if conversational else text
+
+    chosen = answers[choice]
+    return [
+        {
+            "prompt": turn("user", prompt),
+            "chosen": turn("assistant", chosen.text),
+            "rejected": turn("assistant", other.text),
+            "annotator_id": annotator_id,
+            "group": group or "",
+            "chosen_policy": chosen.policy,
+            "rejected_policy": other.policy,
+            "blind": blind,
+        }
+        for other in answers
+        if other.text != chosen.text
+    ]
+
+
+class VoteStore:
+    """Append-only file of votes, safe for threads, processes and a kill at any moment.
+
+    A vote is one write of whole lines at the end of the file, under a lock, followed by fsync. A kill during the write
+    can leave an unfinished last line, of a vote that nobody was told is stored; the next writer (or `repair`) cuts it
+    off.
+
+    Args:
+        folder (`str` or path): created if missing; the file is `votes.jsonl` in it.
+        lock (*optional*): held while writing, such as a `CommitScheduler`'s.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], lock: Any = None) -> None:
+        self.path = Path(folder) / "votes.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = lock or threading.Lock()
+        self.repair()
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Store the rows of one vote; when it returns they are on the disk.
+
+        Raises:
+            OSError: they could not be stored; none of them is.
+        """
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace")
+        if not data:
+            return
+        with self._lock, open(self.path, "ab", buffering=0) as file:
+            _lock(file)
+            end = _cut_unfinished(self.path)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(file.fileno(), data[written:])
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, end)
+                raise
+
+    def repair(self) -> None:
+        """Cut off an unfinished last line."""
+        if self.path.exists():
+            with open(self.path, "ab") as file:
+                _lock(file)
+                _cut_unfinished(self.path)
+
+    def __len__(self) -> int:
+        """Number of stored pairs."""
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+
+
+def _lock(file: Any) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _cut_unfinished(path: Path) -> int:
+    """Truncate after the last newline; returns the size."""
+    size = path.stat().st_size
+    with open(path, "rb+") as file:
+        end = size
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end != size:
+            file.truncate(end)
+    return end
+
+
+class Ballot:
+    """Takes votes: checks them, stores them here and, where configured, on the Hub.
+
+    Args:
+        folder (`str` or path): of the vote file.
+        dataset (`str`, *optional*): Hub dataset to which the file is sent every `minutes`.
+        minutes (`float`), public (`bool`): of that dataset.
+        conversational (`bool`): write messages instead of text.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        dataset: str | None = None,
+        minutes: float = 5.0,
+        public: bool = False,
+        conversational: bool = False,
+    ) -> None:
+        self.conversational = conversational
+        self.problem: str | None = None
+        lock = None
+        if dataset:
+            lock = self._schedule(folder, dataset, minutes, public)
+        self.store = VoteStore(Path(folder) / "data" if dataset else folder, lock)
+
+    def _schedule(self, folder: Any, dataset: str, minutes: float, public: bool) -> Any:
+        from huggingface_hub import CommitScheduler
+
+        # A Space starts with an empty disk: a name of its own keeps it from replacing the votes of the last start.
+        start = f"data/{uuid.uuid4().hex[:12]}"
+        try:
+            (Path(folder) / "data").mkdir(parents=True, exist_ok=True)
+            self.scheduler = CommitScheduler(
+                repo_id=dataset,
+                repo_type="dataset",
+                folder_path=str(Path(folder) / "data"),
+                path_in_repo=start,
+                every=minutes,
+                private=None if public else True,
+                squash_history=False,
+            )
+        except (OSError, ValueError) as error:
+            logger.exception("votes are stored here only: %s is not reachable", dataset)
+            reason = str(error).splitlines()[0][:200]
+            self.problem = f"Votes are stored here only, as the dataset {dataset} could not be reached ({reason})."
+            return None
+        return self.scheduler.lock
+
+    def cast(
+        self,
+        prompt: str,
+        answers: Sequence[Answer],
+        choice: int,
+        annotator_id: str,
+        group: str | None = None,
+        blind: bool = False,
+    ) -> int:
+        """Store a vote.
+
+        Returns:
+            `int`: stored pairs; 0 where all answers are the same text.
+
+        Raises:
+            Refused: no such answer, or the vote could not be stored.
+        """
+        if not 0 <= choice < len(answers):
+            raise Refused("Please choose one of the answers.")
+        rows = vote_rows(prompt, answers, choice, annotator_id, group, blind, self.conversational)
+        try:
+            self.store.append(rows)
+        except OSError as error:
+            logger.exception("a vote could not be stored")
+            raise Refused("Your vote could not be stored, sorry. Please try again later.") from error
+        return len(rows)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens when a visitor presses a button: from inputs to pieces of the page."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from . import html
+from .limits import RateLimit, Refused
+from .policies import Settings
+from .scoring import Answer, Studio, label
+from .votes import Ballot
+
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_UPDATES = 0.1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a session was last shown, in the order of the page; kept on the server, so that votes are about that."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+    hidden: bool = False
+    blind: bool = False
+    voted: bool = False
+
+
+def zero_gpu(function: Callable) -> Callable:
+    """`spaces.GPU` where a Space lends GPUs by the call, the function itself elsewhere."""
+    try:
+        import spaces
+    except ImportError:
+        return function
+    return spaces.GPU(duration=60)(function)
+
+
+class Handlers:
+    """The page's actions.
+
+    Args:
+        studio ([`Studio`]): models and results.
+        ballot ([`Ballot`], *optional*): takes votes.
+    """
+
+    def __init__(self, studio: Studio, ballot: Ballot | None) -> None:
+        self.studio = studio
+        self.ballot = ballot
+        self.limit = RateLimit(studio.config.requests_per_minute)
+        self._compare = zero_gpu(studio.compare)
+        self._extremes = zero_gpu(studio.extremes)
+
+    def compare(
+        self,
+        prompt: str,
+        policies: Sequence[str],
+        temperature: float,
+        seed: float,
+        length: float,
+        blind: bool,
+        request: gr.Request,
+    ) -> Iterator[tuple]:
+        """Answers as they grow, then utilities, the line in words and the form of the vote."""
+        try:
+            self.limit.check(request.session_hash or "")
+            settings = Settings(_number(temperature), _whole(seed), _whole(length))
+            order: list[int] | None = None
+            shown, answers = 0.0, []
+            for answers in self._compare(prompt, list(policies or []), settings):
+                if order is None:
+                    order = list(range(len(answers)))
+                    if blind:
+                        # Not from the visitor's seed: whoever knows it would know the order.
+                        random.SystemRandom().shuffle(order)
+                answers = [answers[i] for i in order]
+                if time.monotonic() - shown > _SECONDS_BETWEEN_UPDATES:
+                    shown = time.monotonic()
+                    panel = html.answers_panel(answers, hidden=blind, streaming=True)
+                    yield panel, "", "", gr.skip(), gr.skip(), gr.skip()
+        except Refused as refusal:
+            yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip(), gr.skip()
+            return
+        except Exception:
+            logger.exception("a comparison failed")
+            text = "Something went wrong on our side, sorry. Please try again."
+            yield gr.skip(), gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip(), gr.skip()
+            return
+        seen = Comparison(prompt, tuple(answers), hidden=bool(blind), blind=bool(blind))
+        yield (*self._shown(seen), seen, self._choices(seen), gr.update(interactive=True))
+
+    def _shown(self, seen: Comparison, message: str = "") -> tuple[str, str, str]:
+        panel = html.answers_panel(seen.answers, hidden=seen.hidden)
+        line = "" if seen.hidden else html.comparison_line(_in_order(seen.answers, self.studio))
+        if seen.hidden and not message:
+            message = "The policies are hidden until you vote."
+        return panel, line, html.notice(message)
+
+    def _choices(self, seen: Comparison) -> Any:
+        names = [html.letter(i) if seen.hidden else label(answer.policy) for i, answer in enumerate(seen.answers)]
+        return gr.update(choices=[(name, i) for i, name in enumerate(names)], value=None, interactive=True)
+
+    def vote(
+        self,
+        seen: Comparison | None,
+        annotator_id: str,
+        choice: int | None,
+        group: str | None,
+        request: gr.Request,
+    ) -> tuple:
+        """Store a vote and, in blind mode, show who wrote what."""
+        nothing = gr.skip()
+        try:
+            if self.ballot is None:
+                raise Refused("This page takes no votes.")
+            if seen is None:
+                raise Refused("Please compare some answers first.")
+            if seen.voted:
+                raise Refused("You have voted on these answers. Compare again to vote once more.")
+            if not isinstance(choice, int) or isinstance(choice, bool):
+                raise Refused("Please choose the answer you prefer.")
+            self.limit.check(request.session_hash or "")
+            known = group if group in self.studio.groups else None
+            stored = self.ballot.cast(seen.prompt, seen.answers, choice, annotator_id, known, seen.blind)
+        except Refused as refusal:
+            return nothing, nothing, html.notice(str(refusal), "warning"), nothing, nothing
+        seen = replace(seen, hidden=False, voted=True)
+        thanks = (
+            "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
+        )
+        return (*self._shown(seen, thanks), seen, gr.update(interactive=False))
+
+    def surprise(self, current: str) -> str:
+        """A prompt of the evaluation."""
+        return self.studio.random_prompt(current)
+
+    def fill_groups(self) -> list[str]:
+        """Best and worst answers for every group."""
+        try:
+            pages = [html.extremes_page(group, self._extremes(group)) for group in self.studio.groups]
+        except Exception:
+            logger.exception("recorded answers could not be scored")
+            pages = [html.notice("The recorded answers could not be scored.", "warning")] * len(self.studio.groups)
+        return pages
+
+
+def _in_order(answers: Sequence[Answer], studio: Studio) -> list[Answer]:
+    order = list(studio.policies)
+    return sorted(answers, key=lambda answer: order.index(answer.policy))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused("Temperature, seed and length must be numbers.")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number != number or abs(number) > 2**53:
+        raise Refused("Seed and length must be whole numbers of a reasonable size.")
+    return int(number)
