@@ -59,10 +59,11 @@ def main(script_args: ScriptArguments, training_args: MixtureRewardConfig, model
     ################
     trainer.save_model(training_args.output_dir)
     mixture = trainer.mixture
+    assignments = trainer.assignments()  # all processes share the work
     if trainer.accelerator.is_main_process:
         shares = zip(mixture.component_names, mixture.mixing_weights.tolist(), strict=True)
         print_table("Components", ["component", "share"], [[name, f"{share:.2f}"] for name, share in shares])
-        for annotator, component in list(trainer.assignments().items())[:10]:
+        for annotator, component in list(assignments.items())[:10]:
             print(f"  {annotator}: {component}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)

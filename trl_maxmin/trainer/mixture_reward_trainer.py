@@ -547,7 +547,7 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
         """Which component describes each annotator, by all their pairs.
 
         Held-out pairs count here, as they may once everything is measured; `em_state.log_responsibilities` is what the
-        training pairs alone say.
+        training pairs alone say. All ranks have to call it: they share the held-out pairs.
 
         Returns:
             [`AnnotatorPosterior`]: `(H, K)`. Stays on this machine.
@@ -567,7 +567,7 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
         return AnnotatorPosterior(self.annotators.annotator_ids, log_resp.exp(), counts)
 
     def assignments(self) -> dict[str | int, str]:
-        """Component name of each annotator, by all their pairs. Stays on this machine."""
+        """Component name of each annotator, by all their pairs. All ranks have to call it. Stays on this machine."""
         names = self.mixture.component_names
         best = self.posterior().probabilities.argmax(-1).tolist()
         return {annotator: names[k] for annotator, k in zip(self.annotators.annotator_ids, best, strict=True)}
