@@ -14,6 +14,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from tests.launcher import launch
 from trl_maxmin import MixtureRewardModel
 from trl_maxmin.cli import main
 
@@ -42,6 +43,33 @@ def files(tmp_path, word_tokenizer, monkeypatch):
 
 COMMON = ["--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false", "--report_to", "none"]
 COMMON += ["--save_strategy", "no", "--disable_tqdm", "true"]
+
+
+ON_EACH_RANK = """
+import json, os, sys
+from trl_maxmin.cli import main
+out, options = sys.argv[1], sys.argv[2:]
+status = main(options)
+open(f"{out}.{os.environ['RANK']}", "w").write(json.dumps(status))
+"""
+
+
+@pytest.mark.slow
+def test_rewards_on_two_processes(files):
+    """What only one process writes may not be measured by one alone: the others would wait for ever."""
+    reward = [
+        "reward",
+        "--dataset_name",
+        "preferences.jsonl",
+        "--model_name_or_path",
+        "base",
+        "--output_dir",
+        "mixture",
+    ]
+    reward += ["--annotator_column", "worker", "--max_steps", "4", "--per_device_train_batch_size", "8", *COMMON]
+    assert launch(ON_EACH_RANK, 2, files / "ranks" / "run", *reward) == [0, 0]
+    assert len(json.loads((files / "mixture" / "assignments.json").read_text())) == 8
+    assert AutoModel.from_pretrained(files / "mixture").num_components == 2
 
 
 def test_preferences_to_mixture_to_policy(files, capsys):

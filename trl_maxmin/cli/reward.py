@@ -86,12 +86,12 @@ def lora_config(model: ModelConfig) -> LoraConfig:
 
 
 def save_mixture(trainer: MixtureRewardTrainer, output_dir: str | Path, mixture_dir: str = "") -> None:
-    """Save the mixture, its components and the assignments below a folder (rank 0 only)."""
+    """Save the mixture, its components and the assignments below a folder. All ranks have to call it; one writes."""
+    assignments = {str(annotator): name for annotator, name in trainer.assignments().items()}
     if not trainer.accelerator.is_main_process:
         return
     output_dir = Path(output_dir)
     trainer.mixture.save_pretrained(output_dir / mixture_dir)
     for name in trainer.mixture.component_names if trainer.mixture.exports_components else ():
         trainer.mixture.save_component(name, output_dir / "components" / name)
-    assignments = {str(annotator): name for annotator, name in trainer.assignments().items()}
     (output_dir / "assignments.json").write_text(json.dumps(assignments, indent=2) + "\n")
