@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n  trl-maxmin space --run maxmin-demo\n"
         "  trl-maxmin space --policies reference=gpt2 maxmin=me/maxmin --mixture me/mixture\n"
         "  trl-maxmin space --run maxmin-demo --push me/my-space --hardware zero-a10g\n\n"
-        "Fields of a --config file can also be set by environment variables: TRL_MAXMIN_SPACE_MIXTURE=me/mixture.",
+        "Fields of a --config file can also be set by environment variables:\nTRL_MAXMIN_SPACE_MIXTURE=me/mixture.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
