@@ -91,6 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(command, rest, debug)
 
 
+def _leave_process_group() -> None:
+    """A launched process leaves its group while Python is whole; at exit its threads now and then abort instead."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _run(command: str, argv: list[str], debug: bool) -> int:
     try:
         from .launch import launch, split_launch_options
@@ -101,6 +108,7 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
             flags = ["--debug"] * debug + ["--quiet"] * bool(os.environ.get("TRL_MAXMIN_QUIET"))
             return launch(command, options, [*rest, *flags])
         importlib.import_module(f".{command}", __package__).run(rest)
+        _leave_process_group()
     except KeyboardInterrupt:
         print(f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder.", file=sys.stderr)
         return 130
