@@ -2,6 +2,7 @@
 """Each fault has words of its own: what happened, what is on the Hub, how to go on."""
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants, create_branch, hf_api
@@ -127,9 +128,7 @@ class TestTokens:
 
     def test_never_shown(self, monkeypatch):
         class Echo(Exception):
-            class response:  # noqa: N801
-                status_code, headers = 403, {}
-
+            response = SimpleNamespace(status_code=403, headers={})
             server_message = f"Bearer {WRITE} is not allowed"
 
         what, _ = explain(Echo())

@@ -225,6 +225,7 @@ class _Run:
     known: Tensor | None
 
     def start(self, log_resp: Tensor) -> _State:
+        """State before the first step: zero weights, these responsibilities with the known annotators put right."""
         zero = torch.zeros(self.seen.shape[1], self.num_components, self.fitter.texts.shape[1])
         log_resp = _fix_known(log_resp, self.known)
         return _State(zero, zero, log_resp, update_mixing_weights(log_resp, self.concentration), float("-inf"))

@@ -69,6 +69,7 @@ def fit_weighted_logistic(
         w, weight = solution[k], weights[:, k]
 
         def objective(w: Tensor, weight: Tensor = weight) -> Tensor:
+            """Weighted negative log-likelihood of one component's pairs, plus the ridge."""
             return -(weight * F.logsigmoid(feature_difference @ w - margin)).sum() + ridge / 2 * w.dot(w)
 
         value = objective(w)

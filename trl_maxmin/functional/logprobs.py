@@ -44,10 +44,13 @@ def token_logprobs(
 
 
 class _TokenLogprobs(torch.autograd.Function):
+    """Keeps one `(n, V)` array between forward and backward, and makes the gradient of it in place."""
+
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, with_entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities `(n,)` and entropies, `(n,)` or empty where they are not asked for."""
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_all = torch.log_softmax(logits, dim=-1, dtype=dtype)
         logprobs = log_all.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -64,6 +67,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None]:
+        """Gradient `(n, V)` of the logits: each row's `onehot(token) - softmax`, times that of its log-probability."""
         log_all, tokens = ctx.saved_tensors
         gradient = log_all.exp_().mul_(-grad.unsqueeze(-1))
         gradient.scatter_add_(-1, tokens.unsqueeze(-1), grad.unsqueeze(-1).to(gradient))

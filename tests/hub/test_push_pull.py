@@ -4,13 +4,12 @@
 import pytest
 
 from tests.hub.artefacts import make_adapter, make_app, make_output
-from tests.hub.conftest import hub, server  # noqa: F401
 from trl_maxmin.cli import main
 from trl_maxmin.cli.push import PushArguments, bytes_in_words
 from trl_maxmin.run_record import RunRecord
 
 
-def test_dry_run_sends_nothing(hub, tmp_path, capsys):  # noqa: F811
+def test_dry_run_sends_nothing(hub, tmp_path, capsys):
     folder = make_output(tmp_path / "out")
     assert main(["push", str(folder), "--repo_id", "me/film", "--dataset", "--private", "--dry_run"]) == 0
     out = capsys.readouterr().out
@@ -19,7 +18,7 @@ def test_dry_run_sends_nothing(hub, tmp_path, capsys):  # noqa: F811
     assert "Nothing was sent" in out and "collection me/film (private), last" in out and hub.log == []
 
 
-def test_push_twice_and_pull(hub, tmp_path, capsys):  # noqa: F811
+def test_push_twice_and_pull(hub, tmp_path, capsys):
     folder = make_output(tmp_path / "out")
     RunRecord.update_file(folder, "reward", base_model="org/gone")
     command = ["push", str(folder), "--repo_id", "me/film", "--dataset", "--private"]
@@ -38,7 +37,7 @@ def test_push_twice_and_pull(hub, tmp_path, capsys):  # noqa: F811
     assert (tmp_path / "in" / "mixture" / "model.safetensors").exists()
 
 
-def test_a_failure_names_the_command_that_continues(hub, tmp_path, capsys):  # noqa: F811
+def test_a_failure_names_the_command_that_continues(hub, tmp_path, capsys):
     folder = make_output(tmp_path / "a folder")
     hub.inject(503, path="me/film-mixture/commit")
     assert main(["push", str(folder), "--repo_id", "me/film"]) == 1
@@ -54,7 +53,7 @@ def test_a_failure_names_the_command_that_continues(hub, tmp_path, capsys):  # n
     assert main(["push", str(folder), "--repo_id", "me/film"]) == 0
 
 
-def test_a_free_account_and_a_space(hub, tmp_path, capsys):  # noqa: F811
+def test_a_free_account_and_a_space(hub, tmp_path, capsys):
     folder, app = make_output(tmp_path / "out"), make_app(tmp_path / "app")
     command = ["push", str(folder), "--repo_id", "me/film", "--space", str(app)]
     assert main(command) == 1
@@ -63,13 +62,13 @@ def test_a_free_account_and_a_space(hub, tmp_path, capsys):  # noqa: F811
     assert {item["type"] for c in hub.store.collections.values() for item in c["items"]} == {"model", "space"}
 
 
-def test_exactly_one_model(hub, tmp_path):  # noqa: F811
+def test_exactly_one_model(hub, tmp_path):
     folder = make_adapter(tmp_path / "policy", base="org/base")
     assert main(["push", str(folder), "--repo_id", "me/exactly", "--exact", "true"]) == 0
     assert list(hub.store.repos) == [("model", "me/exactly")] and not hub.store.collections
 
 
-def test_pull_continues(hub, tmp_path, capsys):  # noqa: F811
+def test_pull_continues(hub, tmp_path, capsys):
     make_output(tmp_path / "out")
     main(["push", str(tmp_path / "out"), "--repo_id", "me/film"])
     hub.inject("drop", path="resolve", lasting=True)
