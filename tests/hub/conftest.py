@@ -13,6 +13,7 @@ os.environ.setdefault("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
 
 from huggingface_hub import constants, hf_api  # noqa: E402
 from huggingface_hub.utils import _http, disable_progress_bars, enable_progress_bars  # noqa: E402
+from transformers.utils import hub as transformers_hub  # noqa: E402
 
 from tests.hub_server import WRITE, HubServer  # noqa: E402
 
@@ -32,6 +33,8 @@ def hub(server, monkeypatch, tmp_path):
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
+    # transformers keeps one client per process, with the Hub of the module that asked first. Older ones keep none.
+    monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not server.xet)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
