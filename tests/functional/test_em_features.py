@@ -30,9 +30,9 @@ def test_one_component_is_ridge_logistic_regression():
     x, annotator, _, _ = planted()
     pairs = table(x, annotator)
     scale = x.square().mean().item()
-    ours = fit(pairs, 40, 1, ridge=2.0, num_final_steps=300).weight[0]
-    # The prior is on weights of differences of unit mean square.
-    reference = LogisticRegression(C=1 / (2.0 * scale), fit_intercept=False, tol=1e-10, max_iter=1000)
+    ours = fit(pairs, 40, 1, prior_scale=1.5, num_final_steps=300).weight[0]
+    # The prior makes a pair's log-odds, whose mean square is 6 scale |w|^2 / 6 on average over w, 1.5 wide.
+    reference = LogisticRegression(C=1.5**2 / (6 * scale), fit_intercept=False, tol=1e-10, max_iter=1000)
     reference.fit(torch.cat([x, -x]).numpy(), [1] * len(x) + [0] * len(x), sample_weight=[0.5] * 2 * len(x))
     torch.testing.assert_close(ours, torch.tensor(reference.coef_[0]), atol=2e-3, rtol=1e-2)
 

@@ -137,7 +137,7 @@ def test_trunk_features_are_those_of_the_base_alone():
     randomise(mixture)
     torch.testing.assert_close(mixture.trunk_features(IDS, MASK), before)
     with active_adapter(mixture.trunk, 1):
-        assert not torch.allclose(mixture._component_features(mixture.components[0], IDS, MASK), before)
+        assert not torch.allclose(mixture._pooled(mixture.components[0], IDS, MASK), before)
 
 
 def test_a_base_without_a_name_is_saved_beside_the_components(tmp_path):
@@ -170,7 +170,7 @@ class TestErrors:
         mixture = MixtureRewardModel.from_base(llama(), 2, pooling="mean")
         assert not mixture.exports_components
         for call in (lambda: mixture.component(0), lambda: mixture.save_component(0, tmp_path)):
-            with pytest.raises(ValueError, match="pooling='mean' cannot be exported"):
+            with pytest.raises(ValueError, match="pooling='mean', kernel_features=0 cannot be exported"):
                 call()
 
     def test_unknown_pooling(self):

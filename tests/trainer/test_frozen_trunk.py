@@ -51,6 +51,24 @@ def test_cached_rewards_are_those_of_the_model(word_tokenizer, tmp_path):
     torch.testing.assert_close(cached, scores[: len(rows)] - scores[len(rows) :], atol=1e-4, rtol=1e-3)
 
 
+def test_kernel_features_are_the_default_where_nothing_is_exported_anyway(tmp_path):
+    assert config(tmp_path, **FROZEN).kernel_features == 2048
+    assert config(tmp_path, train_trunk=False).kernel_features == config(tmp_path, pooling="mean").kernel_features == 0
+
+
+def test_kernel_features_come_back_from_disk(word_tokenizer, tmp_path):
+    trainer = fit(word_tokenizer, tmp_path, kernel_features=64, **FROZEN)
+    assert trainer.mixture.feature_map.center.abs().max() > 0, "fitted to the texts"
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = MixtureRewardModel.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
+    assert loaded.feature_map.frequencies.dtype == torch.float32, "a phase needs more than eight bits"
+    loaded = MixtureRewardModel.from_pretrained(tmp_path / "saved")
+    texts = ["review of a film :"] * 2, ["superb", "dull"]
+    torch.testing.assert_close(loaded.score(*texts), trainer.mixture.score(*texts))
+    with pytest.raises(ValueError, match="kernel_features=64 cannot be exported"):
+        loaded.component(0)
+
+
 class TestSelection:
     @pytest.mark.parametrize("kind", ["head", "lora", "full"])
     def test_two_groups_are_found(self, word_tokenizer, tmp_path, kind):
@@ -140,10 +158,19 @@ class TestErrors:
             config(tmp_path, train_trunk=False, component_type="full")
 
     def test_ridge_and_pooling(self, tmp_path):
-        with pytest.raises(ValueError, match="ridge must be positive, got 0"):
-            config(tmp_path, ridge=0)
+        with pytest.raises(ValueError, match="prior_scale must be positive, got 0"):
+            config(tmp_path, prior_scale=0)
         with pytest.raises(ValueError, match="pooling must be .*'max'"):
             config(tmp_path, pooling="max")
+
+    @pytest.mark.parametrize("count", [-2, 3])
+    def test_kernel_features(self, tmp_path, count):
+        with pytest.raises(ValueError, match=f"kernel_features must be an even number of at least 0, got {count}"):
+            config(tmp_path, kernel_features=count, **FROZEN)
+        with pytest.raises(
+            ValueError, match="kernel_features=8 is for heads on a frozen trunk. Add train_trunk=False"
+        ):
+            config(tmp_path, kernel_features=8)
 
     def test_more_candidates_than_annotators(self, word_tokenizer, tmp_path):
         with pytest.raises(ValueError, match="num_components=13"):

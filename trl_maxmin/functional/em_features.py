@@ -11,7 +11,7 @@ Letters: M texts, D features, N pairs, H annotators, K components, F folds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,18 +64,20 @@ class FeaturePairs:
 
 
 def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Directions `(D, D)` in which the differences of the pairs are uncorrelated, and their mean squares `(D,)`.
+    """Directions `(D, R)` in which the differences of the pairs are uncorrelated, and their mean squares `(R,)`.
 
-    The scale is common to all directions (mean square 1 on average): whitening would let a direction in which the
+    Directions in which the pairs do not differ at all are left out, so R is at most D and the number of texts. The scale is common to all directions (mean square 1 on average): whitening would let a direction in which the
     pairs hardly differ carry a large weight.
     """
     features = pairs.features.float()
+    features = features - features.mean(0)
     moment = torch.zeros(features.shape[1], features.shape[1])
     for start in range(0, len(pairs), chunk):
         part = features[pairs.chosen[start : start + chunk]] - features[pairs.rejected[start : start + chunk]]
         moment += part.T @ part
     values, vectors = torch.linalg.eigh(moment / max(len(pairs), 1))
-    values = values.clamp(min=0)
+    some = values > 1e-6 * values[-1].clamp(min=1e-30)
+    values, vectors = values[some], vectors[:, some]
     scale = values.mean()
     if not scale > 0:
         raise ValueError(
@@ -92,11 +94,12 @@ class _Fitter:
         texts (`(M, D)`): features in the principal directions.
         curvature (`(D,)`): mean squares of the differences in them.
         pairs ([`FeaturePairs`]): the pairs; their own features are not read.
-        ridge (`float`): prior precision.
+        prior_scale (`float`): standard deviation of a pair's log-odds under the prior.
     """
 
-    def __init__(self, texts: Tensor, curvature: Tensor, pairs: FeaturePairs, ridge: float) -> None:
-        self.texts, self.curvature, self.pairs, self.ridge = texts, curvature, pairs, ridge
+    def __init__(self, texts: Tensor, curvature: Tensor, pairs: FeaturePairs, prior_scale: float) -> None:
+        self.texts, self.curvature, self.pairs = texts, curvature, pairs
+        self.ridge = curvature.sum().item() / prior_scale**2
         self.margin = 0.0 if pairs.margin is None else pairs.margin.to(texts).unsqueeze(1)
 
     def differences(self, weight: Tensor) -> Tensor:
@@ -142,8 +145,9 @@ def fit_feature_mixture(
     num_steps: int = 60,
     num_final_steps: int = 80,
     num_folds: int = 3,
+    num_final_folds: int = 10,
     annealing_start: float = 0.02,
-    ridge: float = 1.0,
+    prior_scale: float = 3.0,
     dirichlet_concentration: float = 2.0,
     known: Tensor | None = None,
 ) -> LinearMixture:
@@ -156,10 +160,14 @@ def fit_feature_mixture(
         generator (`torch.Generator`): of the starts and the folds, on the CPU.
         num_init (`int`): number of starts; the best out-of-fold likelihood wins. One for K = 1.
         num_steps (`int`): EM steps of a start; the first half of them anneals.
-        num_final_steps (`int`): further EM steps of the best start.
-        num_folds (`int`): F, at least 2.
+        num_final_steps (`int`): further EM steps of the best start, after half as many M-steps on the new folds.
+        num_folds (`int`): F of the starts, at least 2.
+        num_final_folds (`int`): F of the best one's further steps, at least 2. The weights that score a pair have then
+            seen nearly all others; with few pairs for each weight that is most of what separates the assignments from
+            those under the true rewards.
         annealing_start (`float`): first inverse temperature, in (0, 1].
-        ridge (`float`): prior precision of the weights, with differences of unit mean square.
+        prior_scale (`float`): standard deviation of a pair's log-odds under the prior on the weights, which is normal
+            and isotropic in the features.
         dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
         known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where not.
             Known annotators keep it.
@@ -177,15 +185,18 @@ def fit_feature_mixture(
     >>> fit_feature_mixture(pairs, 4, 1, generator=generator).weight.shape
     torch.Size([1, 2])
     """
-    if len(pairs) == 0 or num_folds < 2:
-        raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {num_folds} folds.")
+    folds = min(num_folds, num_final_folds)
+    if len(pairs) == 0 or folds < 2:
+        raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {folds} folds.")
     directions, curvature = principal_directions(pairs)
-    texts = pairs.features.float() @ directions
-    fitter = _Fitter(texts, curvature, pairs, ridge)
-    fold = torch.randint(num_folds, (len(pairs),), generator=generator)
-    # Each fold's weights see the pairs of the other folds.
-    seen = (fold.unsqueeze(1) != torch.arange(num_folds)).float()
-    run = _Run(fitter, seen, fold, num_annotators, num_components, dirichlet_concentration, known)
+    texts = (pairs.features.float() - pairs.features.float().mean(0)) @ directions
+    fitter = _Fitter(texts, curvature, pairs, prior_scale)
+
+    def with_folds(count: int) -> _Run:
+        fold = torch.randint(count, (len(pairs),), generator=generator)
+        return _Run(fitter, fold, count, num_annotators, num_components, dirichlet_concentration, known)
+
+    run = with_folds(num_folds)
     best: _State | None = None
     for _ in range(num_init if num_components > 1 else 1):
         noise = torch.randn(num_annotators, num_components, generator=generator)
@@ -195,6 +206,11 @@ def fit_feature_mixture(
         if best is None or state.score > best.score:
             best = state
     assert best is not None
+    # New folds, so weights that have seen nothing yet: they catch up before they may judge.
+    run = with_folds(num_final_folds)
+    best = run.start(best.log_resp)
+    for _ in range(num_final_steps // 2):
+        best = replace(run.advance(best, 1.0), log_resp=best.log_resp)
     for _ in range(num_final_steps):
         best = run.advance(best, 1.0)
     weight, momentum = best.weight.mean(0), torch.zeros_like(best.weight[0])
@@ -217,8 +233,8 @@ class _State:
 @dataclass(frozen=True)
 class _Run:
     fitter: _Fitter
-    seen: Tensor
     fold: Tensor
+    num_folds: int
     num_annotators: int
     num_components: int
     concentration: float
@@ -226,7 +242,7 @@ class _Run:
 
     def start(self, log_resp: Tensor) -> _State:
         """State before the first step: zero weights, these responsibilities with the known annotators put right."""
-        zero = torch.zeros(self.seen.shape[1], self.num_components, self.fitter.texts.shape[1])
+        zero = torch.zeros(self.num_folds, self.num_components, self.fitter.texts.shape[1])
         log_resp = _fix_known(log_resp, self.known)
         return _State(zero, zero, log_resp, update_mixing_weights(log_resp, self.concentration), float("-inf"))
 
@@ -235,7 +251,9 @@ class _Run:
         annotators = self.fitter.pairs.annotator_index
         folds, components = state.weight.shape[:2]
         responsibilities = state.log_resp.exp().float()[annotators]
-        weights = (self.seen.unsqueeze(2) * responsibilities.unsqueeze(1)).flatten(1)
+        # Each fold's weights see the pairs of the other folds.
+        seen = (self.fold.unsqueeze(1) != torch.arange(folds)).float()
+        weights = (seen.unsqueeze(2) * responsibilities.unsqueeze(1)).flatten(1)
         weight, momentum, difference = self.fitter.step(
             state.weight.flatten(0, 1), weights, state.momentum.flatten(0, 1)
         )
@@ -266,6 +284,9 @@ def cross_validated_scores(
         pairs of the other folds.
     """
     fold = deal_folds(pairs.annotator_index, num_folds, torch.Generator().manual_seed(seed))
+    # Once for all folds: directions in which no pair differs are dropped. That looks at texts, not at preferences.
+    directions, _ = principal_directions(pairs)
+    pairs = replace(pairs, features=pairs.features.float() @ directions)
     scores = torch.zeros(len(pairs), dtype=torch.float64)
     for part in range(num_folds):
         out = fold == part

@@ -39,7 +39,7 @@ class ComponentsMixin:
             adapter.
 
         Raises:
-            ValueError: no such component, mean pooling, or a quantised base.
+            ValueError: no such component, mean pooling, kernel features, or a quantised base.
         """
         k = self._component_number(k)
         self._require_plain_pooling()
@@ -61,14 +61,16 @@ class ComponentsMixin:
 
     @property
     def exports_components(self) -> bool:
-        """Whether a component can be written as a model that other tools load (mean pooling is ours alone)."""
-        return self.config.pooling == "auto"
+        """Whether a component can be written as a model that other tools load (mean pooling and kernel features are
+        ours alone)."""
+        return self.config.pooling == "auto" and not self.config.kernel_features
 
     def _require_plain_pooling(self) -> None:
         if not self.exports_components:
             raise ValueError(
-                f"Components with pooling={self.config.pooling!r} cannot be exported: the sequence classifiers of "
-                "transformers do not pool like that. Use the mixture itself (`score`), or train with pooling='auto'."
+                f"Components with pooling={self.config.pooling!r}, kernel_features={self.config.kernel_features} cannot "
+                "be exported: the sequence classifiers of transformers do not read a text like that. Use the mixture "
+                "itself (`score`), or train with pooling='auto' and kernel_features=0."
             )
 
     def _component_number(self, k: int | str) -> int:
@@ -239,7 +241,7 @@ class ComponentsMixin:
                 where this mixture has it from. A base that is nowhere is saved below the component, in `base/`.
 
         Raises:
-            ValueError: no such component, or mean pooling.
+            ValueError: no such component, mean pooling, or kernel features.
         """
         k = self._component_number(k)
         self._require_plain_pooling()

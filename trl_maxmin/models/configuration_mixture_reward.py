@@ -44,6 +44,9 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             What the heads read. `"auto"`: what the family's own sequence classifier reads (a decoder's last token, an
             encoder's [CLS]). `"mean"`: the mean over the tokens, the better choice for a frozen encoder; such a
             component cannot be exported as a plain sequence classifier.
+        kernel_features (`int`, defaults to `0`):
+            Number of random Fourier features between what is pooled and the heads of `"head"` components, which makes
+            the rewards nonlinear in it; even. 0: linear. Such a component cannot be exported either.
         lora (`dict`, *optional*):
             Arguments of the [`~peft.LoraConfig`] of `"lora"` components.
         base_model_name_or_path (`str`, *optional*):
@@ -52,8 +55,9 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             Its revision.
 
     Raises:
-        ValueError: unknown `component_type` or `pooling`, K below 1, a list whose length is not K, names that repeat,
-            weights off the simplex, a scale that is not positive.
+        ValueError: unknown `component_type` or `pooling`, K below 1, `kernel_features` that are odd, negative or not
+            of `"head"` components, a list whose length is not K, names that repeat, weights off the simplex, a scale
+            that is not positive.
 
     Example:
 
@@ -77,6 +81,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         reward_scale: list[float] | None = None,
         temperatures: list[float] | None = None,
         pooling: str = "auto",
+        kernel_features: int = 0,
         lora: dict[str, Any] | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
@@ -94,6 +99,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         self.reward_scale = reward_scale or [1.0] * count
         self.temperatures = temperatures or [1.0] * count
         self.pooling = pooling
+        self.kernel_features = kernel_features
         self.lora = lora
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
@@ -112,6 +118,13 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             )
         if self.pooling not in POOLINGS:
             raise ValueError(f"Unknown pooling {self.pooling!r}. Allowed: {', '.join(map(repr, POOLINGS))}.")
+        if self.kernel_features < 0 or self.kernel_features % 2:
+            raise ValueError(f"kernel_features must be an even number of at least 0, got {self.kernel_features}.")
+        if self.kernel_features and self.component_type != "head":
+            raise ValueError(
+                f"kernel_features={self.kernel_features} needs component_type='head', whose heads share one trunk; got "
+                f"{self.component_type!r}. Set kernel_features=0."
+            )
         if self.component_type == "lora":
             self.lora = resolve_lora_config(self.lora, self.base_config.model_type)
         if not isinstance(self.num_components, int) or self.num_components < 1:

@@ -26,6 +26,7 @@ from ..data.tokenization import ensure_pad_token
 from .components import ComponentsMixin
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
+from .feature_map import RandomFourierFeatures
 from .lora import active_adapter, add_adapters, drop_adapters, keep_adapter_in_checkpoints, resolve_lora_config
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
 from .pushing import HubMixin
@@ -70,6 +71,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
+    _keep_in_fp32_modules_strict = ["feature_map"]
 
     def __init__(self, config: MixtureRewardModelConfig, classifier: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -83,6 +85,12 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             )
         else:
             self.components = nn.ModuleList([classifier])
+        self.feature_map: RandomFourierFeatures | None = None
+        if config.kernel_features:
+            head = get_linear(self.components[0])
+            self.feature_map = RandomFourierFeatures(head.in_features, config.kernel_features)
+            new = nn.Linear(config.kernel_features, config.num_components, bias=head.bias is not None)
+            self.components[0].set_submodule(self.family.linear, new)
         self.processing_class: PreTrainedTokenizerBase | None = None
         self._base_folder: str | None = None
         if config.component_type == "lora":
@@ -102,6 +110,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         pooling: str = "auto",
+        kernel_features: int = 0,
         peft_config: Any = None,
         **kwargs: Any,
     ) -> MixtureRewardModel:
@@ -117,6 +126,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer. Without one it is loaded from `model`
                 when that is a name. It gets a pad token of its own where it has none, and the embedding is resized.
             pooling (`str`): what the heads read, see [`MixtureRewardModelConfig`].
+            kernel_features (`int`): width of a nonlinear map before the heads, see [`MixtureRewardModelConfig`].
             peft_config (`LoraConfig`, *optional*): rank, scale and layers of the adapters of `"lora"`.
             **kwargs: passed to `from_pretrained` of the base model (`dtype`, `revision`, `quantization_config`, ...).
 
@@ -144,6 +154,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             num_components=num_components,
             component_names=component_names,
             pooling=pooling,
+            kernel_features=kernel_features,
             lora=resolve_lora_config(peft_config, base_config.model_type) if component_type == "lora" else None,
             base_model_name_or_path=name if component_type == "lora" else None,
             base_model_revision=kwargs.get("revision") if component_type == "lora" else None,
@@ -297,16 +308,20 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             keep_adapter_in_checkpoints(self.trunk)
 
     def trunk_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What the heads read on the first trunk without adapters: one forward for all components.
+        """What is pooled on the first trunk without adapters: one forward for all components.
 
         Args:
             input_ids, attention_mask (`torch.Tensor` of shape `(B, T)`): as in [`~MixtureRewardModel.features`].
 
         Returns:
-            `torch.Tensor` of shape `(B, D)`.
+            `torch.Tensor` of shape `(B, D)`: what the heads read, before the `feature_map` where there is one.
         """
         with active_adapter(self.trunk, None):
-            return self._component_features(self.components[0], input_ids, attention_mask)
+            return self._pooled(self.components[0], input_ids, attention_mask)
+
+    def map_features(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(..., D)` pooled vectors to what the heads read: themselves, or their `kernel_features`."""
+        return pooled if self.feature_map is None else self.feature_map(pooled)
 
     def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the last linear layer of each component reads.
@@ -317,23 +332,25 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
                 from the pad id.
 
         Returns:
-            `torch.Tensor` of shape `(B, 1, D)` for `"head"` components, `(B, K, D)` for `"lora"` and `"full"` ones.
+            `torch.Tensor` of shape `(B, 1, D)` for `"head"` components (D is `kernel_features` where there are some),
+            `(B, K, D)` for `"lora"` and `"full"` ones.
         """
         if self.config.component_type == "lora":
             features = []
             for k in range(self.num_components):
                 with active_adapter(self.trunk, k):
-                    features.append(self._component_features(self.components[0], input_ids, attention_mask))
+                    features.append(self._pooled(self.components[0], input_ids, attention_mask))
             return torch.stack(features, dim=1)
-        return torch.stack([self._component_features(c, input_ids, attention_mask) for c in self.components], dim=1)
+        pooled = torch.stack([self._pooled(c, input_ids, attention_mask) for c in self.components], dim=1)
+        return self.map_features(pooled)
 
-    def _component_features(
+    def _pooled(
         self, component: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.config.pooling == "mean":
-            return self._mean_features(component, input_ids, attention_mask)
+            return self._mean_pooled(component, input_ids, attention_mask)
         if not self.family.is_decoder:
             # An encoder's own forward pools; only what its last linear layer was given is needed here.
             captured: list[torch.Tensor] = []
@@ -353,7 +370,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         return pool_last_token(hidden, attention_mask)
 
     @staticmethod
-    def _mean_features(
+    def _mean_pooled(
         component: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         backbone = getattr(component, component.base_model_prefix)

@@ -44,7 +44,17 @@ class FrozenTrunkMixin:
         self._encode_new_texts()
         margin = torch.tensor(dataset["margin"]) if "margin" in dataset.column_names else None
         annotators = torch.tensor(dataset["annotator_index"])
-        return FeaturePairs(self._text_features, torch.tensor(sides[0]), torch.tensor(sides[1]), annotators, margin)
+        features = self.mixture.map_features(self._text_features.to(self.accelerator.device)).cpu()
+        return FeaturePairs(features, torch.tensor(sides[0]), torch.tensor(sides[1]), annotators, margin)
+
+    def _fit_feature_map(self) -> None:
+        """Centre and bandwidth of the kernel features, for the training texts; the same on all ranks."""
+        if self.mixture.feature_map is None:
+            return
+        pairs = self.feature_pairs(self.train_dataset)
+        used = torch.cat([pairs.chosen, pairs.rejected]).unique()
+        generator = torch.Generator().manual_seed(self.args.seed)
+        self.mixture.feature_map.fit(self._text_features[used], generator)
 
     def share_features(self, other: FrozenTrunkMixin) -> None:
         """Take over what another run has encoded with the same base, pooling and tokenizer.
@@ -89,7 +99,7 @@ class FrozenTrunkMixin:
 
     def _fit_options(self) -> dict[str, Any]:
         args = self.args
-        return {"ridge": args.ridge, "dirichlet_concentration": args.dirichlet_concentration}
+        return {"prior_scale": args.prior_scale, "dirichlet_concentration": args.dirichlet_concentration}
 
     def select_num_components(self, candidates: list[int]) -> ComponentSelection:
         """Cross-validate every candidate K on the training pairs, on the features of the trunk as it is.

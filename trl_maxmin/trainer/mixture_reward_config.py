@@ -48,8 +48,12 @@ class MixtureRewardConfig(RewardConfig):
         pooling (`str`, *optional*, defaults to `"auto"`):
             What the heads read: `"auto"` as the family does it, `"mean"` over the tokens (better for a frozen
             encoder).
-        ridge (`float`, *optional*, defaults to `1.0`):
-            Prior precision of heads on frozen features, with differences of unit mean square.
+        kernel_features (`int`, *optional*):
+            With `train_trunk=False`: number of random Fourier features of the pooled vector that the heads read, which
+            makes the rewards nonlinear in it; even, 0 for none. Default: 2,048 with `pooling="mean"`, else 0, because
+            components with kernel features cannot be exported as plain sequence classifiers either.
+        prior_scale (`float`, *optional*, defaults to `3.0`):
+            Standard deviation of a pair's Bradley-Terry log-odds under the prior on heads on frozen features.
 
         > Parameters that control the data
 
@@ -122,7 +126,13 @@ class MixtureRewardConfig(RewardConfig):
         default="auto",
         metadata={"help": "What the heads read: 'auto' (as the family does) or 'mean'.", "choices": ["auto", "mean"]},
     )
-    ridge: float = field(default=1.0, metadata={"help": "Prior precision of heads on frozen features."})
+    kernel_features: int | None = field(
+        default=None,
+        metadata={"help": "Random Fourier features for heads on a frozen trunk. Default: 2048 with mean pooling."},
+    )
+    prior_scale: float = field(
+        default=3.0, metadata={"help": "Log-odds of a pair under the prior of heads on frozen features (deviation)."}
+    )
     annotator_column: str = field(
         default="annotator_id", metadata={"help": "Column that names who gave the preference."}
     )
@@ -174,6 +184,13 @@ class MixtureRewardConfig(RewardConfig):
             self.select = "1,2,3,4"
         if self.num_components != "auto":
             self.num_components = _whole_number(self.num_components)
+        if self.kernel_features is None:
+            self.kernel_features = 2048 if self.pooling == "mean" and not self.train_trunk else 0
+        if self.kernel_features and self.train_trunk:
+            raise ValueError(
+                f"kernel_features={self.kernel_features} is for heads on a frozen trunk. Add train_trunk=False "
+                "(--train_trunk false), or leave it out."
+            )
         checks = {
             "num_components": (self.num_components == "auto" or self.num_components >= 1, "'auto' or at least 1"),
             "select": (self.select is None or bool(parse_candidates(self.select)), "candidates"),
@@ -182,7 +199,11 @@ class MixtureRewardConfig(RewardConfig):
                 f"true with component_type={self.component_type!r}, whose trunk is not shared by heads alone",
             ),
             "pooling": (self.pooling in POOLINGS, f"one of {POOLINGS}"),
-            "ridge": (self.ridge > 0, "positive"),
+            "kernel_features": (
+                self.kernel_features >= 0 and self.kernel_features % 2 == 0,
+                "an even number of at least 0",
+            ),
+            "prior_scale": (self.prior_scale > 0, "positive"),
             "em": (self.em in EM_KINDS, f"one of {EM_KINDS}"),
             "e_step_scores": (self.e_step_scores in E_STEP_SCORES, f"one of {E_STEP_SCORES}"),
             "heldout_fraction": (0 <= self.heldout_fraction < 1, "in [0, 1)"),

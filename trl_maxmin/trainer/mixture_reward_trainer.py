@@ -207,6 +207,7 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
                     args.component_type,
                     processing_class=processing_class,
                     pooling=args.pooling,
+                    kernel_features=args.kernel_features,
                     peft_config=peft_config,
                     **kwargs,
                 )
@@ -289,6 +290,8 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         resume = kwargs.get("resume_from_checkpoint")
+        if not self.args.train_trunk:
+            self._fit_feature_map()
         if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
             self.em_state.load(resume)
         elif self._candidates is not None:
