@@ -66,8 +66,9 @@ class FeaturePairs:
 def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Directions `(D, R)` in which the differences of the pairs are uncorrelated, and their mean squares `(R,)`.
 
-    Directions in which the pairs do not differ at all are left out, so R is at most D and the number of texts. The scale is common to all directions (mean square 1 on average): whitening would let a direction in which the
-    pairs hardly differ carry a large weight.
+    Directions in which the pairs do not differ at all are left out, so R is at most D and the number of texts. The
+    scale is common to all directions (mean square 1 on average): whitening would let a direction in which the pairs
+    hardly differ carry a large weight.
     """
     features = pairs.features.float()
     features = features - features.mean(0)

@@ -68,8 +68,8 @@ class ComponentsMixin:
     def _require_plain_pooling(self) -> None:
         if not self.exports_components:
             raise ValueError(
-                f"Components with pooling={self.config.pooling!r}, kernel_features={self.config.kernel_features} cannot "
-                "be exported: the sequence classifiers of transformers do not read a text like that. Use the mixture "
+                f"Components with pooling={self.config.pooling!r}, kernel_features={self.config.kernel_features} "
+                "cannot be exported: the sequence classifiers of transformers do not read a text like that. Use the mixture "
                 "itself (`score`), or train with pooling='auto' and kernel_features=0."
             )
 

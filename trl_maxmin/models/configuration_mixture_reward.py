@@ -122,8 +122,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             raise ValueError(f"kernel_features must be an even number of at least 0, got {self.kernel_features}.")
         if self.kernel_features and self.component_type != "head":
             raise ValueError(
-                f"kernel_features={self.kernel_features} needs component_type='head', whose heads share one trunk; got "
-                f"{self.component_type!r}. Set kernel_features=0."
+                f"kernel_features={self.kernel_features} needs component_type='head', whose heads share one trunk; "
+                f"got {self.component_type!r}. Set kernel_features=0."
             )
         if self.component_type == "lora":
             self.lora = resolve_lora_config(self.lora, self.base_config.model_type)
