@@ -144,7 +144,7 @@ def fit_feature_mixture(
     generator: torch.Generator,
     num_init: int = 8,
     num_steps: int = 60,
-    num_final_steps: int = 80,
+    num_final_steps: int = 40,
     num_folds: int = 3,
     num_final_folds: int = 10,
     annealing_start: float = 0.02,
@@ -160,7 +160,8 @@ def fit_feature_mixture(
         num_components (`int`): K.
         generator (`torch.Generator`): of the starts and the folds, on the CPU.
         num_init (`int`): number of starts; the best out-of-fold likelihood wins. One for K = 1.
-        num_steps (`int`): EM steps of a start; the first half of them anneals.
+        num_steps (`int`): EM steps of a start; the first half of them anneals, after which the better half of the
+            starts goes on.
         num_final_steps (`int`): further EM steps of the best start, after half as many M-steps on the new folds.
         num_folds (`int`): F of the starts, at least 2.
         num_final_folds (`int`): F of the best one's further steps, at least 2. The weights that score a pair have then
@@ -198,15 +199,19 @@ def fit_feature_mixture(
         return _Run(fitter, fold, count, num_annotators, num_components, dirichlet_concentration, known)
 
     run = with_folds(num_folds)
-    best: _State | None = None
+    starts = []
     for _ in range(num_init if num_components > 1 else 1):
         noise = torch.randn(num_annotators, num_components, generator=generator)
         state = run.start(torch.log_softmax(2 * noise.double(), dim=-1))
-        for step in range(num_steps):
-            state = run.advance(state, annealed_beta(step, max(num_steps // 2, 1), annealing_start))
-        if best is None or state.score > best.score:
-            best = state
-    assert best is not None
+        for step in range(num_steps // 2):
+            state = run.advance(state, annealed_beta(step, num_steps // 2, annealing_start))
+        starts.append(state)
+    # Once annealing is over, the lower half of the starts has no chance worth its price.
+    starts.sort(key=lambda state: -state.score)
+    starts = starts[: (len(starts) + 1) // 2]
+    for _ in range(num_steps - num_steps // 2):
+        starts = [run.advance(state, 1.0) for state in starts]
+    best = max(starts, key=lambda state: state.score)
     # New folds, so weights that have seen nothing yet: they catch up before they may judge.
     run = with_folds(num_final_folds)
     best = run.start(best.log_resp)
@@ -216,7 +221,7 @@ def fit_feature_mixture(
         best = run.advance(best, 1.0)
     weight, momentum = best.weight.mean(0), torch.zeros_like(best.weight[0])
     responsibilities = best.log_resp.exp().float()[pairs.annotator_index]
-    for _ in range(max(num_final_steps, 1)):
+    for _ in range(2 * max(num_final_steps, 1)):
         weight, momentum, _ = fitter.step(weight, responsibilities, momentum)
     return LinearMixture((weight @ directions.T).double(), best.log_resp, best.mixing, best.score, best.scores)
 

@@ -69,8 +69,8 @@ class ComponentsMixin:
         if not self.exports_components:
             raise ValueError(
                 f"Components with pooling={self.config.pooling!r}, kernel_features={self.config.kernel_features} "
-                "cannot be exported: the sequence classifiers of transformers do not read a text like that. Use the mixture "
-                "itself (`score`), or train with pooling='auto' and kernel_features=0."
+                "cannot be exported: the sequence classifiers of transformers do not read a text like that. Use the "
+                "mixture itself (`score`), or train with pooling='auto' and kernel_features=0."
             )
 
     def _component_number(self, k: int | str) -> int:
