@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import RewardTrainer
 
 from .. import distributed
-from .._compat import DataCollatorForPreference
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepare_preferences, split_by_annotator
-from ..data.tokenization import encode_reply
 from ..functional.em import (
     annealed_beta,
-    annotator_log_likelihood,
-    log_responsibilities,
-    predictive_log_likelihood,
 )
 from ..functional.em_linear import fit_linear_mixture
-from ..functional.preference import fit_temperature, preference_accuracy, preference_log_likelihood
-from ..models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
+from ..functional.preference import preference_accuracy, preference_log_likelihood
+from ..models import MixtureRewardModel, MixtureRewardModelConfig
 from ..models.families import get_linear
 from ..models.scoring import context_length
+from .annotated_preferences import AnnotatedPreferencesMixin, DataCollatorForAnnotatedPreference
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .component_selection import parse_candidates
+from .em_results import EMResultsMixin
 from .em_state import EM_STATE_NAME, EMState
 from .frozen_trunk import FrozenTrunkMixin
 from .mixture_reward_config import MixtureRewardConfig
@@ -42,30 +38,10 @@ from .recording import component_heldout, reward_facts
 
 logger = get_logger(__name__)
 
-_COLUMNS = ["chosen_ids", "rejected_ids", "margin", "annotator_index", "pair_index"]
 
-
-@dataclass
-class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
-    """TRL's preference collator, which also carries who gave the pair and its number.
-
-    The batch holds the chosen sequences in its first half and the rejected ones in its second, so that one forward
-    scores both:
-
-    ```python
-    {'input_ids': (2B, T), 'attention_mask': (2B, T), 'annotator_index': (B,), 'pair_index': (B,), 'margin': (B,)}
-    ```
-    """
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad a list of examples into one batch."""
-        batch = super().torch_call(examples)
-        for name in ("annotator_index", "pair_index"):
-            batch[name] = torch.tensor([example[name] for example in examples])
-        return batch
-
-
-class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTrainer):
+class MixtureRewardTrainer(
+    AnnotatedPreferencesMixin, EMResultsMixin, FrozenTrunkMixin, AtomicCheckpointMixin, RewardTrainer
+):
     r"""
     Learns K reward components from preferences with annotator ids, by EM over annotators.
 
@@ -218,74 +194,6 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
             raise ValueError("The mixture has no tokenizer. Pass `processing_class`.")
         return model
 
-    # -- data ---------------------------------------------------------------------------------------------------------
-
-    def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: MixtureRewardConfig,
-        dataset_name: str,
-    ) -> Dataset:
-        if "pair_index" in dataset.column_names:
-            return dataset
-        # The constructor has renamed the column already; data given to `evaluate` have not been seen yet.
-        renamed = args.annotator_column not in dataset.column_names
-        dataset = prepare_preferences(dataset, ANNOTATOR_COLUMN if renamed else args.annotator_column)
-        unknown = set(dataset[ANNOTATOR_COLUMN]) - set(self.annotators.annotator_ids)
-        if unknown:
-            logger.warning(
-                f"{len(unknown)} annotators of the {dataset_name} data gave no training pairs; their pairs are "
-                "scored with the mixing weights as posterior."
-            )
-
-        # Many people judge the same texts; messages are keys by their text form.
-        encoded: dict[str, list[int]] = {}
-
-        def encode(prompt: Any, reply: Any) -> list[int]:
-            key = repr((prompt, reply))
-            if key not in encoded:
-                encoded[key] = encode_reply(processing_class, prompt, reply)
-            return encoded[key]
-
-        def tokenize(example: dict[str, Any]) -> dict[str, list[int]]:
-            prompt = example.get("prompt") or ""
-            return {f"{side}_ids": encode(prompt, example[side]) for side in ("chosen", "rejected")}
-
-        dataset = dataset.map(tokenize, num_proc=args.dataset_num_proc, desc=f"Tokenizing {dataset_name} dataset")
-        dataset = self._filter_by_length(dataset, args, dataset_name)
-        lookup = {annotator: number for number, annotator in enumerate(self.annotators.annotator_ids)}
-        numbers = [lookup.get(annotator, -1) for annotator in dataset[ANNOTATOR_COLUMN]]
-        dataset = dataset.add_column("annotator_index", numbers)
-        return dataset.add_column("pair_index", list(range(len(dataset))))
-
-    def _filter_by_length(self, dataset: Dataset, args: MixtureRewardConfig, dataset_name: str) -> Dataset:
-        # The base's own context is a limit too, whatever `max_length` says (1,024 by default).
-        limit = min(filter(None, (args.max_length, self._context_length)), default=None)
-        if limit is None:
-            return dataset
-        lengths = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-        keep = [i for i, (a, b) in enumerate(lengths) if max(len(a), len(b)) <= limit]
-        if not keep:
-            raise ValueError(
-                f"Every pair of the {dataset_name} data is longer than max_length={limit} tokens. Raise "
-                "`max_length` (or set it to None), or choose a base model that reads more."
-            )
-        kept = dataset.select(keep) if len(keep) < len(dataset) else dataset
-        lost = set(dataset[ANNOTATOR_COLUMN]) - set(kept[ANNOTATOR_COLUMN])
-        if len(kept) < len(dataset):
-            logger.warning(
-                f"{len(dataset) - len(kept)} of {len(dataset)} pairs of the {dataset_name} data are longer than "
-                f"max_length={limit} tokens and were left out; {len(lost)} annotators lost all their pairs."
-            )
-        if dataset_name == "train":
-            self.annotators = AnnotatorIndex.from_values(kept[ANNOTATOR_COLUMN])
-        return kept
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = list(_COLUMNS)
-
     # -- EM -----------------------------------------------------------------------------------------------------------
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -336,17 +244,6 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
             differences[batch["pair_index"].cpu()] = (chosen - rejected).cpu()
         margin = dataset["margin"] if "margin" in dataset.column_names else [0.0] * len(dataset)
         return differences, torch.tensor(dataset["annotator_index"]), torch.tensor(margin, dtype=torch.float64)
-
-    def _batches(self, dataset: Dataset) -> Any:
-        """Batches sorted by length, on the device."""
-        size = self.args.e_step_batch_size
-        lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
-        order = sorted(range(len(dataset)), key=lengths.__getitem__)
-        columns = [name for name in _COLUMNS if name in dataset.column_names]
-        rows = dataset.select_columns(columns)
-        for start in range(0, len(order), size):
-            batch = self.data_collator([rows[i] for i in order[start : start + size]])
-            yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def _initialise(self) -> None:
         """`n_init` short starts on the frozen trunk; the best gives the heads and the first responsibilities."""
@@ -464,36 +361,6 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
         log_likelihood = self._log_likelihood(self.train_dataset, self.reward_differences(self.train_dataset))
         self.em_state.record(torch.arange(len(log_likelihood)), log_likelihood)
 
-    @staticmethod
-    def _log_likelihood(dataset: Dataset, differences: torch.Tensor) -> torch.Tensor:
-        margin = torch.tensor(dataset["margin"]) if "margin" in dataset.column_names else None
-        return preference_log_likelihood(differences, torch.zeros_like(differences), margin)
-
-    @torch.no_grad()
-    def reward_differences(self, dataset: Dataset) -> torch.Tensor:
-        """Reward of the chosen minus that of the rejected reply, in one batched forward for all components.
-
-        Args:
-            dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`. Ranks share the work.
-
-        Returns:
-            `torch.Tensor` of shape `(N, K)`, Bradley-Terry log-odds, on the CPU.
-        """
-        model, training = self.mixture, self.mixture.training
-        if not self.args.train_trunk:
-            pairs = self.feature_pairs(dataset)
-            rewards = model.rewards_from_features(pairs.features.unsqueeze(1).to(model.device)).float().cpu()
-            return rewards[pairs.chosen] - rewards[pairs.rejected]
-        model.eval()
-        differences = torch.zeros(len(dataset), model.num_components, device=self.accelerator.device)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for number, batch in enumerate(self._batches(dataset)):
-            if number % world == rank:
-                chosen, rejected = model(batch["input_ids"], batch["attention_mask"]).rewards.float().chunk(2)
-                differences[batch["pair_index"]] = chosen - rejected
-        model.train(training)
-        return distributed.sum_over_ranks(self.accelerator, differences).cpu()
-
     # -- results ------------------------------------------------------------------------------------------------------
 
     def _finish(self, last_e_step: bool = True) -> None:
@@ -512,68 +379,6 @@ class MixtureRewardTrainer(FrozenTrunkMixin, AtomicCheckpointMixin, RewardTraine
         self.final_facts = {"converged": self.em_state.converged() if mixture.num_components > 1 else None}
         if self.eval_dataset is not None:
             self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
-
-    def _calibrate_temperatures(self) -> None:
-        differences = self.reward_differences(self.eval_dataset).double()
-        responsibilities = self._eval_responsibilities()
-        margin = None
-        if "margin" in self.eval_dataset.column_names:
-            margin = torch.tensor(self.eval_dataset["margin"], dtype=torch.float64)
-        self.mixture.scale_heads(
-            [fit_temperature(d, w, margin) for d, w in zip(differences.T, responsibilities.T, strict=True)]
-        )
-
-    def _eval_responsibilities(self) -> torch.Tensor:
-        """`(N, K)` posterior of the annotator of each held-out pair, from their training pairs only."""
-        annotators = torch.tensor(self.eval_dataset["annotator_index"])
-        responsibilities = self.em_state.responsibilities(annotators.clamp(min=0)).double()
-        responsibilities[annotators < 0] = self.em_state.mixing_weights
-        return responsibilities
-
-    def heldout_log_likelihood(self) -> torch.Tensor:
-        """Predictive log-likelihood of each held-out pair given its annotator's other pairs.
-
-        Returns:
-            `torch.Tensor` of shape `(N,)`, nats. Its mean compares numbers of components.
-
-        Raises:
-            ValueError: no pairs are held out.
-        """
-        if self.eval_dataset is None:
-            raise ValueError("No pairs are held out. Give `eval_dataset` or set `heldout_fraction` above 0.")
-        scores = self._log_likelihood(self.eval_dataset, self.reward_differences(self.eval_dataset).double())
-        return predictive_log_likelihood(
-            scores, self._eval_responsibilities().log(), torch.arange(len(self.eval_dataset))
-        )
-
-    def posterior(self) -> AnnotatorPosterior:
-        """Which component describes each annotator, by all their pairs.
-
-        Held-out pairs count here, as they may once everything is measured; `em_state.log_responsibilities` is what the
-        training pairs alone say. All ranks have to call it: they share the held-out pairs.
-
-        Returns:
-            [`AnnotatorPosterior`]: `(H, K)`. Stays on this machine.
-        """
-        state = self.em_state
-        scored = ~state.scores.isnan().any(dim=-1)
-        evidence, annotators = [state.scores[scored].double()], [state.annotator_index[scored]]
-        if self.eval_dataset is not None:
-            known = torch.tensor(self.eval_dataset["annotator_index"])
-            scores = self._log_likelihood(self.eval_dataset, self.reward_differences(self.eval_dataset).double())
-            evidence.append(scores[known >= 0])
-            annotators.append(known[known >= 0])
-        index = torch.cat(annotators)
-        sums = annotator_log_likelihood(torch.cat(evidence), index, len(self.annotators))
-        log_resp = state.with_known(log_responsibilities(sums, state.mixing_weights.log()))
-        counts = torch.bincount(index, minlength=len(self.annotators))
-        return AnnotatorPosterior(self.annotators.annotator_ids, log_resp.exp(), counts)
-
-    def assignments(self) -> dict[str | int, str]:
-        """Component name of each annotator, by all their pairs. All ranks have to call it. Stays on this machine."""
-        names = self.mixture.component_names
-        best = self.posterior().probabilities.argmax(-1).tolist()
-        return {annotator: names[k] for annotator, k in zip(self.annotators.annotator_ids, best, strict=True)}
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
