@@ -63,10 +63,14 @@ class FeaturePairs:
         return F.logsigmoid(difference)
 
 
+#: Of kernel features over many texts the further directions hold next to nothing.
+MAX_DIRECTIONS = 1024
+
+
 def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Directions `(D, R)` in which the differences of the pairs are uncorrelated, and their mean squares `(R,)`.
 
-    Directions in which the pairs do not differ at all are left out, so R is at most D and the number of texts. The
+    Directions in which the pairs do not differ at all are left out, and those beyond the first `MAX_DIRECTIONS`. The
     scale is common to all directions (mean square 1 on average): whitening would let a direction in which the pairs
     hardly differ carry a large weight.
     """
@@ -78,7 +82,7 @@ def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor
         moment += part.T @ part
     values, vectors = torch.linalg.eigh(moment / max(len(pairs), 1))
     some = values > 1e-6 * values[-1].clamp(min=1e-30)
-    values, vectors = values[some], vectors[:, some]
+    values, vectors = values[some][-MAX_DIRECTIONS:], vectors[:, some][:, -MAX_DIRECTIONS:]
     scale = values.mean()
     if not scale > 0:
         raise ValueError(
@@ -88,20 +92,31 @@ def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor
     return vectors / scale.sqrt(), values / scale
 
 
+def _in_directions(pairs: FeaturePairs, directions: Tensor) -> FeaturePairs:
+    """The pairs with features `(M, R)` in these directions. Where texts are more numerous than pairs, a pair becomes
+    one row, its difference, against a row of zeros."""
+    features = pairs.features.float()
+    if len(features) <= len(pairs):
+        return replace(pairs, features=(features - features.mean(0)) @ directions)
+    difference = (features[pairs.chosen] - features[pairs.rejected]) @ directions
+    rows = torch.cat([difference, difference.new_zeros(1, directions.shape[1])])
+    number = torch.arange(len(pairs))
+    return replace(pairs, features=rows, chosen=number, rejected=torch.full_like(number, len(pairs)))
+
+
 class _Fitter:
     """Quasi-Newton steps on the weighted, ridge-penalised likelihood, for F x K rewards at once.
 
     Args:
-        texts (`(M, D)`): features in the principal directions.
-        curvature (`(D,)`): mean squares of the differences in them.
-        pairs ([`FeaturePairs`]): the pairs; their own features are not read.
+        curvature (`(D,)`): mean squares of the differences in the principal directions.
+        pairs ([`FeaturePairs`]): the pairs, with features in these directions.
         prior_scale (`float`): standard deviation of a pair's log-odds under the prior.
     """
 
-    def __init__(self, texts: Tensor, curvature: Tensor, pairs: FeaturePairs, prior_scale: float) -> None:
-        self.texts, self.curvature, self.pairs = texts, curvature, pairs
+    def __init__(self, curvature: Tensor, pairs: FeaturePairs, prior_scale: float) -> None:
+        self.texts, self.curvature, self.pairs = pairs.features, curvature, pairs
         self.ridge = curvature.sum().item() / prior_scale**2
-        self.margin = 0.0 if pairs.margin is None else pairs.margin.to(texts).unsqueeze(1)
+        self.margin = 0.0 if pairs.margin is None else pairs.margin.to(self.texts).unsqueeze(1)
 
     def differences(self, weight: Tensor) -> Tensor:
         """`(N, C)` for weights `(C, D)`."""
@@ -191,8 +206,7 @@ def fit_feature_mixture(
     if len(pairs) == 0 or folds < 2:
         raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {folds} folds.")
     directions, curvature = principal_directions(pairs)
-    texts = (pairs.features.float() - pairs.features.float().mean(0)) @ directions
-    fitter = _Fitter(texts, curvature, pairs, prior_scale)
+    fitter = _Fitter(curvature, _in_directions(pairs, directions), prior_scale)
 
     def with_folds(count: int) -> _Run:
         fold = torch.randint(count, (len(pairs),), generator=generator)
@@ -292,7 +306,7 @@ def cross_validated_scores(
     fold = deal_folds(pairs.annotator_index, num_folds, torch.Generator().manual_seed(seed))
     # Once for all folds: directions in which no pair differs are dropped. That looks at texts, not at preferences.
     directions, _ = principal_directions(pairs)
-    pairs = replace(pairs, features=pairs.features.float() @ directions)
+    pairs = _in_directions(pairs, directions)
     scores = torch.zeros(len(pairs), dtype=torch.float64)
     for part in range(num_folds):
         out = fold == part
