@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from tests.trainer.test_mixture_reward_trainer import config, fit, found_groups, opposed_groups, tiny_model
+from trl_maxmin.functional.em_features import FeaturePairs
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardTrainer
 from trl_maxmin.trainer.component_selection import ComponentSelection
@@ -51,9 +52,38 @@ def test_cached_rewards_are_those_of_the_model(word_tokenizer, tmp_path):
     torch.testing.assert_close(cached, scores[: len(rows)] - scores[len(rows) :], atol=1e-4, rtol=1e-3)
 
 
-def test_kernel_features_are_the_default_where_nothing_is_exported_anyway(tmp_path):
-    assert config(tmp_path, **FROZEN).kernel_features == 2048
+def test_kernel_features_are_chosen_where_nothing_is_exported_anyway(tmp_path):
+    assert config(tmp_path, **FROZEN).kernel_features is None
     assert config(tmp_path, train_trunk=False).kernel_features == config(tmp_path, pooling="mean").kernel_features == 0
+
+
+@pytest.mark.parametrize("better", ["linear", "kernel"])
+def test_heads_are_what_predicts_better(word_tokenizer, tmp_path, better):
+    """Vectors put in by hand: a reward along one axis, or a reward of the neighbourhood that no axis shows."""
+    args = config(tmp_path, num_components=1, **FROZEN)
+    trainer = MixtureRewardTrainer(
+        tiny_model(word_tokenizer), args, train_dataset=opposed_groups(share=0.0), processing_class=word_tokenizer
+    )
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(60, 32, generator=generator)
+    if better == "linear":
+        reward = 2 * texts[:, 0]
+    else:
+        texts[:, 2:] = 0  # twelve clusters in a plane, good and bad in turns
+        texts = texts[:12].repeat_interleave(5, 0) + 0.05 * texts
+        reward = 4 * (torch.arange(60) // 5 % 2).float()
+    first, second = torch.randint(60, (2, 800), generator=generator)
+    prefer = torch.rand(800, generator=generator) < torch.sigmoid(reward[first] - reward[second])
+    chosen, rejected = torch.where(prefer, first, second), torch.where(prefer, second, first)
+    people = torch.arange(800) % len(trainer.annotators)
+    trainer._text_features = texts
+    pairs = lambda _: FeaturePairs(trainer.mixture.map_features(texts), chosen, rejected, people)  # noqa: E731
+    trainer.feature_pairs = pairs
+    trainer._prepare_heads()
+    assert (trainer.mixture.feature_map is None) == (better == "linear")
+    assert trainer.mixture.config.kernel_features == (0 if better == "linear" else 2048)
+    width = trainer.mixture.components[0].score.in_features
+    assert width == trainer.mixture.map_features(trainer.mixture.trunk_features(torch.tensor([[5, 6]]))).shape[-1]
 
 
 def test_kernel_features_come_back_from_disk(word_tokenizer, tmp_path):

@@ -87,10 +87,10 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             self.components = nn.ModuleList([classifier])
         self.feature_map: RandomFourierFeatures | None = None
         if config.kernel_features:
-            head = get_linear(self.components[0])
-            self.feature_map = RandomFourierFeatures(head.in_features, config.kernel_features)
-            new = nn.Linear(config.kernel_features, config.num_components, bias=head.bias is not None)
-            self.components[0].set_submodule(self.family.linear, new)
+            self.feature_map = RandomFourierFeatures(
+                get_linear(self.components[0]).in_features, config.kernel_features
+            )
+            self._widen_head(config.kernel_features)
         self.processing_class: PreTrainedTokenizerBase | None = None
         self._base_folder: str | None = None
         if config.component_type == "lora":
@@ -237,6 +237,18 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             embeddings = component.resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.config.base_config.get_text_config().vocab_size = embeddings.num_embeddings
         return embeddings
+
+    def _widen_head(self, width: int) -> None:
+        head = get_linear(self.components[0])
+        new = nn.Linear(width, head.out_features, bias=head.bias is not None, dtype=head.weight.dtype)
+        self.components[0].set_submodule(self.family.linear, new.to(head.weight.device))
+
+    def drop_feature_map(self) -> None:
+        """Make the heads linear in what is pooled; they are new afterwards. Nothing happens where they are already."""
+        if self.feature_map is None:
+            return
+        self._widen_head(len(self.feature_map.center))
+        self.feature_map, self.config.kernel_features = None, 0
 
     def keep_components(self, count: int) -> None:
         """Drop all components but the first `count`, for a K that is chosen after the model was made.

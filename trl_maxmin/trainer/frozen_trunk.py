@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from .component_selection import ComponentSelection
 
 
 logger = get_logger(__name__)
+
+#: Width of the nonlinear map of the heads, where nobody says otherwise.
+KERNEL_FEATURES = 2048
 
 
 class FrozenTrunkMixin:
@@ -47,14 +51,34 @@ class FrozenTrunkMixin:
         features = self.mixture.map_features(self._text_features.to(self.accelerator.device)).cpu()
         return FeaturePairs(features, torch.tensor(sides[0]), torch.tensor(sides[1]), annotators, margin)
 
-    def _fit_feature_map(self) -> None:
-        """Centre and bandwidth of the kernel features, for the training texts; the same on all ranks."""
-        if self.mixture.feature_map is None:
+    def _prepare_heads(self) -> None:
+        """Fit the kernel features to the training texts; where the choice is ours, keep them if they predict better.
+
+        All ranks hold the same features and come to the same result.
+        """
+        mixture = self.mixture
+        if mixture.feature_map is None:
             return
-        pairs = self.feature_pairs(self.train_dataset)
-        used = torch.cat([pairs.chosen, pairs.rejected]).unique()
-        generator = torch.Generator().manual_seed(self.args.seed)
-        self.mixture.feature_map.fit(self._text_features[used], generator)
+        self.feature_pairs(self.train_dataset)
+        # Held-out texts may have been encoded before; which texts exist says nothing about who prefers what.
+        mixture.feature_map.fit(self._text_features, torch.Generator().manual_seed(self.args.seed))
+        if not self._choose_heads:
+            return
+        scores = {}
+        for name, features in (("kernel", None), ("linear", self._text_features)):
+            pairs = self.feature_pairs(self.train_dataset)
+            pairs = pairs if features is None else replace(pairs, features=features)
+            generator = torch.Generator().manual_seed(self.args.seed)
+            fitted = fit_feature_mixture(pairs, len(self.annotators), 1, generator=generator, **self._fit_options())
+            scores[name] = fitted.score
+        if scores["linear"] >= scores["kernel"]:
+            mixture.drop_feature_map()
+        kept = "linear" if mixture.feature_map is None else f"on {mixture.config.kernel_features} kernel features"
+        self._choose_heads = False
+        logger.info(
+            f"Heads are {kept}: out of fold, one component predicts {scores['linear']:.4f} nats a pair with linear "
+            f"heads and {scores['kernel']:.4f} with kernel features."
+        )
 
     def share_features(self, other: FrozenTrunkMixin) -> None:
         """Take over what another run has encoded with the same base, pooling and tokenizer.

@@ -50,8 +50,9 @@ class MixtureRewardConfig(RewardConfig):
             encoder).
         kernel_features (`int`, *optional*):
             With `train_trunk=False`: number of random Fourier features of the pooled vector that the heads read, which
-            makes the rewards nonlinear in it; even, 0 for none. Default: 2,048 with `pooling="mean"`, else 0, because
-            components with kernel features cannot be exported as plain sequence classifiers either.
+            makes the rewards nonlinear in it; even, 0 for none. Default with `pooling="mean"`: 2,048 or none,
+            whichever predicts pairs out of fold better with one component; else 0, because components with kernel
+            features cannot be exported as plain sequence classifiers.
         prior_scale (`float`, *optional*, defaults to `3.0`):
             Standard deviation of a pair's Bradley-Terry log-odds under the prior on heads on frozen features.
 
@@ -128,7 +129,7 @@ class MixtureRewardConfig(RewardConfig):
     )
     kernel_features: int | None = field(
         default=None,
-        metadata={"help": "Random Fourier features for heads on a frozen trunk. Default: 2048 with mean pooling."},
+        metadata={"help": "Random Fourier features for heads on a frozen trunk. Default: 2048 or 0, by the data."},
     )
     prior_scale: float = field(
         default=3.0, metadata={"help": "Log-odds of a pair under the prior of heads on frozen features (deviation)."}
@@ -184,8 +185,8 @@ class MixtureRewardConfig(RewardConfig):
             self.select = "1,2,3,4"
         if self.num_components != "auto":
             self.num_components = _whole_number(self.num_components)
-        if self.kernel_features is None:
-            self.kernel_features = 2048 if self.pooling == "mean" and not self.train_trunk else 0
+        if self.kernel_features is None and (self.train_trunk or self.pooling != "mean"):
+            self.kernel_features = 0
         if self.kernel_features and self.train_trunk:
             raise ValueError(
                 f"kernel_features={self.kernel_features} is for heads on a frozen trunk. Add train_trunk=False "
@@ -200,7 +201,7 @@ class MixtureRewardConfig(RewardConfig):
             ),
             "pooling": (self.pooling in POOLINGS, f"one of {POOLINGS}"),
             "kernel_features": (
-                self.kernel_features >= 0 and self.kernel_features % 2 == 0,
+                self.kernel_features is None or (self.kernel_features >= 0 and self.kernel_features % 2 == 0),
                 "an even number of at least 0",
             ),
             "prior_scale": (self.prior_scale > 0, "positive"),

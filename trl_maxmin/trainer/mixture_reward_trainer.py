@@ -31,7 +31,7 @@ from .atomic_checkpoint import AtomicCheckpointMixin
 from .component_selection import parse_candidates
 from .em_results import EMResultsMixin
 from .em_state import EM_STATE_NAME, EMState
-from .frozen_trunk import FrozenTrunkMixin
+from .frozen_trunk import KERNEL_FEATURES, FrozenTrunkMixin
 from .mixture_reward_config import MixtureRewardConfig
 from .recording import component_heldout, reward_facts
 
@@ -123,6 +123,7 @@ class MixtureRewardTrainer(
         else:
             eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
+        given = model
         model = self._build_mixture(model, args, num_components, processing_class, peft_config)
         if groups:
             names = list(dict.fromkeys(groups.values()))
@@ -140,6 +141,8 @@ class MixtureRewardTrainer(
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # A mixture that is given keeps the heads it has.
+        self._choose_heads = args.kernel_features is None and model is not given
         self._known = None
         if groups:
             number = {name: k for k, name in enumerate(model.component_names)}
@@ -183,7 +186,7 @@ class MixtureRewardTrainer(
                     args.component_type,
                     processing_class=processing_class,
                     pooling=args.pooling,
-                    kernel_features=args.kernel_features,
+                    kernel_features=KERNEL_FEATURES if args.kernel_features is None else args.kernel_features,
                     peft_config=peft_config,
                     **kwargs,
                 )
@@ -199,7 +202,7 @@ class MixtureRewardTrainer(
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         resume = kwargs.get("resume_from_checkpoint")
         if not self.args.train_trunk:
-            self._fit_feature_map()
+            self._prepare_heads()
         if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
             self.em_state.load(resume)
         elif self._candidates is not None:
