@@ -77,11 +77,16 @@ def run(argv: Sequence[str]) -> None:
         return
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("The page needs Gradio: pip install 'trl-maxmin[space]'.")
-    from ..space.app import launch
-
     print("loading the models ...", flush=True)
-    launch(
-        config,
+    from ..space.startup import end_in_order, without_garbage_collection
+
+    with without_garbage_collection():
+        from ..space.app import create
+
+        app, settings = create(config)
+    end_in_order()
+    app.launch(
+        **settings,
         server_name=arguments.host,
         server_port=arguments.port,
         inbrowser=arguments.open,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .scoring import Studio, label  # noqa: E402
 from .votes import Ballot, new_annotator_id  # noqa: E402
 from .wiring import Handlers  # noqa: E402
 
+
+logger = logging.getLogger(__name__)
 
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
 _FORGET = 3600.0  # seconds after which a silent session's state is dropped
@@ -44,8 +47,14 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
     if config.votes_dir:
         reference = studio.policies.get(config.reference) or next(iter(studio.policies.values()), None)
         chat = bool(reference and getattr(reference.tokenizer, "chat_template", None))
-        ballot = Ballot(config.votes_dir, config.votes_dataset, config.votes_minutes, config.votes_public, chat)
-        studio.problems += [ballot.problem] if ballot.problem else []
+        try:
+            ballot = Ballot(config.votes_dir, config.votes_dataset, config.votes_minutes, config.votes_public, chat)
+            ballot.start()
+        except OSError as error:
+            logger.exception("no votes can be stored")
+            studio.problems.append(
+                f"Votes cannot be stored in {config.votes_dir!r} ({error.strerror}), so this page takes none."
+            )
     handlers = Handlers(studio, ballot)
     with gr.Blocks(title=config.title, analytics_enabled=False, fill_width=False) as app:
         gr.HTML(html.header(config, studio.problems))

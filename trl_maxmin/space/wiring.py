@@ -136,6 +136,8 @@ class Handlers:
         thanks = (
             "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
         )
+        if stored and self.ballot.uplink is not None and self.ballot.uplink.problem:
+            thanks += " The Hub cannot be reached at the moment; it is sent there when it can."
         return (*self._shown(seen, thanks), seen, gr.update(interactive=False))
 
     def surprise(self, current: str) -> str:
