@@ -146,7 +146,7 @@ def test_a_space_on_a_hub_of_our_own(hub, run_folder, monkeypatch, capsys):
     assert any(name.startswith("trl_maxmin-") and name.endswith(".whl") for name in files)
     assert main([*words, "--hardware", "zero-a10g"]) == 0
     assert len(hub.store.repos["space", "me/space"].branches["main"]) == 2
-    # A later version with fewer policies: neither the old wheel nor the old models stay behind; what others added does.
+    # A later version with fewer policies: the old wheel and the old models go, what others added stays.
     api = HfApi()
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.md", repo_id="me/space", repo_type="space")
     shutil.rmtree(run_folder / "policies" / "maxmin")
