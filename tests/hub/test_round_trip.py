@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from tests.conftest import build_word_tokenizer
 from tests.hub.artefacts import make_record
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, client_of
 from trl_maxmin import MixtureRewardModel
 from trl_maxmin.hub import PushOptions, publish
 from trl_maxmin.hub.plan import plan_dataset, plan_policy, result_rows

@@ -137,7 +137,8 @@ def comparison_line(answers: Sequence[Answer]) -> str:
         return scale
     parts = [f"{words} for <em><bdi>{escape(group)}</bdi></em> ({value:+.1f})" for group, words, value in rows]
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    line = f"Compared with <bdi>{escape(label(pair[1]))}</bdi>, <strong><bdi>{escape(label(pair[0]))}</bdi></strong> is {listed}."
+    ours, theirs = escape(label(pair[0])), escape(label(pair[1]))
+    line = f"Compared with <bdi>{theirs}</bdi>, <strong><bdi>{ours}</bdi></strong> is {listed}."
     return f'<p class="mm-line" role="status">{line}</p>{scale}'
 
 

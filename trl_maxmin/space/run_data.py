@@ -177,7 +177,6 @@ class RunData:
             if points := _worst_utility(RunRecord.load(folder)):
                 self.curves[name] = points
 
-
     def _keep_numbers(self) -> None:
         """Drop what is no finite number: figures are computed from these, whoever wrote the file.
 
