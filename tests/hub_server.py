@@ -9,6 +9,7 @@ variables, and runs a command there:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -16,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -247,6 +249,41 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(head + body)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
+
+
+@contextlib.contextmanager
+def client_of(server: HubServer, cache: str | Path, token: str = WRITE) -> Iterator[HubServer]:
+    """The real client of this process talks to a Hub of ours, as the user `me`, and does not wait between repetitions.
+
+    Args:
+        server ([`HubServer`]): the Hub.
+        cache (`str` or `Path`): folder for what is downloaded.
+        token (`str`, *optional*): who asks.
+    """
+    import pytest
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import _http, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import hub as transformers_hub
+
+    had_bars = not are_progress_bars_disabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(hf_api.api, "endpoint", server.endpoint)
+        # transformers keeps one client per process, with the Hub of whoever asked first. Older ones keep none.
+        patch.setattr(transformers_hub, "_hf_api", None, raising=False)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", not server.xet)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setenv("HF_TOKEN", token)
+        patch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None, time=_http.time.time))
+        disable_progress_bars()
+        try:
+            yield server
+        finally:
+            if had_bars:
+                enable_progress_bars()
 
 
 def run_command(command: list[str]) -> int:

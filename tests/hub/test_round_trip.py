@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from tests.conftest import build_word_tokenizer
 from tests.hub.artefacts import make_record
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, client_of
 from trl_maxmin import MixtureRewardModel
 from trl_maxmin.hub import PushOptions, publish
 from trl_maxmin.hub.plan import plan_dataset, plan_policy, result_rows
@@ -63,17 +63,13 @@ def randomise(model, words=("lora_B", "score", "classifier")):
 
 @pytest.fixture(scope="module")
 def pushed(server, tmp_path_factory):
-    """Pushes everything from a process of its own kind: this one, its client pointed at the Hub by hand."""
-    from huggingface_hub import constants, hf_api
+    """Pushes everything from this process; what is read back later is read in a fresh one."""
+    with client_of(server, tmp_path_factory.mktemp("cache")):
+        return push_everything(tmp_path_factory.mktemp("policies"))
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    patch.setattr(hf_api.api, "endpoint", server.endpoint)
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setenv("HF_TOKEN", next(iter(server.store.users)))
+
+def push_everything(folder):
+    """The base models, every kind of mixture and policy; returns what they say."""
     tokenizer = build_word_tokenizer()
     expected = {"mixture": {}, "policy": {}}
     ids = tokenizer(TEXTS, padding=True, return_tensors="pt")
@@ -92,7 +88,6 @@ def pushed(server, tmp_path_factory):
         expected["mixture"][f"{kind}-{base}"] = rewards.tolist()
         mixture.push_to_hub(f"me/{kind}-{base}", private=True)
         mixture.push_components_to_hub(f"me/{kind}-{base}-{{name}}", private=True)
-    folder = tmp_path_factory.mktemp("policies")
     for kind in ("full", "adapter"):
         policy = AutoModelForCausalLM.from_pretrained("me/base-decoder")
         if kind == "adapter":
@@ -104,7 +99,6 @@ def pushed(server, tmp_path_factory):
             expected["policy"][kind] = policy(**inputs).logits[ids["attention_mask"].bool()].tolist()
         publish([plan_policy(folder / kind, f"me/policy-{kind}", kind, RunRecord(), PushOptions(private=True))])
     publish([plan_dataset(None, "me/evaluation", make_record(), PushOptions(private=True), None)])
-    patch.undo()
     return expected
 
 

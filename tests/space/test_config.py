@@ -19,6 +19,23 @@ def test_a_run_folder_says_what_to_show(tmp_path):
     assert config.mixture == str(tmp_path / "mixture") and config.record == str(tmp_path)
 
 
+def test_policies_of_ones_own_stand_beside_those_of_the_run(tmp_path):
+    run = str(a_run(tmp_path))
+    environ = {"TRL_MAXMIN_SPACE_RUN": run, "TRL_MAXMIN_SPACE_MORE_POLICIES": "ours=me/ours"}
+    assert list(SpaceConfig.load(None, environ).policies) == ["reference", "single", "maxmin", "mine", "ours"]
+    file = tmp_path / "space.yaml"
+    file.write_text("run: .\nmore_policies: {copy: policies/maxmin}\n")
+    assert SpaceConfig.load(file, {}).policies["copy"] == str(tmp_path / "policies" / "maxmin")
+    with pytest.raises(ValueError, match=r"more_policies names \['maxmin'\] again"):
+        SpaceConfig(run=run, more_policies={"maxmin": "me/maxmin"})
+
+
+def test_an_adapter_is_a_policy(tmp_path):
+    (tmp_path / "policies" / "lora").mkdir(parents=True)
+    (tmp_path / "policies" / "lora" / "adapter_config.json").write_text("{}")
+    assert list(SpaceConfig(run=str(tmp_path)).policies) == ["lora"]
+
+
 def test_file_then_environment_then_arguments(tmp_path):
     (tmp_path / "a").mkdir()
     file = tmp_path / "space.yaml"

@@ -44,6 +44,34 @@ PAYLOADS = [
     "<style>*{background:url('javascript:window.owned=1')}</style><b>x</b>",
     "<form action='javascript:window.owned=1'><button>x</button></form>",
     "@children",
+    "</script><script>window.owned=1</script>",
+    "<!--<script>window.owned=1</script>-->",
+    "--><img src=x onerror=window.owned=1>",
+    "<noscript><p title='</noscript><img src=x onerror=window.owned=1>'></noscript>",
+    "<svg><style><img src=x onerror=window.owned=1></style></svg>",
+    "<template><img src=x onerror=window.owned=1></template>",
+    "<img src='http://example.com/x.png'>",
+    "<link rel=stylesheet href='http://example.com/x.css'>",
+    "<style>@import 'http://example.com/x.css';</style>",
+    "<meta http-equiv=refresh content='0;url=http://example.com'>",
+    "<base href='http://example.com/'>",
+    "<script src='http://example.com/x.js'></script>",
+    "![x](http://example.com/x.png)",
+    "\\u003cimg src=x onerror=window.owned=1\\u003e",
+    "\u202e<img src=x onerror=window.owned=1>\u202d",
+    "\u2028<script>window.owned=1</script>\u2029",
+    "\ufeff<svg/onload=window.owned=1>",
+    "＜script＞window.owned=1＜/script＞",
+    "<scr<script>ipt>window.owned=1</scr</script>ipt>",
+    "<IMG SRC=x OnErRoR=window.owned=1>",
+    "<a autofocus tabindex=1 onfocus=window.owned=1 href=#>x</a>",
+    "<x contenteditable onblur=window.owned=1 autofocus>x",
+    "<dialog open onclose=window.owned=1></dialog><button popovertarget=x onbeforetoggle=window.owned=1>x</button>",
+    "<details><summary onclick=window.owned=1>x</summary></details>",
+    "data:text/html,<script>window.owned=1</script>",
+    "<%= window.owned=1 %> #{window.owned=1} [[window.owned=1]]",
+    "${alert(window.owned=1)} {value} {{value}} {props.value}",
+    "\x1b]8;;javascript:window.owned=1\x07x\x1b]8;;\x07",
 ]
 
 
@@ -104,21 +132,52 @@ def test_compare_groups_blind_vote_and_reload(opened, tmp_path, width):
         assert watched.wrong == []
 
 
-def test_the_keyboard_is_enough_and_every_control_has_a_name(opened, tmp_path):
+def focused(page):
+    """What the keyboard is on: the nearest id, and the text."""
+    return page.evaluate("[document.activeElement.closest('[id]')?.id, document.activeElement.innerText]")
+
+
+def tab_to(page, there):
+    """Press Tab until the focus is there."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        id, text = focused(page)
+        if there in (id, (text or "").strip()):
+            return
+        if page.locator(f"#{there}").count() and page.evaluate(
+            "id => document.getElementById(id).contains(document.activeElement)", there
+        ):
+            return
+    raise AssertionError(f"Tab does not reach {there}; it stands on {focused(page)}")
+
+
+@pytest.mark.parametrize("width", ["desktop", "phone"])
+def test_the_keyboard_is_enough_and_every_control_has_a_name(opened, tmp_path, width):
     with serving(studio(run=small_run(), votes_dir=str(tmp_path))) as url:
-        watched = Watched(opened, url, "desktop")
+        watched = Watched(opened, url, width)
         page = watched.page
         page.get_by_label("Prompt").focus()
+        page.keyboard.press("Control+A")
         page.keyboard.type("typed")
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            if (
-                page.evaluate("document.activeElement.id || document.activeElement.closest('[id]')?.id")
-                == "mm-compare"
-            ):
-                break
+        tab_to(page, "mm-policies")
+        page.keyboard.press("Space")  # one policy less
+        tab_to(page, "mm-blind")
+        page.keyboard.press("Space")
+        tab_to(page, "mm-compare")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#mm-answers .mm-answer")
+        page.get_by_role("heading", name="Answer B").wait_for()
+        assert page.locator("#mm-answers .mm-answer").count() == 2
+        assert sorted(page.locator("#mm-answers .mm-answer").all_inner_texts()) == ["answer 0 to typed", "fine"]
+        tab_to(page, "mm-choice")
+        page.keyboard.press("Space")
+        tab_to(page, "mm-vote")
+        page.keyboard.press("Enter")
+        page.get_by_text("Thank you, your vote is stored.").wait_for()
+        assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 1
+        page.get_by_role("tab", name="Compare").focus()
+        tab_to(page, "Groups")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="Best for long").wait_for()
         nameless = page.evaluate(
             """[...document.querySelectorAll('input, textarea, select, button, [role=tab], [role=button]')]
             .filter(e => e.offsetParent && !(e.labels?.length || e.getAttribute('aria-label') || e.innerText?.trim()
@@ -131,11 +190,11 @@ def test_the_keyboard_is_enough_and_every_control_has_a_name(opened, tmp_path):
 
 
 def test_payloads_are_shown_as_text_wherever_they_come_from(opened, tmp_path):
-    names = [f"{n} {payload}" for n, payload in enumerate(PAYLOADS[:4])]
-    turn = {"at": 0}
+    names = [f"{n} {payload}" for n, payload in enumerate([PAYLOADS[28], *PAYLOADS[1:4]])]
+    assert len(PAYLOADS) % 4 == 0
 
     def reply(index):
-        return lambda prompt, settings: PAYLOADS[(settings.seed * 4 + index) % len(PAYLOADS)]
+        return lambda prompt, settings: PAYLOADS[settings.seed * 4 + index]
 
     numbers = {name: {group: {"mean": 0.5} for group in PAYLOADS[4:8]} for name in PAYLOADS[8:11]}
     run = RunData(
@@ -157,7 +216,7 @@ def test_payloads_are_shown_as_text_wherever_they_come_from(opened, tmp_path):
         FakeMixture(PAYLOADS[4:8]),
         run,
         reference=names[0],
-        title=PAYLOADS[0],
+        title=PAYLOADS[17] + PAYLOADS[28],
         votes_dir=str(tmp_path),
     )
     made.problems = list(PAYLOADS)
@@ -166,11 +225,11 @@ def test_payloads_are_shown_as_text_wherever_they_come_from(opened, tmp_path):
         page = watched.page
         page.get_by_text("Settings: temperature").click()
         seen = []
-        for turn["at"] in range(len(PAYLOADS) // 4):
-            page.get_by_label("Prompt").fill(PAYLOADS[turn["at"]])
-            page.get_by_label("Seed").fill(str(turn["at"]))
+        for turn in range(len(PAYLOADS) // 4):
+            page.get_by_label("Prompt").fill(PAYLOADS[turn * 4 % len(PAYLOADS)])
+            page.get_by_label("Seed").fill(str(turn))
             watched.compare()
-            first = PAYLOADS[turn["at"] * 4]
+            first = PAYLOADS[turn * 4]
             page.wait_for_function(
                 "t => document.querySelector('#mm-answers .mm-answer')?.textContent === t", arg=first
             )
@@ -213,21 +272,33 @@ def test_long_prompts_and_missing_models_are_answered_politely(opened, tmp_path)
         assert watched.wrong == []
 
 
-@pytest.mark.parametrize(
-    "template", ["/gradio_api/file={}", "/file={}", "/static/{}", "/assets/{}", "/custom_component/{}"]
-)
+@pytest.mark.parametrize("template", ["/gradio_api/file={}", "/file={}", "/static/{}", "/assets/{}", "/svelte/{}"])
 def test_no_file_of_the_machine_is_served(tmp_path, template, monkeypatch):
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
+    (tmp_path / "link.txt").symlink_to(secret)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     with serving(studio(votes_dir=str(tmp_path / "votes"))) as url:
         (tmp_path / "votes" / "votes.jsonl").write_text("a secret\n")
+        (tmp_path / "gradio").mkdir(exist_ok=True)
+        (tmp_path / "gradio" / "cached.txt").symlink_to(secret)
         for path in (
             str(secret),
             "secret.txt",
+            "link.txt",
+            str(tmp_path / "gradio" / "cached.txt"),
             "votes/votes.jsonl",
             f"../../../../../..{secret}",
             f"..%2f..%2f..%2f..%2f..%2f..{secret}",
+            f"%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e{secret}",
+            f"..%252f..%252f..%252f..%252f..{secret}",
+            f"..%5c..%5c..%5c{secret}",
+            f"%00{secret}",
+            f"{secret}%00.css",
+            f"file://{secret}",
+            f"/proc/self/cwd/{secret.name}",
+            f"/proc/self/root{secret}",
             "/etc/passwd",
             "../../../../../../etc/passwd",
             "....//....//etc/passwd",
@@ -236,6 +307,63 @@ def test_no_file_of_the_machine_is_served(tmp_path, template, monkeypatch):
                 with urllib.request.urlopen(url + template.format(path)) as response:
                     body = response.read()
             except urllib.error.HTTPError as error:
-                assert error.code in (400, 403, 404, 405, 500)
+                assert error.code in (400, 403, 404, 405, 422, 500)
                 body = error.read()
             assert b"a secret" not in body and b"root:" not in body
+
+
+def test_nothing_is_taken_or_fetched_for_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    with serving(studio(votes_dir=str(tmp_path / "votes"))) as url:
+        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.html"\r\n\r\nhello\r\n--x--\r\n'
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        for path, data in (
+            ("/gradio_api/upload", body),
+            ("//gradio_api//upload", body),
+            ("/gradio_api/%75pload", body),
+            ("/gradio_api/process_recording", body),
+            (f"/gradio_api/file={url}/config", None),
+            (f"/gradio_api/proxy={url}/config", None),
+            ("/gradio_api/stream/a/b/1/playlist.m3u8", None),
+            ("/gradio_api/custom_component/a/client/component/x.js", None),
+            ("/monitoring", None),
+            ("/monitoring/summary", None),
+        ):
+            request = urllib.request.Request(url + path, data, headers if data else {})
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(request)
+            assert error.value.code in (404, 405), path
+        assert not [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x" * 1_000_000,
+        "\ud800",
+        "שלום עולם",
+        "\u202eabc\u202c",
+        "👩‍👩‍👧‍👦" * 50,
+        "a\x00b",
+        "\n\n\n",
+        "%s%s{0}",
+        12,
+        None,
+        ["a"],
+    ],
+    ids=range(11),
+)
+def test_prompts_of_every_kind_get_an_answer_or_a_sentence(tmp_path, prompt):
+    """What clients send past the page's form, to the models of the embedded world."""
+    made = studio(votes_dir=str(tmp_path))
+    with serving(made) as url:
+        body = json.dumps({"data": [prompt, ["reference", "maxmin"], 1.0, 0, 5, False]}).encode()
+        request = urllib.request.Request(f"{url}/gradio_api/call/compare", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as response:
+            event = json.loads(response.read())["event_id"]
+        with urllib.request.urlopen(f"{url}/gradio_api/call/compare/{event}") as response:
+            said = response.read().decode()
+        last = said.strip().split("event: ")[-1]
+        assert last.startswith("complete")
+        assert "mm-answer" in last or "mm-warning" in last
+        assert len(last) < 20_000

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
-import importlib.util
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
+from tests.hub_server import HubServer, client_of
 from trl_maxmin.cli import main
+from trl_maxmin.hub import Published
 from trl_maxmin.space.config import SpaceConfig
 from trl_maxmin.space.publish import build_wheel, push_space, read_secrets, space_files
 
@@ -54,7 +57,7 @@ def test_the_wheel_is_one(tmp_path):
 
 def test_small_models_go_along_and_annotators_do_not(run_folder):
     config = SpaceConfig(run=str(run_folder), votes_dataset="me/votes", title="ours")
-    files = space_files(config, "me/space")
+    files = space_files(config)
     settings = yaml.safe_load(files["space.yaml"])
     assert settings["policies"] == {"reference": "run/policies/reference", "maxmin": "run/policies/maxmin"}
     assert settings["mixture"] == "run/mixture" and settings["record"] == "run" and settings["title"] == "ours"
@@ -63,15 +66,11 @@ def test_small_models_go_along_and_annotators_do_not(run_folder):
     front = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["datasets"] == ["me/votes"]
     assert len(front["short_description"]) <= 60
-    requirements = files["requirements.txt"].decode()
-    assert "torch>=2.11,<2.12" in requirements
-    assert "/spaces/me/space/resolve/main/trl_maxmin-" in requirements
-    # Where pip could not read the Space, app.py unpacks the wheel.
-    assert "resolve" not in space_files(config, "me/space", private=True)["requirements.txt"].decode()
+    assert b"torch>=2.11,<2.12" in files["requirements.txt"]
 
 
 def test_what_is_deployed_can_be_started_from(run_folder, tmp_path):
-    for name, content in space_files(SpaceConfig(run=str(run_folder)), "me/space").items():
+    for name, content in space_files(SpaceConfig(run=str(run_folder))).items():
         path = tmp_path / "space" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -82,23 +81,23 @@ def test_what_is_deployed_can_be_started_from(run_folder, tmp_path):
 
 def test_hub_models_are_named_and_not_carried():
     config = SpaceConfig(policies={"maxmin": "me/maxmin"}, mixture="me/mixture")
-    files = space_files(config, "me/space")
+    files = space_files(config)
     assert yaml.safe_load(files["space.yaml"])["policies"] == {"maxmin": "me/maxmin"}
     assert yaml.safe_load(files["README.md"].decode().split("---")[1])["models"] == ["me/maxmin", "me/mixture"]
 
 
 def test_folders_that_do_not_exist_and_models_too_large(run_folder, monkeypatch):
     with pytest.raises(ValueError, match="There is no folder './gone', and it is no Hub id"):
-        space_files(SpaceConfig(policies={"a": "./gone"}), "me/space")
+        space_files(SpaceConfig(policies={"a": "./gone"}))
     monkeypatch.setattr("trl_maxmin.space.publish._MAX_BUNDLED", 10)
     with pytest.raises(ValueError, match="Publish them with `trl-maxmin push`, then name their Hub ids"):
-        space_files(SpaceConfig(run=str(run_folder)), "me/space")
+        space_files(SpaceConfig(run=str(run_folder)))
 
 
 def test_the_template_has_to_be_there(monkeypatch, tmp_path):
     monkeypatch.setattr("trl_maxmin.space.publish.PACKAGE", tmp_path / "trl_maxmin")
     with pytest.raises(FileNotFoundError, match="reinstall trl-maxmin"):
-        space_files(SpaceConfig(policies={"a": "me/a"}), "me/space")
+        space_files(SpaceConfig(policies={"a": "me/a"}))
 
 
 def test_secrets_come_from_the_environment():
@@ -107,19 +106,12 @@ def test_secrets_come_from_the_environment():
         read_secrets(["A", "B"], {"A": "1"})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trl_maxmin.hub") is not None, reason="this installation can publish")
-def test_publishing_without_the_hub_part_is_said(run_folder):
-    with pytest.raises(RuntimeError, match="Publishing needs trl_maxmin.hub"):
-        push_space(SpaceConfig(run=str(run_folder)), "me/space")
-
-
 def test_what_is_published(run_folder, monkeypatch):
-    hub = pytest.importorskip("trl_maxmin.hub", reason="no trl_maxmin.hub in this installation")
     seen = {}
 
     def publish_repo(plan, token=None):
         seen["plan"] = plan
-        return hub.Published(plan, "https://hub/spaces/me/space", "0", "created")
+        return Published(plan, "https://hub/spaces/me/space", "0", "created")
 
     def add_space_secret(self, repo_id, name, value):
         seen["secret"] = (repo_id, name, value)
@@ -134,18 +126,9 @@ def test_what_is_published(run_folder, monkeypatch):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(tmp_path):
     """The real client, pointed at our own Hub."""
-    hub_server = pytest.importorskip("tests.hub_server", reason="no Hub of our own in this checkout")
-    pytest.importorskip("trl_maxmin.hub", reason="no trl_maxmin.hub in this installation")
-    from huggingface_hub import constants, hf_api
-
-    with hub_server.HubServer(xet=False) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", hub_server.WRITE)
+    with HubServer(xet=False) as server, client_of(server, tmp_path / "cache"):
         yield server
 
 
@@ -163,6 +146,17 @@ def test_a_space_on_a_hub_of_our_own(hub, run_folder, monkeypatch, capsys):
     assert any(name.startswith("trl_maxmin-") and name.endswith(".whl") for name in files)
     assert main([*words, "--hardware", "zero-a10g"]) == 0
     assert len(hub.store.repos["space", "me/space"].branches["main"]) == 2
+    # A later version with fewer policies: the old wheel and the old models go, what others added stays.
+    api = HfApi()
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.md", repo_id="me/space", repo_type="space")
+    shutil.rmtree(run_folder / "policies" / "maxmin")
+    monkeypatch.setattr(
+        "trl_maxmin.space.publish.build_wheel", lambda: ("trl_maxmin-9.0-py3-none-any.whl", build_wheel()[1])
+    )
+    assert main([*words, "--hardware", "zero-a10g"]) == 0
+    files = hub.store.repos["space", "me/space"].commit("main").files
+    assert [name for name in files if name.endswith(".whl")] == ["trl_maxmin-9.0-py3-none-any.whl"]
+    assert not [name for name in files if "maxmin/" in name] and "notes.md" in files
 
 
 @pytest.mark.parametrize(

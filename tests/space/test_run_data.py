@@ -91,6 +91,30 @@ def test_a_damaged_file_is_a_sentence_on_the_page_and_not_the_end(tmp_path, name
     assert len(problems) == 1 and "could not be read, so it is not shown here" in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("facts", "left"),
+    [
+        ({}, {}),
+        ({"groups": ["a"]}, {}),
+        ({"win_rate": {"m": {"a": {"mean": "<b>"}, "b": {"mean": 0.5}}}}, {"m": {"b": {"mean": 0.5}}}),
+        ({"win_rate": {"m": {"a": {"mean": float("nan")}}}}, {"m": {}}),
+        ({"win_rate": {"m": {"a": {"mean": 0.5, "low": None, "high": 1.0}}}}, {"m": {}}),
+        ({"win_rate": {"m": {"a": 0.5}}, "groups": [1, "a"]}, {"m": {}}),
+        ({"win_rate": {"m": {"a": {"mean": 1e300}, "b": {"mean": -1e300}}}, "groups": ["a", "b"]}, None),
+    ],
+)
+def test_reports_without_optional_parts_or_with_odd_ones_leave_a_page(tmp_path, facts, left):
+    from trl_maxmin.space import figures, html
+
+    (tmp_path / "report.json").write_text(json.dumps(facts))
+    data, problems = load(tmp_path)
+    assert left is None or data.win_rate == left
+    odd = left is not None and data.win_rate != facts.get("win_rate", {})
+    assert len(problems) == int(odd) and all("no number" in problem for problem in problems)
+    shown = figures.overview(data) + html.overview_table(data)
+    assert "<b>" not in shown and "nan" not in shown
+
+
 def test_groups_are_described_from_their_own_pairs_without_annotator_ids():
     from types import SimpleNamespace
 

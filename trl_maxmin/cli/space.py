@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
         prog="trl-maxmin space",
         description="Show, group by group, what each policy answers: on this machine, or as a Space on the Hub.",
         epilog="examples:\n  trl-maxmin space --run maxmin-demo\n"
+        "  trl-maxmin space --run maxmin-demo --more_policies mine=me/my-policy\n"
         "  trl-maxmin space --policies reference=gpt2 maxmin=me/maxmin --mixture me/mixture\n"
         "  trl-maxmin space --run maxmin-demo --push me/my-space --hardware zero-a10g\n\n"
         "Fields of a --config file can also be set by environment variables:\nTRL_MAXMIN_SPACE_MIXTURE=me/mixture.",
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     what = result.add_argument_group("what to show")
     what.add_argument("--run", metavar="FOLDER", help="output folder of a run, as `trl-maxmin demo` writes it")
     what.add_argument("--policies", nargs="+", metavar="NAME=SOURCE", help="policies: folders or Hub ids")
+    what.add_argument("--more_policies", nargs="+", metavar="NAME=SOURCE", help="policies beside those of the run")
     what.add_argument("--mixture", metavar="SOURCE", help="reward mixture: folder or Hub id")
     what.add_argument("--reference", metavar="NAME", help="policy whose answers are the zero (default: reference)")
     what.add_argument("--record", metavar="SOURCE", help="run record: folder, file or Hub id")
@@ -61,8 +63,9 @@ def run(argv: Sequence[str]) -> None:
 
     names = ("run", "mixture", "reference", "record", "title", "votes_dir", "votes_dataset")
     given = {name: getattr(arguments, name) for name in names}
-    if arguments.policies:
-        given["policies"] = parse_policies(arguments.policies)
+    for name in ("policies", "more_policies"):
+        if getattr(arguments, name):
+            given[name] = parse_policies(getattr(arguments, name))
     config = SpaceConfig.load(arguments.config, **given).check()
     if arguments.preferences:
         _describe(config, arguments.preferences)
@@ -77,11 +80,16 @@ def run(argv: Sequence[str]) -> None:
         return
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("The page needs Gradio: pip install 'trl-maxmin[space]'.")
-    from ..space.app import launch
-
     print("loading the models ...", flush=True)
-    launch(
-        config,
+    from ..space.startup import end_in_order, without_garbage_collection
+
+    with without_garbage_collection():
+        from ..space.app import create
+
+        app, settings = create(config)
+    end_in_order()
+    app.launch(
+        **settings,
         server_name=arguments.host,
         server_port=arguments.port,
         inbrowser=arguments.open,

@@ -32,6 +32,8 @@ TOKENIZER = (
 MODEL_FILES = (*WEIGHTS, *CONFIGS, *TOKENIZER, "README.md", "run_record.json", "*.png")
 #: What a later push removes where it is no longer part of the model: left behind, it would be loaded instead.
 STALE_FILES = (*WEIGHTS, *CONFIGS, "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+#: Of a Space: the package of an older push, and the run that it carried.
+STALE_IN_SPACE = ("trl_maxmin-*.whl", "run/*")
 DATASET_FILES = ("*.jsonl", "*.parquet", "*.csv", "*.json", "README.md", "*.png")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 

@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from .faults import HubError, ask, keep_secret
-from .files import STALE_FILES, check_repo_id, digests, matches, size_of
+from .files import STALE_FILES, STALE_IN_SPACE, check_repo_id, digests, matches, size_of
 
 
 #: Order of publication: nothing names a repository that comes after it.
@@ -199,6 +199,9 @@ def _operations(plan: RepoPlan, remote: _Remote) -> list[CommitOperationAdd | Co
     if plan.repo_type == "model":
         stale = [name for name in remote.files if name not in plan.files and "/" not in name]
         operations += [CommitOperationDelete(name) for name in sorted(stale) if matches(name, STALE_FILES)]
+    elif plan.repo_type == "space":
+        stale = [name for name in remote.files if name not in plan.files]
+        operations += [CommitOperationDelete(name) for name in sorted(stale) if matches(name, STALE_IN_SPACE)]
     return operations
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,17 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from . import figures, html  # noqa: E402
 from .config import MAX_POLICIES, SpaceConfig  # noqa: E402
+from .guard import Guard  # noqa: E402
 from .scoring import Studio, label  # noqa: E402
 from .votes import Ballot, new_annotator_id  # noqa: E402
 from .wiring import Handlers  # noqa: E402
 
+
+logger = logging.getLogger(__name__)
 
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
 _FORGET = 3600.0  # seconds after which a silent session's state is dropped
@@ -44,8 +50,14 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
     if config.votes_dir:
         reference = studio.policies.get(config.reference) or next(iter(studio.policies.values()), None)
         chat = bool(reference and getattr(reference.tokenizer, "chat_template", None))
-        ballot = Ballot(config.votes_dir, config.votes_dataset, config.votes_minutes, config.votes_public, chat)
-        studio.problems += [ballot.problem] if ballot.problem else []
+        try:
+            ballot = Ballot(config.votes_dir, config.votes_dataset, config.votes_minutes, config.votes_public, chat)
+            ballot.start()
+        except OSError as error:
+            logger.exception("no votes can be stored")
+            studio.problems.append(
+                f"Votes cannot be stored in {config.votes_dir!r} ({error.strerror}), so this page takes none."
+            )
     handlers = Handlers(studio, ballot)
     with gr.Blocks(title=config.title, analytics_enabled=False, fill_width=False) as app:
         gr.HTML(html.header(config, studio.problems))
@@ -57,9 +69,9 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
             with gr.Tab("Overview"):
                 gr.HTML(
                     '<section aria-label="Overview">'
-                    + figures.overview(studio.run)
-                    + html.overview_table(studio.run)
-                    + html.cards_section(studio)
+                    + _drawn("The figures", lambda: figures.overview(studio.run))
+                    + _drawn("The tables", lambda: html.overview_table(studio.run))
+                    + _drawn("The model cards", lambda: html.cards_section(studio))
                     + "</section>"
                 )
         if pages:
@@ -81,9 +93,20 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
         "show_error": False,
         "footer_links": [],
         "allowed_paths": [],
-        "max_file_size": "16kb",  # nothing here takes files
+        "max_file_size": "16kb",
+        "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(Guard)]},  # nothing here takes or gives files
         "state_session_capacity": 2000,
     }
+
+
+def _drawn(what: str, draw: Callable[[], str]) -> str:
+    """A piece of the page; a record that no program of ours wrote must not keep the rest from being shown."""
+    try:
+        return draw()
+    except Exception:
+        logger.exception("%s cannot be drawn", what)
+        return html.notice(f"{what} cannot be shown: the record of the run is not as it should be.", "warning")
 
 
 def _compare_tab(studio: Studio, handlers: Handlers) -> None:
@@ -185,7 +208,7 @@ def _groups_tab(studio: Studio) -> list[gr.HTML]:
     with gr.Tabs():
         for group in studio.groups:
             with gr.Tab(group):
-                gr.HTML(html.group_page(studio, group))
+                gr.HTML(_drawn("This group", lambda group=group: html.group_page(studio, group)))
                 pages.append(gr.HTML(""))
     return pages
 

@@ -16,7 +16,9 @@ ENVIRONMENT = "TRL_MAXMIN_SPACE_"
 
 MAX_POLICIES = 4
 _KNOWN_ORDER = ("reference", "single", "maxmin")
+_MODEL_CONFIGS = ("config.json", "adapter_config.json")
 _LISTS = ("prompts",)
+_SOURCES = ("policies", "more_policies")
 
 
 @dataclass
@@ -27,6 +29,7 @@ class SpaceConfig:
         run (`str`, *optional*): folder of a run, as `trl-maxmin demo` writes it. Policies, mixture, results and
             prompts that are not given below are taken from it.
         policies (`dict[str, str]`, *optional*): name -> folder or Hub id.
+        more_policies (`dict[str, str]`, *optional*): the same, beside those above or those of the run.
         mixture (`str`, *optional*): folder or Hub id of the reward mixture. Without one, answers have no utilities.
         reference (`str`): name of the policy whose answers are the zero of the utilities.
         record (`str`, *optional*): folder, `.json` file or Hub id with a run record.
@@ -54,6 +57,7 @@ class SpaceConfig:
 
     run: str | None = None
     policies: dict[str, str] = field(default_factory=dict)
+    more_policies: dict[str, str] = field(default_factory=dict)
     mixture: str | None = None
     reference: str = "reference"
     record: str | None = None
@@ -87,6 +91,9 @@ class SpaceConfig:
             raise ValueError(f"votes_dataset must be a full id such as me/votes, got {self.votes_dataset!r}.")
         if self.run:
             self._fill_from_run(Path(self.run))
+        if taken := sorted(set(self.policies) & set(self.more_policies)):
+            raise ValueError(f"more_policies names {taken} again, which are there already; give them other names.")
+        self.policies = {**self.policies, **self.more_policies}
 
     def _fill_from_run(self, run: Path) -> None:
         if not run.is_dir():
@@ -95,7 +102,7 @@ class SpaceConfig:
                 "name policies and mixture."
             )
         if not self.policies:
-            found = [path.name for path in run.glob("policies/*") if (path / "config.json").is_file()]
+            found = [path.name for path in run.glob("policies/*") if any((path / n).is_file() for n in _MODEL_CONFIGS)]
             found.sort(key=lambda name: (_KNOWN_ORDER.index(name) if name in _KNOWN_ORDER else 9, name))
             self.policies = {name: str(run / "policies" / name) for name in found}
         if self.mixture is None and (run / "mixture" / "config.json").is_file():
@@ -169,15 +176,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     for name in ("run", "mixture", "record"):
         if name in values:
             values[name] = place(values[name])
-    if "policies" in values:
-        values["policies"] = {name: place(source) for name, source in values["policies"].items()}
+    for name in _SOURCES:
+        if name in values:
+            values[name] = {policy: place(source) for policy, source in values[name].items()}
     return values
 
 
 def _from_text(name: str, text: str) -> Any:
     kind = _fields()[name]
     try:
-        if name == "policies":
+        if name in _SOURCES:
             return parse_policies(text.split(","))
         if name in _LISTS:
             return [line.strip() for line in text.splitlines() if line.strip()]
@@ -218,7 +226,7 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         kind = known[name].split(" |")[0]
         allowed = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(kind.split("[")[0])
-        if name == "policies":
+        if name in _SOURCES:
             if isinstance(value, list):
                 value = parse_policies(value)
             good = isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)

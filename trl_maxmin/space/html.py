@@ -88,8 +88,8 @@ def answers_panel(answers: Sequence[Answer], hidden: bool = False, streaming: bo
         cut = '<p class="mm-small">(cut at the length limit)</p>' if answer.done and not answer.finished else ""
         bars = "" if hidden or answer.utilities is None else _bars(answer, low, high)
         cards.append(
-            f'<article class="mm-card" aria-label="{escape(name)}"><h3>{escape(name)}</h3>'
-            f'<p class="mm-answer">{text}</p>{cut}{bars}</article>'
+            f'<article class="mm-card" aria-label="{escape(name)}"><h3 dir="auto">{escape(name)}</h3>'
+            f'<p class="mm-answer" dir="auto">{text}</p>{cut}{bars}</article>'
         )
     busy = "true" if streaming else "false"
     return f'<section class="mm-cards" aria-label="Answers" aria-busy="{busy}">{"".join(cards)}</section>'
@@ -135,9 +135,10 @@ def comparison_line(answers: Sequence[Answer]) -> str:
         return ""
     if not rows or pair is None:
         return scale
-    parts = [f"{words} for <em>{escape(group)}</em> ({value:+.1f})" for group, words, value in rows]
+    parts = [f"{words} for <em><bdi>{escape(group)}</bdi></em> ({value:+.1f})" for group, words, value in rows]
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    line = f"Compared with {escape(label(pair[1]))}, <strong>{escape(label(pair[0]))}</strong> is {listed}."
+    ours, theirs = escape(label(pair[0])), escape(label(pair[1]))
+    line = f"Compared with <bdi>{theirs}</bdi>, <strong><bdi>{ours}</bdi></strong> is {listed}."
     return f'<p class="mm-line" role="status">{line}</p>{scale}'
 
 
@@ -220,9 +221,9 @@ def _examples(facts: Mapping[str, Any]) -> str:
             "<code>--preferences</code> makes one).</p>"
         )
     items = "".join(
-        f'<li><p class="mm-small">{escape(example.get("prompt", ""))}</p>'
-        f'<p><span class="mm-tag">chosen</span> {escape(example.get("chosen", ""))}</p>'
-        f'<p><span class="mm-tag mm-no">rejected</span> {escape(example.get("rejected", ""))}</p></li>'
+        f'<li><p class="mm-small" dir="auto">{escape(example.get("prompt", ""))}</p>'
+        f'<p><span class="mm-tag">chosen</span> <bdi>{escape(example.get("chosen", ""))}</bdi></p>'
+        f'<p><span class="mm-tag mm-no">rejected</span> <bdi>{escape(example.get("rejected", ""))}</bdi></p></li>'
         for example in examples
     )
     return f'<h3>Typical choices</h3><ul class="mm-list">{items}</ul>'
@@ -235,7 +236,8 @@ def extremes_page(group: str, extremes: Mapping[str, tuple[Sequence[tuple], Sequ
 
     def listed(rows: Sequence[tuple]) -> str:
         return "".join(
-            f'<li><p class="mm-small">{escape(prompt)}</p><p>{escape(text) or "<em>(empty answer)</em>"} '
+            f'<li><p class="mm-small" dir="auto">{escape(prompt)}</p>'
+            f'<p dir="auto">{escape(text) or "<em>(empty answer)</em>"} '
             f'<span class="mm-value">{value:+.1f}</span></p></li>'
             for prompt, text, value in rows
         )

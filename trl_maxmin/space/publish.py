@@ -81,16 +81,17 @@ def _digest(content: bytes) -> str:
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
-def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) -> dict[str, bytes]:
+def space_files(config: SpaceConfig) -> dict[str, bytes]:
     """What the Space's repository consists of.
 
-    Local folders of models go along when they are small; annotator ids and votes never do.
+    Local folders of models go along when they are small; annotator ids and votes never do. The package goes along as a
+    wheel, which `app.py` unpacks. The requirements do not name it: a Space installs them from a mounted
+    `requirements.txt` before its other files are there, so a path would not be found; an address on the Hub could not
+    be read of a private Space, would be taken from the build's cache after an update, and would point to the original
+    from a duplicate.
 
     Args:
         config ([`SpaceConfig`]): as for a local start.
-        repo_id (`str`): of the Space.
-        private (`bool`, *optional*): pip cannot read a private Space while it is built, so its requirements do not
-            name the wheel; `app.py` unpacks it instead.
 
     Returns:
         `dict[str, bytes]`: path in the repository -> content.
@@ -99,7 +100,6 @@ def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) 
         ValueError: a local folder that does not exist, or models too large to go along.
     """
     import yaml
-    from huggingface_hub import constants
 
     config.check()
     files: dict[str, bytes] = {}
@@ -107,11 +107,7 @@ def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) 
     files["app.py"] = (template / "app.py").read_bytes()
     name, wheel = build_wheel()
     files[name] = wheel
-    requirements = (template / "requirements.txt").read_text(encoding="utf-8")
-    if not private:
-        url = f"{constants.ENDPOINT}/spaces/{repo_id}/resolve/main/{name}"
-        requirements += f"trl-maxmin @ {url}\n"
-    files["requirements.txt"] = requirements.encode()
+    files["requirements.txt"] = (template / "requirements.txt").read_bytes()
     settings = {key: value for key, value in vars(config).items() if value != getattr(SpaceConfig(), key)}
     settings["policies"] = {
         policy: _place(source, f"run/policies/{policy}", files) for policy, source in config.policies.items()
@@ -124,7 +120,8 @@ def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) 
             if path.is_file():
                 files[f"run/{part}"] = path.read_bytes()
         settings["record"] = "run"
-    settings.pop("run", None)
+    for name in ("run", "more_policies"):  # both have become policies
+        settings.pop(name, None)
     settings["votes_dir"] = "votes" if config.votes_dir else ""
     total = sum(map(len, files.values()))
     if total > _MAX_BUNDLED:
@@ -133,7 +130,7 @@ def space_files(config: SpaceConfig, repo_id: str, private: bool | None = None) 
             "Publish them with `trl-maxmin push`, then name their Hub ids: --policies maxmin=me/maxmin ... --mixture "
             "me/mixture."
         )
-    files[CONFIG_NAME] = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).encode()
+    files[CONFIG_NAME] = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
     files["README.md"] = readme(config, (template / "README.md").read_text(encoding="utf-8")).encode()
     return files
 
@@ -191,16 +188,13 @@ def push_space(
     Raises:
         HubError: the Hub refused or was not reached; a 402 says what free accounts can do.
         ValueError: an incomplete id, or as [`space_files`].
-        RuntimeError: this installation has no publishing part.
     """
-    try:
-        from ..hub import RepoPlan, publish_repo
-        from ..hub.faults import ask
-    except ImportError as error:
-        raise RuntimeError("Publishing needs trl_maxmin.hub, which this installation does not have.") from error
     from huggingface_hub import HfApi
 
-    files: dict[str, Any] = dict(space_files(config, repo_id, private))
+    from ..hub import RepoPlan, publish_repo
+    from ..hub.faults import ask
+
+    files: dict[str, Any] = dict(space_files(config))
     plan = RepoPlan(repo_id, "space", "", files, private=private, space_sdk="gradio", space_hardware=hardware)
     published = publish_repo(plan, token=token)
     api = HfApi(token=token)

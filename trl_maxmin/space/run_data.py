@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ class RunData:
             attempt("The facts about the groups", lambda: data._add_group_facts(folder / GROUP_FACTS_NAME))
         for name, source in config.policies.items():
             attempt(f"The record of {name!r}", lambda name=name, source=source: data._add_policy(name, Path(source)))
+        attempt("A part of the results", data._keep_numbers)
         return data, problems
 
     def _add_record(self, record: RunRecord | None, config: SpaceConfig) -> None:
@@ -174,6 +176,39 @@ class RunData:
         if (folder / RUN_RECORD_NAME).is_file():
             if points := _worst_utility(RunRecord.load(folder)):
                 self.curves[name] = points
+
+    def _keep_numbers(self) -> None:
+        """Drop what is no finite number: figures are computed from these, whoever wrote the file.
+
+        Raises:
+            ValueError: something was dropped; it names the first.
+        """
+        dropped: list[str] = []
+
+        def keep(what: str, good: bool) -> bool:
+            dropped.extend([] if good else [what])
+            return good
+
+        for table in (self.win_rate, self.utility):
+            for policy, row in table.items():
+                table[policy] = {g: n for g, n in row.items() if keep(f"{policy}, {g}", _is_measured(n))}
+        for policy, points in self.curves.items():
+            self.curves[policy] = [p for p in points if keep(f"the curve of {policy}", _is_point(p))]
+        self.groups = [group for group in self.groups if keep(f"the group {group!r}", isinstance(group, str))]
+        if dropped:
+            raise ValueError(f"{dropped[0]}: no number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_measured(cell: Any) -> bool:
+    return isinstance(cell, dict) and all(_is_number(cell[end]) for end in {"mean", *({"low", "high"} & set(cell))})
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number, point))
 
 
 def _recorded(folder: Path) -> Iterable[dict[str, Any]]:

@@ -26,6 +26,9 @@ _POOL_PROMPTS = 16
 NAMES = {"reference": "Reference", "single": "Single reward", "maxmin": "MaxMin", "oracle": "MaxMin on gold utilities"}
 """How the page calls the policies of a run; other policies are called by their own names."""
 
+Scored = dict[str, list[tuple[str, str, dict[str, float]]]]
+"""Policy -> [(prompt, answer, group -> utility), ...]."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -153,7 +156,7 @@ class Studio:
         self.prompts = list(dict.fromkeys(config.prompts or self.run.prompts))
         self._baselines: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
-        self._pool: dict[str, list[tuple[str, str, dict[str, float]]]] | None = None
+        self.recorded: Scored | None = None
         self._scale: torch.Tensor | None = None
 
     @classmethod
@@ -228,6 +231,28 @@ class Studio:
         Raises:
             Refused: with a sentence for the visitor; before anything is computed.
         """
+        encoded = self.check(prompt, names, settings)
+        names = list(encoded)
+        streams = {name: self.policies[name].stream(ids, settings) for name, ids in encoded.items()}
+        answers = {name: Answer(name, "") for name in names}
+        while streams:
+            for name in list(streams):
+                reply = next(streams[name])
+                answers[name] = Answer(name, reply.text, reply.finished, reply.done)
+                if reply.done:
+                    streams.pop(name).close()
+            yield list(answers.values())
+        yield self.with_utilities(prompt, list(answers.values()))
+
+    def check(self, prompt: str, names: Sequence[str], settings: Settings) -> dict[str, list[int]]:
+        """Whether a request may be answered; nothing here needs a GPU.
+
+        Returns:
+            `dict[str, list[int]]`: policy -> token ids of the prompt, in the order of the page.
+
+        Raises:
+            Refused: with a sentence for the visitor.
+        """
         check_request(
             prompt,
             settings.temperature,
@@ -239,17 +264,7 @@ class Studio:
         names = [name for name in self.policies if name in set(names)]
         if not min(2, len(self.policies)) <= len(names) <= MAX_POLICIES or not names:
             raise Refused(f"Please choose two to {MAX_POLICIES} policies.")
-        encoded = {name: self._encode(name, prompt, settings.length) for name in names}
-        streams = {name: self.policies[name].stream(ids, settings) for name, ids in encoded.items()}
-        answers = {name: Answer(name, "") for name in names}
-        while streams:
-            for name in list(streams):
-                reply = next(streams[name])
-                answers[name] = Answer(name, reply.text, reply.finished, reply.done)
-                if reply.done:
-                    streams.pop(name).close()
-            yield list(answers.values())
-        yield self.with_utilities(prompt, list(answers.values()))
+        return {name: self._encode(name, prompt, settings.length) for name in names}
 
     def _encode(self, name: str, prompt: str, length: int) -> list[int]:
         policy = self.policies[name]
@@ -331,29 +346,28 @@ class Studio:
         """
         if self.mixture is None or group not in self.groups or not self.run.replies:
             return {}
-        with self._lock:
-            pool = self._pool
-        if pool is None:
-            pool = self._score_pool()
-            with self._lock:
-                self._pool = pool
+        if self.recorded is None:
+            self.recorded = self.score_recorded()
         result = {}
-        for policy, rows in pool.items():
+        for policy, rows in self.recorded.items():
             ranked = sorted(((p, text, values[group]) for p, text, values in rows), key=lambda row: -row[2])
             own = min(count, max(1, len(ranked) // 2))
             worst = ranked[::-1][:own] if len(ranked) > 1 else []
             result[policy] = (ranked[:own], worst)
         return result
 
-    def _score_pool(self) -> dict[str, list[tuple[str, str, dict[str, float]]]]:
-        pool: dict[str, list[tuple[str, str, dict[str, float]]]] = {}
-        for prompt in list(self.run.replies)[:_POOL_PROMPTS]:
+    def score_recorded(self) -> Scored:
+        """Utilities of the recorded answers to the first prompts; empty without a mixture."""
+        found: Scored = {}
+        for prompt in list(self.run.replies)[:_POOL_PROMPTS] if self.mixture is not None else []:
             answers = [Answer(p, text, finished) for p, text, finished in self.run.replies[prompt]]
             for answer in self.with_utilities(prompt, answers):
                 if answer.utilities is not None:
-                    pool.setdefault(answer.policy, []).append((prompt, answer.text, answer.utilities))
+                    found.setdefault(answer.policy, []).append((prompt, answer.text, answer.utilities))
         order = list(self.policies)
-        return {name: pool[name] for name in sorted(pool, key=lambda n: order.index(n) if n in order else len(order))}
+        return {
+            name: found[name] for name in sorted(found, key=lambda n: order.index(n) if n in order else len(order))
+        }
 
 
 def _load_mixture(config: SpaceConfig) -> Any:

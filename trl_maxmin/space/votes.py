@@ -21,6 +21,7 @@ from .limits import Refused
 
 if TYPE_CHECKING:  # scoring imports the models; a writer of votes needs none of them
     from .scoring import Answer
+    from .uplink import Uplink
 
 try:
     import fcntl
@@ -96,13 +97,15 @@ class VoteStore:
 
     Args:
         folder (`str` or path): created if missing; the file is `votes.jsonl` in it.
-        lock (*optional*): held while writing, such as a `CommitScheduler`'s.
+
+    Raises:
+        OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], lock: Any = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder) / "votes.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = lock or threading.Lock()
+        self._lock = threading.Lock()
         self.repair()
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -127,15 +130,20 @@ class VoteStore:
                 raise
 
     def repair(self) -> None:
-        """Cut off an unfinished last line."""
-        if self.path.exists():
-            with open(self.path, "ab") as file:
-                _lock(file)
-                _cut_unfinished(self.path)
+        """Create the file, or cut off an unfinished last line."""
+        with open(self.path, "ab") as file:
+            _lock(file)
+            _cut_unfinished(self.path)
+
+    def content(self) -> bytes:
+        """The stored lines, never a part of one."""
+        with self._lock:
+            data = self.path.read_bytes() if self.path.exists() else b""
+        return data[: data.rfind(b"\n") + 1]
 
     def __len__(self) -> int:
         """Number of stored pairs."""
-        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        return self.content().count(b"\n")
 
 
 def _lock(file: Any) -> None:
@@ -169,6 +177,9 @@ class Ballot:
         dataset (`str`, *optional*): Hub dataset to which the file is sent every `minutes`.
         minutes (`float`), public (`bool`): of that dataset.
         conversational (`bool`): write messages instead of text.
+
+    Raises:
+        OSError: the folder cannot be written to.
     """
 
     def __init__(
@@ -180,34 +191,17 @@ class Ballot:
         conversational: bool = False,
     ) -> None:
         self.conversational = conversational
-        self.problem: str | None = None
-        lock = None
+        self.store = VoteStore(folder)
+        self.uplink: Uplink | None = None
         if dataset:
-            lock = self._schedule(folder, dataset, minutes, public)
-        self.store = VoteStore(Path(folder) / "data" if dataset else folder, lock)
+            from .uplink import Uplink
 
-    def _schedule(self, folder: Any, dataset: str, minutes: float, public: bool) -> Any:
-        from huggingface_hub import CommitScheduler
+            self.uplink = Uplink(self.store, dataset, minutes, public)
 
-        # A Space starts with an empty disk: a name of its own keeps it from replacing the votes of the last start.
-        start = f"data/{uuid.uuid4().hex[:12]}"
-        try:
-            (Path(folder) / "data").mkdir(parents=True, exist_ok=True)
-            self.scheduler = CommitScheduler(
-                repo_id=dataset,
-                repo_type="dataset",
-                folder_path=str(Path(folder) / "data"),
-                path_in_repo=start,
-                every=minutes,
-                private=None if public else True,
-                squash_history=False,
-            )
-        except (OSError, ValueError) as error:
-            logger.exception("votes are stored here only: %s is not reachable", dataset)
-            reason = str(error).splitlines()[0][:200]
-            self.problem = f"Votes are stored here only, as the dataset {dataset} could not be reached ({reason})."
-            return None
-        return self.scheduler.lock
+    def start(self) -> None:
+        """Begin to send votes to the dataset, where there is one; does not wait for the Hub."""
+        if self.uplink is not None:
+            self.uplink.start()
 
     def cast(
         self,

@@ -35,13 +35,21 @@ class Comparison:
     voted: bool = False
 
 
-def zero_gpu(function: Callable) -> Callable:
-    """`spaces.GPU` where a Space lends GPUs by the call, the function itself elsewhere."""
+def zero_gpu(function: Callable, seconds: int) -> Callable:
+    """`spaces.GPU` where a Space lends GPUs by the call, the function itself elsewhere.
+
+    There the function runs in another process: arguments and results are copied, of exceptions only `gr.Error` comes
+    back, and what it stores in objects is lost.
+
+    Args:
+        function (`Callable`): needs a GPU.
+        seconds (`int`): longest time that one call takes.
+    """
     try:
         import spaces
     except ImportError:
         return function
-    return spaces.GPU(duration=60)(function)
+    return spaces.GPU(duration=seconds)(function)
 
 
 class Handlers:
@@ -56,8 +64,8 @@ class Handlers:
         self.studio = studio
         self.ballot = ballot
         self.limit = RateLimit(studio.config.requests_per_minute)
-        self._compare = zero_gpu(studio.compare)
-        self._extremes = zero_gpu(studio.extremes)
+        self._compare = zero_gpu(studio.compare, 60)
+        self._score_recorded = zero_gpu(studio.score_recorded, 120)
 
     def compare(
         self,
@@ -73,6 +81,7 @@ class Handlers:
         try:
             self.limit.check(request.session_hash or "")
             settings = Settings(_number(temperature), _whole(seed), _whole(length))
+            self.studio.check(prompt, list(policies or []), settings)
             order: list[int] | None = None
             shown, answers = 0.0, []
             for answers in self._compare(prompt, list(policies or []), settings):
@@ -89,9 +98,11 @@ class Handlers:
         except Refused as refusal:
             yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip(), gr.skip()
             return
-        except Exception:
+        except Exception as error:
             logger.exception("a comparison failed")
-            text = "Something went wrong on our side, sorry. Please try again."
+            # A Space that lends GPUs says in a gr.Error, for instance, that a visitor's share of today is used up.
+            said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
+            text = f"{said} Please try again."
             yield gr.skip(), gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip(), gr.skip()
             return
         seen = Comparison(prompt, tuple(answers), hidden=bool(blind), blind=bool(blind))
@@ -136,6 +147,8 @@ class Handlers:
         thanks = (
             "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
         )
+        if stored and self.ballot.uplink is not None and self.ballot.uplink.problem:
+            thanks += " The Hub cannot be reached at the moment; it is sent there when it can."
         return (*self._shown(seen, thanks), seen, gr.update(interactive=False))
 
     def surprise(self, current: str) -> str:
@@ -145,7 +158,9 @@ class Handlers:
     def fill_groups(self) -> list[str]:
         """Best and worst answers for every group."""
         try:
-            pages = [html.extremes_page(group, self._extremes(group)) for group in self.studio.groups]
+            if self.studio.recorded is None:
+                self.studio.recorded = self._score_recorded()
+            pages = [html.extremes_page(group, self.studio.extremes(group)) for group in self.studio.groups]
         except Exception:
             logger.exception("recorded answers could not be scored")
             pages = [html.notice("The recorded answers could not be scored.", "warning")] * len(self.studio.groups)
