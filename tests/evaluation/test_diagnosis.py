@@ -151,6 +151,7 @@ ROW = {"prompt": "p", "chosen": "good", "rejected": "bad"}
         ([ROW] * 4, {"heldout_fraction": 1.0}, "heldout_fraction in"),
         ([ROW] * 4, {"group_column": "land"}, "no column 'land' of known groups; columns: prompt, chosen, rejected"),
         ([ROW] * 4, {"annotator_column": "who"}, "no column 'who'"),
+        ([ROW] * 4, {"group_column": "annotator_id"}, "names annotators, not groups of them"),
         ([ROW] * 4, {}, "leave no held-out pair"),
         ([{**ROW, "chosen": "", "rejected": " "}] * 4, {}, "holds a word"),
         ([{**ROW, "group": None}, {**ROW, "group": "a"}] * 4, {"group_column": "group"}, "Row 0 has no group"),

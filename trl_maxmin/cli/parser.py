@@ -152,6 +152,8 @@ class CommandParser(TrlParser):
             raise SystemExit(0)
         if "--config" in args and args.index("--config") + 1 == len(args):
             raise UsageError("--config needs the path of a YAML file.")
+        # First of all: building the options may fail for another reason (no GPU), which would hide the misspelt word.
+        self._refuse(self.parse_known_args(_without_recipe(args))[1])
         parsed = super().parse_args_and_config(args, return_remaining_strings=True, **kwargs)
         self._refuse(parsed[-1])
         if os.environ.get(QUIET_VARIABLE):
@@ -161,7 +163,15 @@ class CommandParser(TrlParser):
         return parsed[:-1]
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """A recipe may also say how to launch; the command has read that part already."""
+        """A recipe may also say how to launch; the command has read that part already.
+
+        Raises:
+            UsageError: a value of another type than the option's.
+        """
+        for action in self._actions:
+            if action.dest in kwargs and not _fits(kwargs[action.dest], action):
+                value, kind = kwargs[action.dest], getattr(action.type, "__name__", "text")
+                raise UsageError(f"the recipe sets {action.dest} to {value!r}, which is no {kind}.")
         return super().set_defaults_with_config(
             **{name: value for name, value in kwargs.items() if name not in LAUNCH_OPTIONS}
         )
@@ -176,6 +186,18 @@ class CommandParser(TrlParser):
         )
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"unknown option {unknown[0]}.{hint} `{self.prog} --help` lists the options.")
+
+
+def _without_recipe(words: list[str]) -> list[str]:
+    place = words.index("--config") if "--config" in words else len(words)
+    return words[:place] + words[place + 2 :]
+
+
+def _fits(value: Any, action: argparse.Action) -> bool:
+    """argparse converts texts only: whatever else a recipe holds would be taken as it is."""
+    if isinstance(value, str) or value is None or action.nargs in ("+", "*") or action.type not in (int, float):
+        return True
+    return not isinstance(value, bool) and isinstance(value, int if action.type is int else int | float)
 
 
 _TRAINING = "training (transformers.TrainingArguments)"

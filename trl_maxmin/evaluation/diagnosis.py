@@ -7,8 +7,9 @@ quantities of the impossibility result are measured under the fitted rewards: se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,17 @@ class Diagnosis:
     assumptions: list[str] = field(default_factory=lambda: [*ASSUMPTIONS, *GAP_ASSUMPTIONS])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
+        """Plain JSON types: the fields, `verdict`, `predicted_order` and `measured_order`."""
+        orders = {"predicted_order": self.predicted_order, "measured_order": self.measured_order}
+        return {"verdict": self.verdict(), **asdict(self), **orders}
+
+    def run_record_facts(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Facts for `RunRecord.replace("evaluation", ...)`.
+
+        Args:
+            dataset (`Mapping`, *optional*): where the preferences come from: `name`, `config`, `split`.
+        """
+        return {"diagnostics": self.to_dict() | ({"dataset": dict(dataset)} if dataset else {})}
 
     @property
     def predicted_order(self) -> list[str]:
@@ -230,6 +240,11 @@ def diagnose(
         raise ValueError(
             f"There is no column {group_column!r} of known groups; columns: {', '.join(dataset.column_names)}."
         )
+    if group_column is not None and group_column == annotator_column:
+        raise ValueError(
+            f"The column {group_column!r} names annotators, not groups of them; name another column, or leave "
+            "group_column out and let EM find groups."
+        )
     dataset = prepare_preferences(dataset, annotator_column)
     known = group_column is not None
     pairs = _read(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
@@ -246,7 +261,11 @@ def diagnose(
     else:
         memberships, selection, chosen, names = _known_groups(pairs, dataset[group_column])
         shares = memberships.mean(axis=0)
-    features = f"the last state of {model_name_or_path}" if model_name_or_path else "counts of words"
+    # Cards show this text, so of a local model only the folder's own name.
+    model = Path(model_name_or_path or "")
+    features = (
+        f"the last state of {model.name if model.exists() else model}" if model_name_or_path else "counts of words"
+    )
     diagnosis = _measure(pairs, memberships, shares, names, features, beta, num_resamples, seed)
     return replace(diagnosis, num_groups=chosen, known=known, selection=selection)
 

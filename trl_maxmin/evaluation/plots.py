@@ -237,6 +237,7 @@ def plot_training(
     title: str = "Worst group utility during training",
     ylabel: str = "utility of the worst-off group",
     xlabel: str = "step",
+    bands: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Path:
     """Curves over steps, one line a run: how the worst-off group fares while policies train.
 
@@ -244,17 +245,25 @@ def plot_training(
         curves (`Mapping`): run -> list of `[step, value]`, as `policy.curves["maxmin/worst_utility"]` of a run record.
         path (`str` or `os.PathLike`): of the PNG file.
         title, ylabel, xlabel (`str`, *optional*): of the axes.
+        bands (`Mapping`, *optional*): run -> list of `[step, low, high]`, shaded behind the run's curve, such as the
+            range over seeds.
 
     Returns:
         `Path` of the file.
 
     Raises:
-        ValueError: no curve with a point.
+        ValueError: no curve with a point, or a band of a run without a curve.
     """
     curves = {name: points for name, points in curves.items() if len(points)}
     if not curves:
         raise ValueError("There is no curve with a point; run records keep them under policy.curves.")
+    if unknown := sorted(set(bands or {}) - set(curves)):
+        raise ValueError(f"There are bands of {unknown}, but curves only of {sorted(curves)}.")
     figure, (axes,) = _canvas(1, 6.4, 4.2)
+    for index, name in enumerate(curves):
+        if name in (bands or {}):
+            steps, low, high = zip(*bands[name], strict=True)
+            axes.fill_between(steps, low, high, color=_LINES[index % len(_LINES)][0], alpha=0.18, lw=0)
     _draw_lines(axes, curves)
     axes.set_xlabel(xlabel, fontsize=11)
     axes.set_ylabel(ylabel, fontsize=11)

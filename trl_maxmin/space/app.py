@@ -59,6 +59,7 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
                     '<section aria-label="Overview">'
                     + figures.overview(studio.run)
                     + html.overview_table(studio.run)
+                    + html.diagnosis_section(studio.run)
                     + html.cards_section(studio)
                     + "</section>"
                 )
