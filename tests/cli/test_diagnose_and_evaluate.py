@@ -53,7 +53,7 @@ def test_diagnose_writes_into_the_record_of_a_run(folder):
         ("p.jsonl", "", "p.jsonl is empty. Give a file with rows."),
         ("p.csv", "prompt,chosen,rejected\n", "p.csv holds no rows, only a header."),
         ("p.jsonl", "hello\n{", "Cannot read p.jsonl as json: "),
-        ("p.parquet", "hello", "Cannot read p.parquet as parquet: Parquet magic bytes"),
+        ("p.parquet", "hello", "Cannot read p.parquet as parquet: Parquet file size"),
         ("p.txt", "hello", "Cannot read p.txt: type .txt. Allowed: .json"),
         (
             "p.jsonl",

@@ -137,7 +137,8 @@ def test_a_frozen_model_gives_features(tmp_path, word_tokenizer):
         for i, word in enumerate(["plot", "film", "acting", "story"] * 8)
     ]
     found = diagnose(Dataset.from_list(rows), model_name_or_path=str(tmp_path), max_groups=2, num_resamples=100)
-    assert str(tmp_path) in found.features and found.num_pairs == 32
+    # A card shows this, so not where the model lies on this machine.
+    assert found.features == f"the last state of {tmp_path.name}" and found.num_pairs == 32
 
 
 ROW = {"prompt": "p", "chosen": "good", "rejected": "bad"}
@@ -151,7 +152,7 @@ ROW = {"prompt": "p", "chosen": "good", "rejected": "bad"}
         ([ROW] * 4, {"heldout_fraction": 1.0}, "heldout_fraction in"),
         ([ROW] * 4, {"group_column": "land"}, "no column 'land' of known groups; columns: prompt, chosen, rejected"),
         ([ROW] * 4, {"annotator_column": "who"}, "no column 'who'"),
-        ([ROW] * 4, {"group_column": "annotator_id"}, "names annotators, not groups of them"),
+        ([ROW | {"annotator_id": "a"}] * 4, {"group_column": "annotator_id"}, "names annotators, not groups of them"),
         ([ROW] * 4, {}, "leave no held-out pair"),
         ([{**ROW, "chosen": "", "rejected": " "}] * 4, {}, "holds a word"),
         ([{**ROW, "group": None}, {**ROW, "group": "a"}] * 4, {"group_column": "group"}, "Row 0 has no group"),

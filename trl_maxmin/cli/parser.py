@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from .launch import OPTIONS as LAUNCH_OPTIONS
+from .launch import read_recipe
 
 
 QUIET_VARIABLE = "TRL_MAXMIN_QUIET"
@@ -153,7 +154,10 @@ class CommandParser(TrlParser):
         if "--config" in args and args.index("--config") + 1 == len(args):
             raise UsageError("--config needs the path of a YAML file.")
         # First of all: building the options may fail for another reason (no GPU), which would hide the misspelt word.
-        self._refuse(self.parse_known_args(_without_recipe(args))[1])
+        words, recipe = _without_recipe(args)
+        known = {action.dest for action in self._actions} | {*LAUNCH_OPTIONS, "env"}
+        names = [f"--{name}" for name in (read_recipe(recipe) if recipe else {}) if name not in known]
+        self._refuse(names + self.parse_known_args(words)[1])
         parsed = super().parse_args_and_config(args, return_remaining_strings=True, **kwargs)
         self._refuse(parsed[-1])
         if os.environ.get(QUIET_VARIABLE):
@@ -188,9 +192,11 @@ class CommandParser(TrlParser):
         raise UsageError(f"unknown option {unknown[0]}.{hint} `{self.prog} --help` lists the options.")
 
 
-def _without_recipe(words: list[str]) -> list[str]:
-    place = words.index("--config") if "--config" in words else len(words)
-    return words[:place] + words[place + 2 :]
+def _without_recipe(words: list[str]) -> tuple[list[str], str | None]:
+    if "--config" not in words:
+        return words, None
+    place = words.index("--config")
+    return words[:place] + words[place + 2 :], words[place + 1]
 
 
 def _fits(value: Any, action: argparse.Action) -> bool:
