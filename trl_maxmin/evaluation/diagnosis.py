@@ -368,8 +368,11 @@ def _find_groups(
 
 
 def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[NumComponentsSelection, int]:
-    """The evidence, and the K it supports: the rule of the reward trainer, but one reward unless several gain more than
-    `MIN_GAIN`, for one standard error of next to nothing is exceeded by chance in every sixth data set."""
+    """The evidence, and the K it supports: the reward trainer's rule, but one reward unless several gain `MIN_GAIN`.
+
+    Where several components are all alike, the gain is next to nothing, and by chance above one standard error of
+    itself in every sixth data set.
+    """
     found = select_num_components(scores, annotator)
     gain = found.mean[found.num_components] - found.mean[1]
     return found, found.num_components if gain > MIN_GAIN else 1
