@@ -5,8 +5,8 @@
     python examples/general_rl/train_general_rl.py --env gridworld --output_dir general_rl
 
 PPO maximises `w . r`; after every rollout a welfare rule of `trl_maxmin.functional` turns the groups' returns into the
-weights `w` of the next. With `--welfare sum` the weights never change. Two policies are measured: the last one, and the
-average of those of the second half of training, which draws one of them at the start of every episode.
+weights `w` of the next. With `--welfare sum` the weights never change. Two policies are measured: the last one, and
+the average of those of the second half of training, which draws one of them at the start of every episode.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ ENVIRONMENTS = {
 # units of return; `tau` of softmin, `eta` of mirror. Where the optimum takes chance, some entropy has to stay.
 SETTINGS = {
     "gridworld": {"steps": 80_000, "n_steps": 35, "entropy": (0.02, 0.0), "tau": 0.1, "eta": 0.2},
-    "fruit-tree": {"steps": 120_000, "n_steps": 36, "entropy": (0.02, 0.003), "tau": 0.03, "eta": 1.0},
+    "fruit-tree": {"steps": 120_000, "n_steps": 36, "entropy": (0.02, 0.003), "tau": 0.03, "eta": 0.3},
 }
 
 
