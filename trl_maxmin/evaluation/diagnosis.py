@@ -40,8 +40,8 @@ SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Prior precisions of the rewards that are tried; features have unit mean square."""
 MIN_GAIN = 2e-3
-"""Nats a held-out pair that several groups have to gain over one reward: a group of 1 % brings that much if its own
-reward predicts each of its pairs 0.2 nats better. Where there is one group, several gain or lose far less."""
+"""Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts each
+of its pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
 _CURVATURE_PROMPTS = 200
 
 
@@ -368,14 +368,13 @@ def _find_groups(
 
 
 def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[NumComponentsSelection, int]:
-    """The evidence, and the K it supports: the reward trainer's rule, but one reward unless several gain `MIN_GAIN`.
+    """The evidence, and the K it supports: the smallest within one standard error, or `MIN_GAIN`, of the best.
 
-    Where several components are all alike, the gain is next to nothing, and by chance above one standard error of
-    itself in every sixth data set.
+    Where components are all alike, or one of them is empty, another K gains next to nothing, and by chance more than
+    one standard error of that in every sixth data set.
     """
     found = select_num_components(scores, annotator)
-    gain = found.mean[found.num_components] - found.mean[1]
-    return found, found.num_components if gain > MIN_GAIN else 1
+    return found, next(k for k in sorted(scores) if found.difference[k] <= max(found.standard_error[k], MIN_GAIN))
 
 
 def _known_groups(
