@@ -249,13 +249,14 @@ def plot(report: dict, path: Path) -> None:
     count, curves, bands = len(report["groups"]), {}, {}
     for rule, runs in by_rule(report).items():
         worst = np.array([[min(point[1 : 1 + count]) for point in run["curve"]] for run in runs])
-        steps, name = [point[0] for point in runs[0]["curve"]], f"{rule} (mean and range of {len(runs)} seeds)"
-        curves[name] = list(zip(steps, worst.mean(axis=0), strict=True))
-        bands[name] = list(zip(steps, worst.min(axis=0), worst.max(axis=0), strict=True))
+        steps = [point[0] for point in runs[0]["curve"]]
+        curves[rule] = list(zip(steps, worst.mean(axis=0), strict=True))
+        bands[rule] = list(zip(steps, worst.min(axis=0), worst.max(axis=0), strict=True))
     last = max(points[-1][0] for points in curves.values())
     curves["exact optimum"] = [[0, report["optimum"]], [last, report["optimum"]]]
     title = f"Worst-off group during training, {report['env']}"
-    plot_training(curves, path, title, "return of the worst-off group", "environment steps", bands=bands)
+    steps = f"environment steps (lines: mean of {len(runs)} seeds; shaded: their range)"
+    plot_training(curves, path, title, "return of the worst-off group", steps, bands=bands)
 
 
 def by_rule(report: dict) -> dict[str, list[dict]]:

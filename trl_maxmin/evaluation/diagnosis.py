@@ -40,8 +40,8 @@ SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Prior precisions of the rewards that are tried; features have unit mean square."""
 MIN_GAIN = 2e-3
-"""Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts each
-of its pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
+"""Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts its
+pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
 _CURVATURE_PROMPTS = 200
 
 
