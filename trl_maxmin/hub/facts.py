@@ -92,7 +92,7 @@ def plain(text: Any) -> str:
     Example:
 
     >>> plain("Yes: <b> [x](y) and component_1, 20 %.")
-    'Yes: &lt;b&gt; \\[x\\](y) and component\\_1, 20 %.'
+    'Yes: &lt;b&gt; \\\\[x\\\\](y) and component\\\\_1, 20 %.'
     """
     text = html.escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
