@@ -120,6 +120,17 @@ class TestUpdate:
             "num_prompts": 20,
         }
 
+    def test_replace_leaves_nothing_of_the_old_value(self, tmp_path):
+        record = RunRecord().update("evaluation", gold_utility={"old": {"concise": 0.9}}, minority="a", num_prompts=10)
+        record.replace("evaluation", gold_utility={"new": {"concise": 0.7}}, minority=None)
+        assert record.evaluation == {"gold_utility": {"new": {"concise": 0.7}}, "num_prompts": 10}
+        with pytest.raises(ValueError, match="evaluation.num_prompts must be a whole number"):
+            record.replace("evaluation", num_prompts="ten", gold_utility={})
+        assert record.evaluation["gold_utility"] == {"new": {"concise": 0.7}}
+        record.save(tmp_path)
+        again = RunRecord.update_file(tmp_path, "evaluation", replace=True, gold_utility={})
+        assert again.evaluation == {"gold_utility": {}, "num_prompts": 10} == RunRecord.load(tmp_path).evaluation
+
     def test_tensors_and_arrays_become_lists(self):
         record = RunRecord().update(
             "reward",
@@ -170,6 +181,16 @@ class TestUpdate:
                 r"win_rate.maxmin.a lacks \['low', 'high'\]",
             ),
             ("evaluation", {"samples": [{"prompt": "p"}]}, r"samples\[0\] lacks \['completions'\]"),
+            (
+                "evaluation",
+                {"diagnostics": {"verdict": "No"}},
+                r"diagnostics lacks \['num_groups', 'by_group', 'assump",
+            ),
+            (
+                "evaluation",
+                {"diagnostics": {"verdict": "", "num_groups": 1, "assumptions": [], "by_group": {"a": {"gap": "x"}}}},
+                "by_group.a.gap must be a number or a number with interval, got 'x'",
+            ),
         ],
     )
     def test_errors_leave_the_record_unchanged(self, full_record, stage, facts, message):

@@ -70,6 +70,18 @@ def _record(fields: Mapping[str, _Check], required: tuple[str, ...] = ()) -> _Ch
     return check
 
 
+def _either(expected: str, *checks: _Check) -> _Check:
+    def check(value: Any, where: str) -> None:
+        for own in checks:
+            try:
+                return own(value, where)
+            except ValueError:
+                continue
+        raise ValueError(f"{where} must be {expected}, got {value!r}")
+
+    return check
+
+
 def _anything(value: Any, where: str) -> None:
     return None
 
@@ -149,6 +161,31 @@ _results = _record(
     },
     required=("format_version", "groups", "policies"),
 )
+_number_or_interval = _either("a number or a number with interval", _number, _interval)
+# See docs/diagnose.md.
+_diagnostics = _record(
+    {
+        "dataset": _dataset,
+        "verdict": _text,
+        "num_groups": _whole,
+        "known": _flag,
+        "num_pairs": _whole,
+        "num_annotators": _whole,
+        "num_prompts": _whole,
+        "features": _text,
+        "feature_bound": _number,
+        "beta": _number,
+        "epsilon": _number,
+        "diversity": _list_of(_list_of(_number)),
+        "selection": _by_name_twice,
+        "by_group": _dict_of(_dict_of(_number_or_interval)),
+        "predicted_order": _list_of(_text),
+        "measured_order": _list_of(_text),
+        "curves": _curves,
+        "assumptions": _list_of(_text),
+    },
+    required=("verdict", "num_groups", "by_group", "assumptions"),
+)
 _sample = _record(
     {"prompt": _text, "completions": _dict_of(_text), "utility": _by_name_twice}, required=("prompt", "completions")
 )
@@ -199,7 +236,7 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "win_rate": _dict_of(_dict_of(_interval)),
         "metrics": _settings,
         "results": _results,
-        "diagnostics": _settings,
+        "diagnostics": _diagnostics,
         "samples": _list_of(_sample),
     },
 }
@@ -315,6 +352,31 @@ class RunRecord:
         setattr(self, stage, merged)
         return self
 
+    def replace(self, stage: str, **facts: Any) -> RunRecord:
+        """Set fields of a stage anew: unlike in [`~RunRecord.update`], nothing of a field's old value stays.
+
+        For results, where a policy or group of an earlier measurement would otherwise stand beside the new ones.
+
+        Args:
+            stage (`str`):
+                `"reward"`, `"policy"` or `"evaluation"`.
+            **facts:
+                Fields of that stage; None removes the field.
+
+        Returns:
+            `RunRecord`: itself.
+
+        Raises:
+            ValueError: as [`~RunRecord.update`]; the record is then unchanged.
+        """
+        before = self._stage(stage)
+        setattr(self, stage, {name: value for name, value in before.items() if name not in facts})
+        try:
+            return self.update(stage, **facts)
+        except ValueError:
+            setattr(self, stage, before)
+            raise
+
     def add_point(self, stage: str, curve: str, step: int, value: float) -> None:
         """Append (step, value) to a curve of the stage; a NaN is unknown and leaves a gap.
 
@@ -401,14 +463,26 @@ class RunRecord:
             raise ValueError(f"{path} is not a valid run record: {error}") from error
 
     @classmethod
-    def update_file(cls, path: str | os.PathLike[str], stage: str, **facts: Any) -> RunRecord:
+    def update_file(
+        cls, path: str | os.PathLike[str], stage: str, *, replace: bool = False, **facts: Any
+    ) -> RunRecord:
         """Load the record at `path` (a new one if there is none), add facts to a stage, and save it.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                As in [`~RunRecord.save`].
+            stage (`str`):
+                `"reward"`, `"policy"` or `"evaluation"`.
+            replace (`bool`):
+                Set the fields anew ([`~RunRecord.replace`]) instead of merging them ([`~RunRecord.update`]).
+            **facts:
+                Fields of that stage.
 
         Raises:
             ValueError: as [`~RunRecord.load`] and [`~RunRecord.update`].
         """
         record = cls.load(path) if _file_path(path).exists() else cls(versions=cls.installed_versions())
-        record.update(stage, **facts).save(path)
+        (record.replace if replace else record.update)(stage, **facts).save(path)
         return record
 
 

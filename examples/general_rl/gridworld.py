@@ -2,15 +2,14 @@
 """A gridworld with two groups of users and vector rewards, and its exact optima by dynamic programming.
 
 ```
-A . . . B      A: the majority (4 of 5 users) is served by apples, in the west
-. . . . .      B: the minority (1 of 5 users) is served by berries, in the east
-A . S . B      S: start; one move a step, 11 steps an episode
-. . . . .
-A . . . B      Each item is there once and gives its group a third.
+A . . . . . B      a, A: apples for the majority (4 of 5 users), a worth 1/3 and A, a whole tree, 5/6
+. . a S b . .      b, B: berries for the minority (1 of 5 users), each worth 1/3
+. . a . b . .      S: start; one move a step, 7 steps an episode; each item is there once
 ```
 
-All three items of one side take 8 steps, two of each side take 10: the sum over users is largest when the minority
-gets nothing, the worst group is best off with two of each.
+The four items near the start take 5 steps and give both groups 2/3. All apples take 6 and give the majority 1.5, and
+then no berry is in reach. So the sum over users, and even the plain mean of the two groups, leave the minority with
+nothing. The worst group is best off with two items each; no chance between serving the one and the other does as well.
 """
 
 from __future__ import annotations
@@ -21,26 +20,22 @@ import gymnasium as gym
 import numpy as np
 
 
-SIZE, HORIZON = 5, 11
-START = (2, 2)
-ITEMS = ((0, 0), (2, 0), (4, 0), (0, 4), (2, 4), (4, 4))
+ROWS, COLUMNS, HORIZON = 3, 7, 7
+START = (1, 3)
+ITEMS = ((0, 0), (1, 2), (2, 2), (0, 6), (1, 4), (2, 4))
+VALUES = np.array([[5 / 6, 0], [1 / 3, 0], [1 / 3, 0], [0, 1 / 3], [0, 1 / 3], [0, 1 / 3]])
 GROUPS = ("majority", "minority")
 USERS = np.array([4.0, 1.0])
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def item_reward(item: int) -> np.ndarray:
-    """What each group gets from an item: a third for its own side."""
-    return np.array([1 / 3, 0.0]) if item < 3 else np.array([0.0, 1 / 3])
-
-
 def move(cell: tuple[int, int], collected: int, action: int) -> tuple[tuple[int, int], int, np.ndarray]:
     """Next cell, items collected (bits), and the reward vector."""
     down, right = MOVES[action]
-    cell = (min(max(cell[0] + down, 0), SIZE - 1), min(max(cell[1] + right, 0), SIZE - 1))
+    cell = (min(max(cell[0] + down, 0), ROWS - 1), min(max(cell[1] + right, 0), COLUMNS - 1))
     if cell in ITEMS and not collected >> ITEMS.index(cell) & 1:
         item = ITEMS.index(cell)
-        return cell, collected | 1 << item, item_reward(item)
+        return cell, collected | 1 << item, VALUES[item]
     return cell, collected, np.zeros(2)
 
 
@@ -48,17 +43,17 @@ class TwoGroupGrid(gym.Env):
     """The gridworld; `info["vector_reward"]` has one entry a group, the scalar reward is the sum over users."""
 
     metadata = {"render_modes": []}
-    reward_space = gym.spaces.Box(0.0, 1 / 3, shape=(2,), dtype=np.float32)
+    reward_space = gym.spaces.Box(0.0, 5 / 6, shape=(2,), dtype=np.float32)
 
     def __init__(self) -> None:
-        self.observation_space = gym.spaces.Box(0.0, 1.0, shape=(SIZE * SIZE + len(ITEMS) + 1,), dtype=np.float32)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, shape=(ROWS * COLUMNS + len(ITEMS) + 1,), dtype=np.float32)
         self.action_space = gym.spaces.Discrete(len(MOVES))
 
     def _observation(self) -> np.ndarray:
         observation = np.zeros(self.observation_space.shape, dtype=np.float32)
-        observation[self.cell[0] * SIZE + self.cell[1]] = 1.0
+        observation[self.cell[0] * COLUMNS + self.cell[1]] = 1.0
         for item in range(len(ITEMS)):
-            observation[SIZE * SIZE + item] = self.collected >> item & 1
+            observation[ROWS * COLUMNS + item] = self.collected >> item & 1
         observation[-1] = self.step_number / HORIZON
         return observation
 

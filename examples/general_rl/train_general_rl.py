@@ -5,14 +5,17 @@
     python examples/general_rl/train_general_rl.py --env gridworld --output_dir general_rl
 
 PPO maximises `w . r`; after every rollout a welfare rule of `trl_maxmin.functional` turns the groups' returns into the
-weights `w` of the next. With `--welfare sum` the weights never change.
+weights `w` of the next. With `--welfare sum` the weights never change. Two policies are measured: the last one, and
+the average of those of the second half of training, which draws one of them at the start of every episode.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import json
-from collections import deque
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,10 +24,13 @@ import torch
 from gridworld import GROUPS, USERS, TwoGroupGrid, best_worst_group_return
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from trl_maxmin.evaluation import plot_training
 from trl_maxmin.functional import welfare_weights
+
+
+EPISODES = 1024
 
 
 class FruitTree(gym.Wrapper):
@@ -52,17 +58,20 @@ class FruitTree(gym.Wrapper):
         return self._node(observation), float(vector.sum()), terminated, truncated, {**info, "vector_reward": vector}
 
 
-def fruit_tree_optimum() -> float:
-    """Greatest worst-group return over mixtures of the 64 paths, by linear programming."""
-    import itertools
-
-    from scipy.optimize import linprog
-
+def fruit_tree_returns() -> np.ndarray:
+    """What each of the 64 paths gives the six groups, (64, 6)."""
     environment, returns = FruitTree(), []
     for path in itertools.product((0, 1), repeat=environment.depth):
         environment.reset()
         returns.append(sum(environment.step(action)[4]["vector_reward"] for action in path))
-    table = np.array(returns)
+    return np.array(returns)
+
+
+def fruit_tree_optimum() -> float:
+    """Greatest worst-group return over mixtures of the paths, by linear programming."""
+    from scipy.optimize import linprog
+
+    table = fruit_tree_returns()
     paths, groups = table.shape
     found = linprog(
         np.r_[np.zeros(paths), -1.0],
@@ -79,20 +88,22 @@ ENVIRONMENTS = {
     "gridworld": (TwoGroupGrid, list(GROUPS), USERS, best_worst_group_return),
     "fruit-tree": (FruitTree, [f"nutrient {i}" for i in range(6)], np.ones(6), fruit_tree_optimum),
 }
+# Steps in all; steps of a rollout, a multiple of the episode's length; entropy bonus at the start and at the end, in
+# units of return; `tau` of softmin, `eta` of mirror. Where the optimum takes chance, some entropy has to stay.
 SETTINGS = {
-    "gridworld": {"steps": 160_000, "tau": 0.3, "eta": 0.2, "ent_coef": 0.03},
-    "fruit-tree": {"steps": 120_000, "tau": 0.03, "eta": 2.0, "ent_coef": 0.01},
+    "gridworld": {"steps": 80_000, "n_steps": 35, "entropy": (0.02, 0.0), "tau": 0.1, "eta": 0.2},
+    "fruit-tree": {"steps": 120_000, "n_steps": 36, "entropy": (0.02, 0.003), "tau": 0.03, "eta": 0.3},
 }
 
 
 class WeightedReward(VecEnvWrapper):
     """Replaces the reward by `weights . vector_reward`, and keeps the return of each group in finished episodes."""
 
-    def __init__(self, venv, weights: np.ndarray, memory: int = 256) -> None:
+    def __init__(self, venv: VecEnv, weights: np.ndarray) -> None:
         super().__init__(venv)
         self.weights = weights
         self.running = np.zeros((venv.num_envs, len(weights)))
-        self.finished: deque[np.ndarray] = deque(maxlen=memory)
+        self.finished: list[np.ndarray] = []
 
     def reset(self) -> np.ndarray:
         self.running[:] = 0
@@ -111,33 +122,32 @@ class WeightedReward(VecEnvWrapper):
 class Welfare(BaseCallback):
     """After each rollout: the groups' returns, and from them the weights of the next rollout."""
 
-    def __init__(
-        self, environment: WeightedReward, rule: str, steps: int, tau: float, eta: float, ent_coef: float
-    ) -> None:
+    def __init__(self, environment: WeightedReward, rule: str, settings: dict, steps: int) -> None:
         super().__init__()
-        self.environment, self.rule, self.steps = environment, rule, steps
-        self.tau, self.eta, self.ent_coef = tau, eta, ent_coef
+        self.environment, self.rule, self.settings, self.steps = environment, rule, settings, steps
         self.curve: list[list[float]] = []
+        self.policies: list[dict] = []
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        # Explore at first, then commit: the entropy bonus falls to 0.
-        self.model.ent_coef = self.ent_coef * max(0.0, 1 - 1.25 * self.num_timesteps / self.steps)
-        if not self.environment.finished:
-            return
+        # Explore at first, then commit.
+        first, last = self.settings["entropy"]
+        self.model.ent_coef = max(last, first * (1 - 1.25 * self.num_timesteps / self.steps))
         utilities = torch.tensor(np.mean(self.environment.finished, axis=0))
-        self.curve.append([self.num_timesteps, float(utilities.min())])
+        self.environment.finished.clear()
+        if self.num_timesteps > self.steps / 2:
+            self.policies.append(copy.deepcopy(self.model.policy.state_dict()))
+        self.curve.append([self.num_timesteps, *utilities.tolist(), *self.environment.weights.tolist()])
         if self.rule != "sum":
             previous = torch.tensor(self.environment.weights)
-            weights = welfare_weights(self.rule, utilities, tau=self.tau, eta=self.eta, previous=previous)
-            self.environment.weights = weights.numpy()
-        self.environment.finished.clear()
+            rates = {name: self.settings[name] for name in ("tau", "eta")}
+            self.environment.weights = welfare_weights(self.rule, utilities, previous=previous, **rates).numpy()
 
 
-def train(name: str, rule: str, seed: int, steps: int | None = None, num_envs: int = 16) -> dict:
-    """One run: the curve of the worst group's return, and the groups' returns of the final policy (1,000 episodes)."""
+def train(name: str, rule: str, seed: int, steps: int | None = None, num_envs: int = 32) -> dict:
+    """One run: the groups' returns and weights in every rollout, and what two policies give in the end."""
     make, groups, users, _ = ENVIRONMENTS[name]
     settings = SETTINGS[name]
     start = users / users.sum() if rule == "sum" else np.full(len(groups), 1 / len(groups))
@@ -145,69 +155,114 @@ def train(name: str, rule: str, seed: int, steps: int | None = None, num_envs: i
     model = PPO(
         "MlpPolicy",
         environment,
-        n_steps=64,
-        batch_size=512,
+        n_steps=settings["n_steps"],
+        batch_size=settings["n_steps"] * num_envs // 2,
         n_epochs=5,
         learning_rate=lambda left: 2e-3 * left,
         gamma=1.0,
         gae_lambda=0.95,
-        ent_coef=settings["ent_coef"],
+        # Divided by their spread, advantages would make the entropy bonus mean something else in every rollout.
+        normalize_advantage=False,
+        ent_coef=settings["entropy"][0],
         policy_kwargs={"net_arch": [64, 64]},
         seed=seed,
         device="cpu",
     )
     steps = steps or settings["steps"]
-    welfare = Welfare(environment, rule, steps, settings["tau"], settings["eta"], settings["ent_coef"])
+    welfare = Welfare(environment, rule, settings, steps)
+    started = time.process_time()
     model.learn(steps, callback=welfare)
-    environment.finished = deque()
-    observation = environment.reset()
-    while len(environment.finished) < 1000:
-        # The policy itself, not its mode: serving several groups may need chance.
-        action, _ = model.predict(observation, deterministic=False)
-        observation, *_ = environment.step(action)
-    returns = np.mean(environment.finished, axis=0)
+    seconds = time.process_time() - started
+    last = play(model, environment, EPISODES)
+    average = []
+    for policy in welfare.policies:
+        model.policy.load_state_dict(policy)
+        average.append(play(model, environment, max(num_envs, EPISODES // len(welfare.policies))))
+    measured = {"last": last, "average": np.mean(average, axis=0)}
     return {
         "rule": rule,
         "seed": seed,
-        "curve": welfare.curve,
-        "returns": dict(zip(groups, returns.tolist(), strict=True)),
+        "steps": model.num_timesteps,
+        "cpu_seconds": round(seconds, 1),
+        "returns": {name: dict(zip(groups, values.tolist(), strict=True)) for name, values in measured.items()},
+        "worst": {name: float(values.min()) for name, values in measured.items()},
+        "curve": [[round(value, 5) for value in point] for point in welfare.curve],
     }
+
+
+def play(model: PPO, environment: WeightedReward, episodes: int) -> np.ndarray:
+    """Mean return of each group."""
+    environment.finished.clear()
+    observation = environment.reset()
+    while len(environment.finished) < episodes:
+        # The policy itself, not its mode: serving several groups may need chance.
+        action, _ = model.predict(observation, deterministic=False)
+        observation, *_ = environment.step(action)
+    return np.mean(environment.finished, axis=0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=ENVIRONMENTS, default="gridworld")
     parser.add_argument(
-        "--welfare", nargs="+", default=["sum", "softmin"], help="sum, or rules of trl_maxmin.functional"
+        "--welfare", nargs="+", default=["sum", "mirror"], help="sum, or rules of trl_maxmin.functional"
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--output_dir", default="general_rl")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    optimum = ENVIRONMENTS[arguments.env][3]()
-    report = {"env": arguments.env, "optimum": optimum, "runs": []}
-    curves: dict[str, list[list[float]]] = {}
+    _, groups, _, best = ENVIRONMENTS[arguments.env]
+    report = {"env": arguments.env, "groups": groups, "optimum": best(), "episodes": EPISODES, "runs": []}
     for rule in arguments.welfare:
-        runs = []
-        for seed in range(arguments.seeds):
-            runs.append(train(arguments.env, rule, seed, arguments.steps))
-            report["runs"].append(runs[-1])
-            print(f"{rule}, seed {seed}: {runs[-1]['returns']}", flush=True)
-        worst = [min(run["returns"].values()) for run in runs]
-        shown = ", ".join(f"{value:.3f}" for value in worst)
-        print(f"{rule}: worst-group return {np.mean(worst):.3f} ({shown}); optimum {optimum:.3f}", flush=True)
-        points = zip(*(run["curve"] for run in runs), strict=False)
-        curves[f"{rule} (mean of {len(runs)} seeds)"] = [
-            [point[0][0], float(np.mean([value for _, value in point]))] for point in points
-        ]
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            run = train(arguments.env, rule, seed, arguments.steps)
+            report["runs"].append(run)
+            shares = [f"{name} {worst / report['optimum']:.1%}" for name, worst in run["worst"].items()]
+            print(f"{rule}, seed {seed}: worst-off group, of the optimum: {', '.join(shares)}", flush=True)
+            # After every run, so that an interrupted command has not run for nothing.
+            (folder / f"{arguments.env}.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    print(summary(report))
+    plot(report, folder / f"{arguments.env}.png")
+
+
+def summary(report: dict) -> str:
+    """A Markdown table: the worst-off group under each rule."""
+    optimum = report["optimum"]
+    lines = [f"exact optimum of the worst-off group: {optimum:.4f}", ""]
+    lines += ["| rule | policy | worst-off group, mean over seeds | lowest seed | at least 95 % |", "|---" * 5 + "|"]
+    for rule, runs in by_rule(report).items():
+        for name in ("last", "average"):
+            worst = np.array([run["worst"][name] for run in runs])
+            lines.append(
+                f"| `{rule}` | {name} | {worst.mean():.3f} ({worst.mean() / optimum:.1%}) | {worst.min():.3f} "
+                f"({worst.min() / optimum:.1%}) | {(worst >= 0.95 * optimum).sum()} of {len(runs)} |"
+            )
+    return "\n".join(lines)
+
+
+def plot(report: dict, path: Path) -> None:
+    """Worst-off group during training: mean over seeds and their range, beside the exact optimum."""
+    count, curves, bands = len(report["groups"]), {}, {}
+    for rule, runs in by_rule(report).items():
+        worst = np.array([[min(point[1 : 1 + count]) for point in run["curve"]] for run in runs])
+        steps = [point[0] for point in runs[0]["curve"]]
+        curves[rule] = list(zip(steps, worst.mean(axis=0), strict=True))
+        bands[rule] = list(zip(steps, worst.min(axis=0), worst.max(axis=0), strict=True))
     last = max(points[-1][0] for points in curves.values())
-    curves["exact optimum"] = [[0, optimum], [last, optimum]]
-    title = f"Worst-off group during training, {arguments.env}"
-    plot_training(curves, folder / f"{arguments.env}.png", title, "return of the worst-off group", "environment steps")
-    (folder / f"{arguments.env}.json").write_text(json.dumps(report) + "\n")
+    curves["exact optimum"] = [[0, report["optimum"]], [last, report["optimum"]]]
+    title = f"Worst-off group during training, {report['env']}"
+    steps = f"environment steps (lines: mean of {len(runs)} seeds; shaded: their range)"
+    plot_training(curves, path, title, "return of the worst-off group", steps, bands=bands)
+
+
+def by_rule(report: dict) -> dict[str, list[dict]]:
+    """Rule -> its runs."""
+    rules = dict.fromkeys(run["rule"] for run in report["runs"])
+    return {rule: [run for run in report["runs"] if run["rule"] == rule] for rule in rules}
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ class AssignmentAgreement(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
+        for row, pair in enumerate(zip(predictions, references, strict=True)):
+            if None in pair:
+                raise ValueError(f"Row {row} has no {'group' if pair[0] is not None else 'component'}; leave it out.")
         return {
             "accuracy": assignment_accuracy(predictions, references),
             "adjusted_rand_index": adjusted_rand_index(predictions, references),

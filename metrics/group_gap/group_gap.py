@@ -44,7 +44,9 @@ _CITATION = """
 def group_means(values, groups):
     """Group -> mean of its rows, in the order of first appearance."""
     rows = {}
-    for value, group in zip(values, groups, strict=True):
+    for row, (value, group) in enumerate(zip(values, groups, strict=True)):
+        if group is None:
+            raise ValueError(f"Row {row} has no group; name one, or leave the row out.")
         rows.setdefault(group, []).append(value)
     return {group: sum(own) / len(own) for group, own in rows.items()}
 

@@ -49,6 +49,8 @@ def rows_of(groups):
     """Group -> its rows, in the order of first appearance."""
     rows = {}
     for row, group in enumerate(groups):
+        if group is None:
+            raise ValueError(f"Row {row} has no group; name one, or leave the row out.")
         rows.setdefault(group, []).append(row)
     return rows
 
@@ -72,6 +74,8 @@ class GroupWinRate(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, groups):
+        if len(groups) == 0:
+            raise ValueError("There are no rows; give at least one.")
         rates = {
             group: win_rate([predictions[row] for row in rows], [references[row] for row in rows])
             for group, rows in rows_of(groups).items()

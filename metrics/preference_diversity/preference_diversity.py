@@ -60,6 +60,8 @@ class PreferenceDiversity(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
+        if len(predictions) == 0:
+            raise ValueError("There are no rows; give at least one pair.")
         distance = total_variation(np.array(predictions), np.array(references))
         opposed = [(a - 0.5) * (b - 0.5) < 0 for a, b in zip(predictions, references, strict=True)]
         return {

@@ -30,6 +30,45 @@ def test_diagnose_answers_in_words_numbers_and_a_figure(folder, capsys):
     assert (folder / "d" / "diagnosis.md").read_text().startswith("# Do these data need more than one reward?")
 
 
+def test_diagnose_writes_into_the_record_of_a_run(folder):
+    """What was there stays, except an older diagnosis: of three groups two would otherwise stay beside one."""
+    old = {"verdict": "Yes.", "num_groups": 3, "assumptions": [], "by_group": {f"component_{k}": {} for k in range(3)}}
+    record = RunRecord(seed=7).update("reward", num_components=2).update("evaluation", num_prompts=5, diagnostics=old)
+    record.save(folder / "run")
+    preferences(annotators=12, pairs=30, share=0.0).to_json(folder / "p.jsonl")
+    assert main(["diagnose", "--dataset_name", "p.jsonl", "--output_dir", "run", "--max_groups", "2"]) == 0
+    record = RunRecord.load(folder / "run")
+    assert record.seed == 7 and record.reward == {"num_components": 2} and record.evaluation["num_prompts"] == 5
+    found = record.evaluation["diagnostics"]
+    assert found["num_groups"] == 1 and list(found["by_group"]) == ["component_0"]
+    assert found["verdict"].startswith("No: one reward suffices.") and found["assumptions"]
+    assert found["dataset"] == {"name": "p.jsonl", "split": "train", "annotator_column": "annotator_id"}
+    written = json.loads((folder / "run" / "diagnosis.json").read_text())
+    assert found == written | {"dataset": found["dataset"]}, "the record and the file say the same"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", "", "p.jsonl is empty. Give a file with rows."),
+        ("p.csv", "prompt,chosen,rejected\n", "p.csv holds no rows, only a header."),
+        ("p.jsonl", "hello\n{", "Cannot read p.jsonl as json: "),
+        ("p.parquet", "hello", "Cannot read p.parquet as parquet: Parquet file size"),
+        ("p.txt", "hello", "Cannot read p.txt: type .txt. Allowed: .json"),
+        (
+            "p.jsonl",
+            '{"chosen": 1, "rejected": 2}\n',
+            "Row 0 has chosen 1; a reply must be text or a list of messages.",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(folder, capsys, name, text, message):
+    (folder / name).write_text(text)
+    assert main(["diagnose", "--dataset_name", name]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("trl-maxmin diagnose: ") and message in error and "--debug" not in error
+
+
 def save_policy(world, folder, seed):
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -75,6 +114,14 @@ def test_evaluate_policies_and_again_from_their_cached_replies(folder, capsys):
     for name in ("one", "second"):
         assert again["policies"][name]["by_group"] == results["policies"][name]["by_group"]
 
+    rows = Dataset.from_parquet(str(out / "completions.parquet"))
+    rows.filter(lambda row: row["policy"] != "second").to_parquet(folder / "fewer.parquet")
+    fewer = ["evaluate", "--completions", "fewer.parquet", "--reference", "reference", "--gold", "world:positive"]
+    assert main([*fewer, "--output_dir", "out", "--num_resamples", "200", "--quiet"]) == 0
+    facts = RunRecord.load(out).evaluation
+    assert list(facts["results"]["policies"]) == ["reference", "one"] and list(facts["win_rate"]) == ["one"]
+    assert facts["groups"] == ["positive"] and list(facts["results"]["groups"]) == ["positive"]
+
 
 CACHED = [{"policy": p, "prompt": q, "completion": "good", "finished": True} for p in "ab" for q in "xy"]
 
@@ -87,6 +134,9 @@ CACHED = [{"policy": p, "prompt": q, "completion": "good", "finished": True} for
         (["--policies", "x", "--reference", "y"], "Nobody to ask"),
         (["--policies", "x", "--reference", "y", "--judge_url", "http://h"], "together"),
         (["--policies", "x", "x", "--reference", "y", "--gold", "world:plain"], "has no name of its own"),
+        (["--policies", "reference=x", "--reference", "a/reference", "--gold", "world:plain"], "no name of its own"),
+        (["--policies", "m=.", "--reference", "y", "--gold", "world:plain"], "The folder . holds no model"),
+        (["--policies", "x", "--reference", ".", "--gold", "world:plain"], "The folder . holds no model"),
         (["--completions", "c.jsonl", "--reference", "z", "--gold", "world:plain"], "none of the policies ['a', 'b']"),
         (["--completions", "c.jsonl", "--reference", "a", "--gold", "world:tall"], "groups of the embedded world are"),
         (["--completions", "c.jsonl", "--reference", "a", "--gold", "no.py:f"], "with an existing file"),

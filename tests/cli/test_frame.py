@@ -60,6 +60,10 @@ def test_usage_lists_what_is_installed(capsys):
         (["evalute"], "Did you mean 'evaluate'?"),
         (["diagnose", "--dataset_nam", "x"], "unknown option --dataset_nam. Did you mean --dataset_name?"),
         (["diagnose", "--seed", "one"], "invalid int value: 'one'"),
+        (["grpo", "--nonsense"], "unknown option --nonsense"),
+        (["space", "--nonsense"], "unrecognized arguments: --nonsense. `trl-maxmin space --help`"),
+        (["push"], "Usage: trl-maxmin push OUTPUT_DIR --repo_id"),
+        (["pull", "me/x"], "Usage: trl-maxmin pull namespace/name --output_dir"),
         (["diagnose", "--config"], "--config needs the path of a YAML file"),
         (["completion"], "name one shell: bash, zsh, fish"),
         (["completion", "tcsh"], "completion is for bash, zsh, fish, got 'tcsh'"),
@@ -69,6 +73,39 @@ def test_a_wrong_call_is_status_two_and_one_line(argv, message, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["diagnose", "evaluate", "reward", "grpo", "push"])
+@pytest.mark.parametrize(
+    ("recipe", "status", "message"),
+    [
+        (None, 1, "--config r.yaml: there is no such file."),
+        (
+            "a: [1,\nb: }",
+            1,
+            "--config r.yaml is not YAML: expected the node content, but found '}' (line 2, column 4).",
+        ),
+        ("- 1\n", 1, "--config r.yaml must hold `option: value` lines, got a list."),
+        ("sedd: 3\n", 2, "unknown option --sedd."),
+    ],
+)
+def test_a_bad_recipe_is_one_line(command, recipe, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if recipe is not None:
+        (tmp_path / "r.yaml").write_text(recipe)
+    assert main([command, "--config", "r.yaml"]) == status
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["hello", "2.5", "[1, 2]", "true"])
+def test_a_recipes_values_have_the_options_type(value, capsys, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"seed: {value}\n")
+    assert main(["diagnose", "--config", str(tmp_path / "r.yaml")]) == 2
+    assert "seed" in (error := capsys.readouterr().err) and len(error.strip().splitlines()) == 1
+    (tmp_path / "r.yaml").write_text("beta: 1\nheldout_fraction: 1e-1\nmax_groups: 2\n")
+    assert main(["diagnose", "--config", str(tmp_path / "r.yaml")]) == 1
+    assert "--dataset_name is required" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_is_named_and_debug_shows_it(monkeypatch, capsys):

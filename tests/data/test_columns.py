@@ -55,6 +55,10 @@ def test_ties_are_dropped_and_counted(caplog):
         (Dataset.from_dict({"chosen": [], "rejected": []}), "empty"),
         (Dataset.from_dict({"prompt": ["p"], "completion": ["a"]}), r"chosen, rejected.*prompt, completion"),
         (preferences(rejected=["a", "b", "c", "d"]), "all 4 rows"),
+        (
+            Dataset.from_dict({"chosen": ["a", "b"], "rejected": ["c", None]}),
+            "Row 1 has rejected None; a reply must be",
+        ),
         (preferences(margin=[0.0, float("nan"), 0.0, 0.0]), r"Row 1 has margin nan"),
         (preferences(margin=[0.0, 1.0, float("inf"), 0.0]), r"Row 2 has margin inf"),
         (preferences(margin=[0.0, 1.0, None, 0.0]), r"Row 2 has margin"),

@@ -136,6 +136,12 @@ class TestSummaries:
         with pytest.raises(ValueError, match="no groups"):
             summary({})
 
+    @pytest.mark.parametrize("summary", [group_min, difference, ratio])
+    @pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
+    def test_refuses_nan_wherever_it_stands(self, summary, order):
+        with pytest.raises(ValueError, match=r"the groups \['b'\] have NaN; score them or leave them out"):
+            summary({group: {"a": 0.5, "b": float("nan")}[group] for group in order})
+
     def test_ratio_refuses_negative_values(self):
         with pytest.raises(ValueError, match="-0.5; use difference"):
             ratio({"a": -0.5, "b": 1.0})

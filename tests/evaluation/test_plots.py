@@ -65,6 +65,21 @@ DIAGNOSIS = {
 }
 
 
+def many(groups, policies):
+    utilities = {f"policy {p}": np.random.default_rng(p).normal(p / 4, 1, size=(30, groups)) for p in range(policies)}
+    kinds = {f"a group, number {k} of them": "gold" for k in range(groups)}
+    return summarise(GroupScores(kinds, utilities, range(30), "policy 0"), num_resamples=100)
+
+
+def test_many_groups_go_on_in_further_rows(tmp_path):
+    """At the 830 pixels of a README page no text gets smaller than about 9."""
+    from PIL import Image
+
+    for groups, policies in ((2, 3), (5, 4), (9, 5)):
+        with Image.open(plot_groups(many(groups, policies), tmp_path / "x.png", "utility")) as image:
+            assert image.width <= 160 * 9.5, (groups, policies)
+
+
 def test_every_figure_is_written_without_overlap(results, tmp_path, no_overlap):
     curves = {
         name: [[i, i * k / 40] for i in range(40)] for k, name in enumerate(["single", "maxmin", "softmin", "nash"])
@@ -75,6 +90,9 @@ def test_every_figure_is_written_without_overlap(results, tmp_path, no_overlap):
         plot_pareto(results, tmp_path / "pareto.png", "concise", "positive"),
         plot_pareto(results, tmp_path / "pareto2.png", "concise", "positive", measure="win_rate"),
         plot_training(curves, tmp_path / "training.png"),
+        plot_training(curves, tmp_path / "bands.png", bands={"maxmin": [[0, -1, 1], [39, 0, 2]]}),
+        plot_groups(many(6, 2), tmp_path / "six.png"),
+        plot_groups(many(9, 5), tmp_path / "nine.png", "utility"),
         plot_diagnosis(DIAGNOSIS, tmp_path / "diagnosis.png"),
         plot_diagnosis(DIAGNOSIS | {"num_groups": 1, "curves": {}}, tmp_path / "one.png"),
     ]
@@ -94,6 +112,13 @@ def test_fills_differ_in_grey():
     assert all(later - earlier > 0.15 for earlier, later in zip(grey, grey[1:], strict=False))
 
 
+def test_ten_policies_have_ten_styles():
+    from trl_maxmin.evaluation.figures import _styles
+
+    styles = _styles(["reference", "single", "maxmin", "oracle", *(f"run {i}" for i in range(6))]).values()
+    assert len({(style.fill, style.hatch) for style in styles}) == len({style.marker for style in styles}) == 10
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -104,6 +129,10 @@ def test_fills_differ_in_grey():
         (lambda results, path: plot_groups(results, path, kind="judge"), "No policy has a win_rate"),
         (lambda results, path: plot_pareto(results, path, "concise", "tall"), "two of the groups"),
         (lambda results, path: plot_training({"a": []}, path), "no curve with a point"),
+        (
+            lambda results, path: plot_training({"a": [[0, 1]]}, path, bands={"b": [[0, 0, 1]]}),
+            r"bands of \['b'\], but curves only of \['a'\]",
+        ),
     ],
 )
 def test_bad_input_is_named(results, tmp_path, call, message):

@@ -132,17 +132,26 @@ def test_an_unknown_comparison_is_named(scores):
         summarise(scores, compare=[("nobody", "single")])
 
 
-def test_fairlearn_agrees():
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"a": 0.8, "b": 0.5, "c": 0.5},
+        {"only": 0.6},
+        {"a": 0.0, "b": 0.7},
+        {"a": 1.0, "b": 1.0},
+    ],
+)
+def test_fairlearn_agrees(rates):
     fairlearn = pytest.importorskip("fairlearn.metrics", reason="fairlearn is not installed")
     from trl_maxmin.evaluation import difference, group_min, ratio
 
     generator = np.random.default_rng(0)
-    groups = generator.choice(["a", "b", "c"], size=300)
-    wins = (generator.random(300) < np.where(groups == "a", 0.8, 0.5)).astype(int)
+    groups = generator.choice(list(rates), size=300)
+    wins = (generator.random(300) < [rates[group] for group in groups]).astype(int)
     frame = fairlearn.MetricFrame(
         metrics=lambda y_true, y_pred: float(np.mean(y_pred)), y_true=wins, y_pred=wins, sensitive_features=groups
     )
-    means = {group: float(wins[groups == group].mean()) for group in "abc"}
+    means = {group: float(wins[groups == group].mean()) for group in rates}
     assert group_min(means) == pytest.approx(frame.group_min())
     assert difference(means) == pytest.approx(frame.difference())
     assert ratio(means) == pytest.approx(frame.ratio())

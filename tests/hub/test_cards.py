@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from tests.hub.artefacts import make_record
 from tests.hub_cards import card_errors
 from trl_maxmin.hub import CardContext, component_card, dataset_card, mixture_card, policy_card, space_card
-from trl_maxmin.hub.facts import code, curve_rows, public_record, table
+from trl_maxmin.hub.facts import code, curve_rows, plain, public_record, table
 from trl_maxmin.run_record import RunRecord
 
 
@@ -197,6 +197,63 @@ class TestText:
             for rows in re.findall(r"(?:^\|.*\n)+", outside, flags=re.M):
                 assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1, rows
             assert card_errors(str(card), "model") == []
+
+
+@pytest.fixture(scope="module")
+def diagnosed():
+    """A record with what `diagnose` finds in a planted world, of which one component is named by hand."""
+    from tests.evaluation.test_diagnosis import preferences
+    from trl_maxmin.evaluation import diagnose
+
+    found = diagnose(preferences(annotators=12, pairs=30), max_groups=2, num_init=1, num_resamples=100)
+    source = {"name": "/home/ann/prefs.jsonl", "annotator_column": "who"}
+    return make_record().replace("evaluation", **found.run_record_facts(source)), found
+
+
+class TestDiagnosis:
+    def test_mixture_and_policy_say_what_was_found(self, diagnosed):
+        record, found = diagnosed
+        for card in (policy_card(record, CardContext("me/f")), mixture_card(record, CardContext("me/f"))):
+            assert (
+                "## Does one reward suffice for these preferences?" in card.text
+                and card_errors(str(card), "model") == []
+            )
+            assert found.verdict().replace("_", "\\_") in card.text
+            for group, facts in found.by_group.items():
+                row = next(
+                    line for line in card.text.splitlines() if line.startswith(f"| `{group}` | {facts['share']:.2f}")
+                )
+                gap = facts["gap"]
+                assert row.endswith(
+                    f"| {facts['predicted']:.2f} | {gap['mean']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] |"
+                )
+            assert "Predicted order of the gaps: `component_1`, `component_0`. Measured: `component_1`" in card.text
+            for line in found.assumptions:
+                assert f"- {plain(line)}" in card.text, "no number without its assumptions"
+            assert f"on {found.num_pairs} pairs, 12 annotators, {found.num_prompts} prompts, with" in card.text
+            assert "/home/ann" not in str(card)
+
+    def test_a_record_without_one_says_nothing(self):
+        assert "Does one reward suffice" not in mixture_card(make_record(), CardContext("me/f")).text
+
+    def test_one_group_has_no_table(self, diagnosed):
+        record, found = diagnosed
+        one = found.to_dict() | {"num_groups": 1, "verdict": "No: one reward suffices."}
+        text = mixture_card(make_record().replace("evaluation", diagnostics=one), CardContext("me/f")).text
+        assert "No: one reward suffices." in text and "Predicted order" not in text and "| mismatch" not in text
+
+    def test_names_of_groups_stay_text_and_stay_whole(self, diagnosed):
+        name = "<img src=x> [a](b) | token_path"
+        found = diagnosed[1].to_dict() | {
+            "verdict": f"Yes: {name} loses.",
+            "predicted_order": [name],
+            "measured_order": [name],
+        }
+        found["by_group"] = {name: found["by_group"]["component_0"]}
+        record = make_record().replace("evaluation", diagnostics=found)
+        assert name in public_record(record).evaluation["diagnostics"]["by_group"], "groups keep their names"
+        outside = re.sub(r"`[^`\n]*`", "", mixture_card(record, CardContext("me/f")).text)
+        assert "<img" not in outside and r"\[a\](b) \|" in outside
 
 
 class TestPrivacy:

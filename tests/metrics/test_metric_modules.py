@@ -85,6 +85,32 @@ def test_no_ratio_of_negative_means():
     assert "ratio" not in found and found["difference"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [
+        ("worst_group", {"predictions": [1.0, float("nan")], "groups": ["a", "b"]}, r"groups \['b'\] have NaN"),
+        ("group_gap", {"predictions": [float("nan"), 1.0], "groups": ["a", "b"]}, r"groups \['a'\] have NaN"),
+        ("worst_group", {"predictions": [1.0, 2.0], "groups": ["a", None]}, "Row 1 has no group"),
+        ("group_gap", {"predictions": [1.0, 2.0], "groups": ["a", None]}, "Row 1 has no group"),
+        (
+            "group_win_rate",
+            {"predictions": [1.0, 2], "references": [1.0, 2], "groups": ["a", None]},
+            "Row 1 has no gr",
+        ),
+        ("assignment_agreement", {"predictions": ["0", None], "references": ["a", "b"]}, "Row 1 has no component"),
+        ("assignment_agreement", {"predictions": ["0", "1"], "references": ["a", None]}, "Row 1 has no group"),
+        ("worst_group", {"predictions": [], "groups": []}, "no groups given"),
+        ("group_win_rate", {"predictions": [], "references": [], "groups": []}, "no rows"),
+        ("preference_diversity", {"predictions": [], "references": []}, "no rows"),
+        ("preference_diversity", {"predictions": [0.5, float("nan")], "references": [0.5, 0.5]}, r"lie in \[0, 1\]"),
+    ],
+)
+def test_rows_that_say_nothing_are_refused(name, inputs, message, tmp_path):
+    metric = evaluate.load(str(FOLDER / name), experiment_id=tmp_path.name, cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**inputs)
+
+
 def test_documented_inputs_and_outputs(case):
     name, metric, inputs, expected = case
     readme = (FOLDER / name / "README.md").read_text()

@@ -62,6 +62,7 @@ def full_run():
             }
         },
         cards={"reference": PAYLOAD},
+        diagnosis={"verdict": PAYLOAD, "assumptions": [PAYLOAD]},
     )
 
 
@@ -81,11 +82,12 @@ def test_every_fragment_shows_text_as_text():
         html.extremes_page(PAYLOAD, made.extremes(PAYLOAD)),
         html.cards_section(made),
         html.overview_table(made.run),
+        html.diagnosis_section(made.run),
         figures.overview(made.run),
     ]
     for fragment in fragments:
         check(fragment)
-    assert sum(PAYLOAD in standard.unescape(fragment) for fragment in fragments) >= 9
+    assert sum(PAYLOAD in standard.unescape(fragment) for fragment in fragments) >= 10
 
 
 def test_bars_share_one_scale_and_mark_the_worst_off_group():

@@ -30,6 +30,7 @@ def test_a_record_of_the_demo(tmp_path):
         gold_utility={"maxmin": {"a": 0.5, "b": 0.4}},
         win_rate={"maxmin": {"a": {"mean": 0.7, "low": 0.6, "high": 0.8}}},
         samples=[{"prompt": "p", "completions": {"maxmin": "x"}}],
+        diagnostics={"verdict": "Yes.", "num_groups": 2, "by_group": {}, "assumptions": ["linear"]},
     )
     record.save(tmp_path)
     data, problems = load(tmp_path)
@@ -37,6 +38,7 @@ def test_a_record_of_the_demo(tmp_path):
     assert data.utility == {"maxmin": {"a": {"mean": 0.5}, "b": {"mean": 0.4}}} and data.utility_kind == "gold"
     assert data.win_rate["maxmin"]["a"]["low"] == 0.6 and data.prompts == ["p"]
     assert data.curves == {"maxmin": [[1, 0.1], [2, 0.2]]}
+    assert data.diagnosis["verdict"] == "Yes." and data.diagnosis["assumptions"] == ["linear"]
     assert data.group_facts["a"] == {"share": 0.8, "accuracy": {"mixture": 0.9}}
 
 

@@ -14,6 +14,7 @@ from trl import ScriptArguments
 
 from ..evaluation.diagnosis import diagnose
 from ..evaluation.plots import plot_diagnosis
+from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
 from .parser import CommandParser
 
@@ -23,7 +24,8 @@ class DiagnoseArguments(ScriptArguments):
     """Options of `trl-maxmin diagnose`.
 
     Args:
-        output_dir (`str`): folder for `diagnosis.json`, `diagnosis.md` and `diagnosis.png`.
+        output_dir (`str`): folder for `diagnosis.json`, `diagnosis.md` and `diagnosis.png`, and of the run record that
+            takes the result; give the folder of a run to add it to that run's record.
         annotator_column (`str`): the column that names the annotator.
         group_column (`str`): groups that are known.
         max_groups (`int`): largest number of groups that is tried.
@@ -35,7 +37,11 @@ class DiagnoseArguments(ScriptArguments):
     """
 
     output_dir: str = field(
-        default="diagnosis", metadata={"help": "Folder for diagnosis.json, diagnosis.md and diagnosis.png."}
+        default="diagnosis",
+        metadata={
+            "help": "Folder for diagnosis.json, diagnosis.md and diagnosis.png. Where it is the folder of a run, its "
+            "run_record.json takes the result, for cards and Space."
+        },
     )
     annotator_column: str = field(default="annotator_id", metadata={"help": "The column that names the annotator."})
     group_column: str | None = field(
@@ -90,10 +96,13 @@ def run(argv: Sequence[str]) -> None:
     (folder / "diagnosis.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     (folder / "diagnosis.md").write_text(found.to_markdown(), encoding="utf-8")
     plot_diagnosis(found.to_dict(), folder / "diagnosis.png")
+    source = {"name": arguments.dataset_name, "config": arguments.dataset_config}
+    source |= {"split": arguments.dataset_train_split, "annotator_column": arguments.annotator_column}
+    RunRecord.update_file(folder, "evaluation", replace=True, **found.run_record_facts(source))
     console = Console()
     console.print(
         Markdown(found.to_markdown()) if console.is_terminal else found.to_markdown(),
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-    print(f"wrote {folder}/diagnosis.json, diagnosis.md, diagnosis.png")
+    print(f"wrote {folder}/: diagnosis.json, diagnosis.md, diagnosis.png, {RUN_RECORD_NAME}")

@@ -165,7 +165,7 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
         name, _, source = word.rpartition("=") if "=" in word else (Path(word).name, "", word)
         if not name or name in policies:
             raise ValueError(f"The policy {word!r} has no name of its own; write NAME=FOLDER_OR_HUB_ID.")
-        policies[name] = Policy(source, load)
+        policies[name] = Policy(_require_model(source), load)
     reference = arguments.reference
     if reference in policies:
         return policies, reference
@@ -174,8 +174,18 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
     same = [name for name, policy in policies.items() if policy.source == reference]
     if same:
         return policies, same[0]
-    name = "reference" if "reference" not in policies else reference
-    return {name: Policy(reference, load)} | policies, name
+    name = "reference" if "reference" not in policies else Path(reference).name
+    if name in policies:
+        raise ValueError(f"--reference {reference} has no name of its own; add it to --policies as NAME={reference}.")
+    return {name: Policy(_require_model(reference), load)} | policies, name
+
+
+def _require_model(source: str) -> str:
+    """The source; a folder that holds no model is named here, where transformers would speak of tokenizers."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ValueError(f"The folder {source} holds no model: neither config.json nor adapter_config.json is there.")
+    return source
 
 
 def _prompts(arguments: EvaluateArguments) -> list[Any]:
@@ -257,7 +267,9 @@ def _write(found: Evaluation, arguments: EvaluateArguments, generated: bool) -> 
     facts = found.run_record_facts()
     if arguments.majority in facts["groups"] and arguments.minority in facts["groups"]:
         facts |= {"majority": arguments.majority, "minority": arguments.minority}
-    RunRecord.update_file(folder, "evaluation", **facts)
+    # What an earlier evaluation in this folder found about other policies or groups is not true of this one.
+    stale = dict.fromkeys(("majority", "minority", "win_rate", "gold_utility"))
+    RunRecord.update_file(folder, "evaluation", replace=True, **(stale | facts))
     console = Console()
     text = results_to_markdown(results)
     console.print(Markdown(text) if console.is_terminal else text, highlight=False, soft_wrap=not console.is_terminal)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from rich.console import Console
 from rich.table import Table
 from trl import ScriptArguments
@@ -24,7 +25,7 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
         `tuple[Dataset, Dataset | None]`: the training split, and the test split where there is one.
 
     Raises:
-        ValueError: no name, a file type that is not read, or no such split.
+        ValueError: no name, a file that holds no rows or is of a type that is not read, or no such split.
         OSError: the file or the Hub cannot be reached.
     """
     name = arguments.dataset_name
@@ -36,7 +37,7 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
     if path.is_file():
         if suffix not in _READERS:
             raise ValueError(f"Cannot read {name}: type {suffix or 'unknown'}. Allowed: {', '.join(_READERS)}.")
-        data = load_dataset(_READERS[suffix], data_files=str(path))
+        data = _read_file(path, _READERS[suffix])
     elif path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         data = load_from_disk(str(path))
     elif suffix in _READERS:
@@ -51,6 +52,19 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
             "--dataset_train_split."
         )
     return data[arguments.dataset_train_split], data.get(arguments.dataset_test_split)
+
+
+def _read_file(path: Path, kind: str) -> DatasetDict:
+    # What is wrong with a file comes out of its reader as anything from StopIteration to an error of pyarrow.
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty. Give a file with rows.")
+    try:
+        return load_dataset(kind, data_files=str(path))
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{path} holds no rows, only a header. Give a file with rows.") from error
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"Cannot read {path} as {kind}: {reason}") from error
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console | None = None) -> None:

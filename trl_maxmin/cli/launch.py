@@ -35,7 +35,8 @@ def split_launch_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]
         `tuple[dict[str, str], list[str]]`: name -> value, and the rest in order.
 
     Raises:
-        ValueError: an option without its value.
+        ValueError: an option without its value, or as [`read_recipe`].
+        FileNotFoundError: as [`read_recipe`].
 
     Example:
 
@@ -59,9 +60,33 @@ def _from_recipe(argv: Sequence[str]) -> dict[str, str]:
     words = list(argv)
     if "--config" not in words or words.index("--config") + 1 >= len(words):
         return {}
-    path = Path(words[words.index("--config") + 1])
-    recipe: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name: str(recipe[name]) for name in OPTIONS if name in recipe} if isinstance(recipe, dict) else {}
+    recipe = read_recipe(words[words.index("--config") + 1])
+    return {name: str(recipe[name]) for name in OPTIONS if name in recipe}
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Options of a YAML recipe; an empty file has none.
+
+    Args:
+        name (`str`): the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or not a mapping.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {name}: there is no such file.")
+    try:
+        recipe: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or "it is not text"
+        raise ValueError(f"--config {name} is not YAML: {problem}{where}.") from error
+    if recipe is not None and not isinstance(recipe, dict):
+        raise ValueError(f"--config {name} must hold `option: value` lines, got a {type(recipe).__name__}.")
+    return recipe or {}
 
 
 def resolve_config(name: str) -> Path:

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from .launch import OPTIONS as LAUNCH_OPTIONS
+from .launch import read_recipe
 
 
 QUIET_VARIABLE = "TRL_MAXMIN_QUIET"
@@ -152,6 +153,11 @@ class CommandParser(TrlParser):
             raise SystemExit(0)
         if "--config" in args and args.index("--config") + 1 == len(args):
             raise UsageError("--config needs the path of a YAML file.")
+        # First of all: building the options may fail for another reason (no GPU), which would hide the misspelt word.
+        words, recipe = _without_recipe(args)
+        known = {action.dest for action in self._actions} | {*LAUNCH_OPTIONS, "env"}
+        names = [f"--{name}" for name in (read_recipe(recipe) if recipe else {}) if name not in known]
+        self._refuse(names + self.parse_known_args(words)[1])
         parsed = super().parse_args_and_config(args, return_remaining_strings=True, **kwargs)
         self._refuse(parsed[-1])
         if os.environ.get(QUIET_VARIABLE):
@@ -161,7 +167,15 @@ class CommandParser(TrlParser):
         return parsed[:-1]
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """A recipe may also say how to launch; the command has read that part already."""
+        """A recipe may also say how to launch; the command has read that part already.
+
+        Raises:
+            UsageError: a value of another type than the option's.
+        """
+        for action in self._actions:
+            if action.dest in kwargs and not _fits(kwargs[action.dest], action):
+                value, kind = kwargs[action.dest], getattr(action.type, "__name__", "text")
+                raise UsageError(f"the recipe sets {action.dest} to {value!r}, which is no {kind}.")
         return super().set_defaults_with_config(
             **{name: value for name, value in kwargs.items() if name not in LAUNCH_OPTIONS}
         )
@@ -176,6 +190,20 @@ class CommandParser(TrlParser):
         )
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"unknown option {unknown[0]}.{hint} `{self.prog} --help` lists the options.")
+
+
+def _without_recipe(words: list[str]) -> tuple[list[str], str | None]:
+    if "--config" not in words:
+        return words, None
+    place = words.index("--config")
+    return words[:place] + words[place + 2 :], words[place + 1]
+
+
+def _fits(value: Any, action: argparse.Action) -> bool:
+    """argparse converts texts only: whatever else a recipe holds would be taken as it is."""
+    if isinstance(value, str) or value is None or action.nargs in ("+", "*") or action.type not in (int, float):
+        return True
+    return not isinstance(value, bool) and isinstance(value, int if action.type is int else int | float)
 
 
 _TRAINING = "training (transformers.TrainingArguments)"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..hub.faults import HubError
 from ..hub.pull import pull
-from .parser import CommandParser
+from .parser import CommandParser, UsageError
 
 
 @dataclass
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         PullArguments, prog="trl-maxmin pull", description="Get back what a push published."
     ).parse_args_and_config(words)
     if not arguments.repo_id or not arguments.output_dir:
-        raise ValueError("Usage: trl-maxmin pull namespace/name --output_dir FOLDER. See --help.")
+        raise UsageError("Usage: trl-maxmin pull namespace/name --output_dir FOLDER. See --help.")
     command = "trl-maxmin pull " + shlex.join(argv)
     try:
         pulled = pull(arguments.repo_id, arguments.output_dir, revision=arguments.revision)

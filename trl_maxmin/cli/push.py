@@ -14,7 +14,7 @@ from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
 from ..hub.plan import PushOptions
 from ..hub.push import Published, publish
 from .io import print_table
-from .parser import CommandParser
+from .parser import CommandParser, UsageError
 
 
 @dataclass
@@ -118,7 +118,7 @@ def run(argv: Sequence[str]) -> None:
         PushArguments, prog="trl-maxmin push", description="Put mixture, components and policies on the Hub."
     ).parse_args_and_config(words)
     if not arguments.output_dir or not arguments.repo_id:
-        raise ValueError("Usage: trl-maxmin push OUTPUT_DIR --repo_id namespace/name. See --help.")
+        raise UsageError("Usage: trl-maxmin push OUTPUT_DIR --repo_id namespace/name. See --help.")
     options = PushOptions(
         private=arguments.private or None,
         license=arguments.license,

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        from .parser import UsageError
+
+        raise UsageError(f"{message}. `{self.prog} --help` lists the options.")
+
+
 def parser() -> argparse.ArgumentParser:
     """Options. Not TRL's parser: the page should be up in seconds, and nothing here trains."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog="trl-maxmin space",
         description="Show, group by group, what each policy answers: on this machine, or as a Space on the Hub.",
         epilog="examples:\n  trl-maxmin space --run maxmin-demo\n"
@@ -55,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): see [`parser`].
 
     Raises:
-        ValueError: settings that do not fit together.
+        ValueError: options that do not exist, or settings that do not fit together.
         OSError: a file, port or Hub that cannot be used.
     """
     arguments = parser().parse_args(list(argv))

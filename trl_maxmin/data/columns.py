@@ -77,8 +77,9 @@ def prepare_preferences(
         `Dataset`: the same rows (ties removed) with a column `annotator_id`.
 
     Raises:
-        ValueError: no rows; a column missing; a missing or non-finite margin; a missing annotator id; only ties; fewer
-            annotators than components, or a single annotator for more than one component.
+        ValueError: no rows; a column missing; a reply that is neither text nor messages; a missing or non-finite
+            margin; a missing annotator id; only ties; fewer annotators than components, or a single annotator for
+            more than one component.
 
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
@@ -96,6 +97,7 @@ def prepare_preferences(
             f"The preference data lack the column(s) {', '.join(missing)}. They have: {', '.join(columns)}. Expected: "
             "`chosen`, `rejected`, usually `prompt` and `annotator_id` (TRL's preference format)."
         )
+    _check_replies(dataset)
     dataset = _with_annotators(dataset, annotator_column)
     _check_margin(dataset)
     dataset = _without_ties(dataset)
@@ -127,6 +129,13 @@ def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
         "name their annotators under another name, set `annotator_column`."
     )
     return dataset.add_column(ANNOTATOR_COLUMN, [f"pair-{i}" for i in range(len(dataset))])
+
+
+def _check_replies(dataset: Dataset) -> None:
+    for name in ("chosen", "rejected"):
+        for row, value in enumerate(dataset[name]):
+            if not isinstance(value, str | list):
+                raise ValueError(f"Row {row} has {name} {value!r}; a reply must be text or a list of messages.")
 
 
 def _check_margin(dataset: Dataset) -> None:

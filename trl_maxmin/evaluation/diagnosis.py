@@ -7,8 +7,9 @@ quantities of the impossibility result are measured under the fitted rewards: se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,11 @@ from .features import model_features, principal_features, word_features
 
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
-RIDGE = 1.0
+RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0)
+"""Prior precisions of the rewards that are tried; features have unit mean square."""
+MIN_GAIN = 2e-3
+"""Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts its
+pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
 _CURVATURE_PROMPTS = 200
 
 
@@ -78,8 +83,17 @@ class Diagnosis:
     assumptions: list[str] = field(default_factory=lambda: [*ASSUMPTIONS, *GAP_ASSUMPTIONS])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
+        """Plain JSON types: the fields, `verdict`, `predicted_order` and `measured_order`."""
+        orders = {"predicted_order": self.predicted_order, "measured_order": self.measured_order}
+        return {"verdict": self.verdict(), **asdict(self), **orders}
+
+    def run_record_facts(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Facts for `RunRecord.replace("evaluation", ...)`.
+
+        Args:
+            dataset (`Mapping`, *optional*): where the preferences come from: `name`, `config`, `split`.
+        """
+        return {"diagnostics": self.to_dict() | ({"dataset": dict(dataset)} if dataset else {})}
 
     @property
     def predicted_order(self) -> list[str]:
@@ -178,6 +192,7 @@ class _Pairs:
     prompt: np.ndarray
     heldout: np.ndarray
     texts: list[tuple[Any, Any]]
+    ridge: float = RIDGES[0]
 
     @property
     def difference(self) -> np.ndarray:
@@ -230,6 +245,11 @@ def diagnose(
         raise ValueError(
             f"There is no column {group_column!r} of known groups; columns: {', '.join(dataset.column_names)}."
         )
+    if group_column is not None and group_column == annotator_column:
+        raise ValueError(
+            f"The column {group_column!r} names annotators, not groups of them; name another column, or leave "
+            "group_column out and let EM find groups."
+        )
     dataset = prepare_preferences(dataset, annotator_column)
     known = group_column is not None
     pairs = _read(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
@@ -239,6 +259,7 @@ def diagnose(
             "everyone gave one pair, and a pair says nothing about who gave it. Name the annotators "
             "(annotator_column), collect several pairs from each, or name known groups (group_column)."
         )
+    pairs = replace(pairs, ridge=_choose_ridge(pairs))
     if not known:
         posterior, selection, chosen = _find_groups(pairs, max_groups, num_init, seed)
         names = [f"component_{k}" for k in range(chosen)]
@@ -246,7 +267,11 @@ def diagnose(
     else:
         memberships, selection, chosen, names = _known_groups(pairs, dataset[group_column])
         shares = memberships.mean(axis=0)
-    features = f"the last state of {model_name_or_path}" if model_name_or_path else "counts of words"
+    # Cards show this text, so of a local model only the folder's own name.
+    model = Path(model_name_or_path or "")
+    features = (
+        f"the last state of {model.name if model.exists() else model}" if model_name_or_path else "counts of words"
+    )
     diagnosis = _measure(pairs, memberships, shares, names, features, beta, num_resamples, seed)
     return replace(diagnosis, num_groups=chosen, known=known, selection=selection)
 
@@ -289,7 +314,23 @@ def _fit(pairs: _Pairs, rows: np.ndarray, weights: np.ndarray | None = None) -> 
     weight = torch.ones(len(difference)) if weights is None else torch.tensor(weights)
     start = torch.zeros(1, difference.shape[1], dtype=torch.float64)
     margin = torch.tensor(pairs.margin[rows], dtype=torch.float64)
-    return fit_weighted_logistic(difference, weight.double()[:, None], margin, RIDGE, start, num_steps=15)[0].numpy()
+    return fit_weighted_logistic(difference, weight.double()[:, None], margin, pairs.ridge, start, num_steps=15)[
+        0
+    ].numpy()
+
+
+def _choose_ridge(pairs: _Pairs) -> float:
+    """The precision under which ONE reward predicts held-out pairs best.
+
+    Every component has this prior. If it were too weak for one reward, several that are all alike would predict better
+    than one only because each is shrunk more, and data of one group would seem to hold several.
+    """
+
+    def score(ridge: float) -> float:
+        fitted = _fit(replace(pairs, ridge=ridge), ~pairs.heldout)
+        return _log_likelihood(pairs, pairs.heldout, fitted[None]).mean().item()
+
+    return max(RIDGES, key=score)
 
 
 def _log_likelihood(pairs: _Pairs, rows: np.ndarray, parameters: np.ndarray) -> torch.Tensor:
@@ -316,14 +357,24 @@ def _find_groups(
             generator=generator,
             margin=torch.tensor(pairs.margin[learn]),
             num_init=num_init if k > 1 else 1,
-            ridge=RIDGE,
+            ridge=pairs.ridge,
         )
         likelihood = _log_likelihood(pairs, heldout, fitted.weight.numpy())
         scores[k] = predictive_log_likelihood(likelihood, fitted.log_responsibilities, annotator[heldout])
         posterior = fitted.log_responsibilities.exp()
         posteriors[k] = posterior[:, posterior.sum(0).argsort(descending=True)].numpy()
-    found = select_num_components(scores, annotator[heldout])
-    return posteriors[found.num_components], _evidence(found), found.num_components
+    found, chosen = _select(scores, annotator[heldout])
+    return posteriors[chosen], _evidence(found), chosen
+
+
+def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[NumComponentsSelection, int]:
+    """The evidence, and the K it supports: the smallest within one standard error, or `MIN_GAIN`, of the best.
+
+    Where components are all alike, or one of them is empty, another K gains next to nothing, and by chance more than
+    one standard error of that in every sixth data set.
+    """
+    found = select_num_components(scores, annotator)
+    return found, next(k for k in sorted(scores) if found.difference[k] <= max(found.standard_error[k], MIN_GAIN))
 
 
 def _known_groups(
@@ -344,8 +395,8 @@ def _known_groups(
     scores = {1: _log_likelihood(pairs, heldout, _fit(pairs, learn)[None])[:, 0]}
     if len(names) > 1:
         scores[len(names)] = likelihood[torch.arange(len(likelihood)), torch.tensor(memberships[heldout].argmax(1))]
-    found = select_num_components(scores, torch.tensor(pairs.annotator[heldout]))
-    return memberships, _evidence(found), found.num_components, names
+    found, chosen = _select(scores, torch.tensor(pairs.annotator[heldout]))
+    return memberships, _evidence(found), chosen, names
 
 
 def _evidence(found: NumComponentsSelection) -> dict[str, dict[str, float]]:

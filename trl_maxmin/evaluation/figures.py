@@ -26,7 +26,14 @@ _STYLES = {
     "maxmin": _Style("MaxMin-RLHF", "#4b7fae", "", "o"),
     "oracle": _Style("MaxMin on gold utilities", "#dbe6ee", "....", "D"),
 }
-_OTHER = (("#d9d9d9", "xx", "v"), ("#7f7f7f", "\\\\\\\\", "P"), ("#a3c293", "++", "X"))
+_OTHER = (
+    ("#d9d9d9", "xx", "v"),
+    ("#7f7f7f", "\\\\\\\\", "P"),
+    ("#a3c293", "++", "X"),
+    ("#ffffff", "---", "<"),
+    ("#8a6fb0", "|||", ">"),
+    ("#f4e7c3", "oo", "*"),
+)
 
 
 def _styles(policies: list[str]) -> dict[str, _Style]:

@@ -155,14 +155,20 @@ def by_group(
 def _values(by_group: Mapping[str, float | GroupWinRate]) -> list[float]:
     if not by_group:
         raise ValueError("no groups given")
-    return [value.mean if isinstance(value, GroupWinRate) else float(value) for value in by_group.values()]
+    values = {
+        group: value.mean if isinstance(value, GroupWinRate) else float(value) for group, value in by_group.items()
+    }
+    # A minimum over NaN depends on the order, so a group of which nothing is known could pass unseen.
+    if unknown := [group for group, value in values.items() if math.isnan(value)]:
+        raise ValueError(f"the groups {unknown} have NaN; score them or leave them out")
+    return list(values.values())
 
 
 def group_min(by_group: Mapping[str, float | GroupWinRate]) -> float:
     """What the worst-off group gets; of a [`GroupWinRate`], its mean.
 
     Raises:
-        ValueError: no groups.
+        ValueError: no groups, or a NaN.
 
     Example:
 
@@ -180,7 +186,7 @@ def difference(by_group: Mapping[str, float | GroupWinRate]) -> float:
     """Best-off group minus worst-off group: 0 when all get the same.
 
     Raises:
-        ValueError: no groups.
+        ValueError: no groups, or a NaN.
 
     Example:
 
@@ -199,7 +205,7 @@ def ratio(by_group: Mapping[str, float | GroupWinRate]) -> float:
     """Worst-off group over best-off group, in [0, 1]; 1 when all get the same, also when all get 0.
 
     Raises:
-        ValueError: no groups, or a negative value (a ratio of utilities that may be negative says nothing).
+        ValueError: no groups, a NaN, or a negative value (a ratio of utilities that may be negative says nothing).
 
     Example:
 

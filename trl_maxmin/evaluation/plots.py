@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ _LINES = (
     ("#a03c4c", (0, (1, 1)), "P"),
 )
 _LABELS = {"win_rate": "win rate against the reference", "utility": "utility (0 = reference policy)"}
-_NARROW_GROUPS = 6
+_BARS_IN_A_ROW = 12
 
 
-def _canvas(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _canvas(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
     # The canvas is named instead of taken from pyplot: no window system is asked for, no global state is left behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI)
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
@@ -65,53 +66,65 @@ def plot_groups(
     if measure not in _LABELS:
         raise ValueError(f"Unknown measure {measure!r}; measures: {', '.join(_LABELS)}.")
     policies, groups = _measured(results, measure, kind)
-    figure, (axes,) = _canvas(1, max(6.0, 2.2 + 0.55 * len(groups) * len(policies)), 4.4)
-    styles = _styles(policies)
-    width = 0.8 / len(policies)
+    # More bars in a row than this cannot be read at the width of a README, so groups go on in further rows.
+    num_rows = -(-len(groups) // max(1, _BARS_IN_A_ROW // len(policies)))
+    in_a_row = -(-len(groups) // num_rows)
+    width = max(6.0, 2.2 + 0.55 * in_a_row * len(policies))
+    figure, panels = _canvas(1, width, 4.4 if num_rows == 1 else 1.2 + 2.9 * num_rows, num_rows)
     entries = {name: results["policies"][name]["by_group"] for name in policies}
     numbers = [entries[name][group].get(measure) for name in policies for group in groups]
     lowest, highest = (min(n["low"] for n in numbers if n), max(n["high"] for n in numbers if n))
     span = 1.0 if measure == "win_rate" else max(highest, 0.0) - min(lowest, 0.0) or 1.0
-    for index, name in enumerate(policies):
-        style = styles[name]
-        for place, group in enumerate(groups):
-            number = entries[name][group].get(measure)
-            if number is None:
-                continue
-            centre = place + (index - (len(policies) - 1) / 2) * width
-            axes.bar(
-                centre, number["mean"], width * 0.9, color=style.fill, hatch=style.hatch, edgecolor="black", lw=0.8
-            )
-            error = [[max(0.0, number["mean"] - number["low"])], [max(0.0, number["high"] - number["mean"])]]
-            axes.errorbar(centre, number["mean"], yerr=error, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
-            up = number["mean"] >= 0
-            edge = max(number["mean"], number["high"], 0.0) if up else min(number["mean"], number["low"], 0.0)
-            axes.text(
-                centre,
-                edge + (0.02 if up else -0.02) * span,
-                f"{round(number['mean'], 2) + 0.0:.2f}",
-                ha="center",
-                va="bottom" if up else "top",
-                fontsize=9 if len(numbers) <= 12 else 7,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-            )
-    axes.axhline(0.5 if measure == "win_rate" else 0.0, color="black", ls="--" if measure == "win_rate" else "-", lw=1)
-    if measure == "win_rate":
-        axes.set_ylim(0, 1.12)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    else:
-        axes.set_ylim(min(lowest, 0.0) - 0.12 * span, max(highest, 0.0) + 0.12 * span)
-    axes.set_xlim(-0.55, len(groups) - 0.45)
-    axes.set_xticks(range(len(groups)))
-    axes.set_xticklabels(
-        [_short(group) for group in groups], fontsize=11, rotation=25 if len(groups) > _NARROW_GROUPS else 0
-    )
-    axes.set_ylabel(_LABELS[measure], fontsize=11)
+    styles = _styles(policies)
+    for row, axes in enumerate(panels):
+        shown = groups[row * in_a_row : (row + 1) * in_a_row]
+        for index, name in enumerate(policies):
+            for place, group in enumerate(shown):
+                if (number := entries[name][group].get(measure)) is not None:
+                    centre = place + (index - (len(policies) - 1) / 2) * 0.8 / len(policies)
+                    _draw_bar(axes, centre, 0.72 / len(policies), number, styles[name], span)
+        axes.axhline(
+            0.5 if measure == "win_rate" else 0.0, color="black", ls="--" if measure == "win_rate" else "-", lw=1
+        )
+        if measure == "win_rate":
+            axes.set_ylim(0, 1.12)
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        else:
+            axes.set_ylim(min(lowest, 0.0) - 0.12 * span, max(highest, 0.0) + 0.12 * span)
+        axes.set_xlim(-0.55, in_a_row - 0.45)
+        axes.set_xticks(range(len(shown)))
+        room = int((width - 1.2) / in_a_row / 0.095)
+        labels = [textwrap.fill(_short(group, 2 * room), room) for group in shown]
+        axes.set_xticklabels(labels, fontsize=11)
+        axes.set_ylabel(
+            _LABELS[measure] if num_rows == 1 else _LABELS[measure].replace(" (", "\n(").replace(" ag", "\nag")
+        )
+        axes.yaxis.label.set_fontsize(11)
+        _clean(axes)
     level = f"{100 * results['interval']['level']:g} %"
-    axes.set_title(f"{'Win rate' if measure == 'win_rate' else 'Utility'} by group, {level} interval", fontsize=12)
-    _clean(axes)
-    _legend_below(figure, axes, [(styles[name].label, _patch(styles[name])) for name in policies])
+    panels[0].set_title(
+        f"{'Win rate' if measure == 'win_rate' else 'Utility'} by group, {level} interval", fontsize=12
+    )
+    _legend_below(figure, panels[0], [(styles[name].label, _patch(styles[name])) for name in policies])
     return _save(figure, path)
+
+
+def _draw_bar(axes: Any, centre: float, width: float, number: Mapping[str, float], style: Any, span: float) -> None:
+    mean, low, high = number["mean"], number["low"], number["high"]
+    axes.bar(centre, mean, width, color=style.fill, hatch=style.hatch, edgecolor="black", lw=0.8)
+    error = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+    axes.errorbar(centre, mean, yerr=error, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
+    up = mean >= 0
+    edge = max(mean, high, 0.0) if up else min(mean, low, 0.0)
+    axes.text(
+        centre,
+        edge + (0.02 if up else -0.02) * span,
+        f"{round(mean, 2) + 0.0:.2f}",
+        ha="center",
+        va="bottom" if up else "top",
+        fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+    )
 
 
 def _measured(results: Mapping[str, Any], measure: str, kind: str | None) -> tuple[list[str], list[str]]:
@@ -237,6 +250,7 @@ def plot_training(
     title: str = "Worst group utility during training",
     ylabel: str = "utility of the worst-off group",
     xlabel: str = "step",
+    bands: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Path:
     """Curves over steps, one line a run: how the worst-off group fares while policies train.
 
@@ -244,17 +258,25 @@ def plot_training(
         curves (`Mapping`): run -> list of `[step, value]`, as `policy.curves["maxmin/worst_utility"]` of a run record.
         path (`str` or `os.PathLike`): of the PNG file.
         title, ylabel, xlabel (`str`, *optional*): of the axes.
+        bands (`Mapping`, *optional*): run -> list of `[step, low, high]`, shaded behind the run's curve, such as the
+            range over seeds.
 
     Returns:
         `Path` of the file.
 
     Raises:
-        ValueError: no curve with a point.
+        ValueError: no curve with a point, or a band of a run without a curve.
     """
     curves = {name: points for name, points in curves.items() if len(points)}
     if not curves:
         raise ValueError("There is no curve with a point; run records keep them under policy.curves.")
+    if unknown := sorted(set(bands or {}) - set(curves)):
+        raise ValueError(f"There are bands of {unknown}, but curves only of {sorted(curves)}.")
     figure, (axes,) = _canvas(1, 6.4, 4.2)
+    for index, name in enumerate(curves):
+        if name in (bands or {}):
+            steps, low, high = zip(*bands[name], strict=True)
+            axes.fill_between(steps, low, high, color=_LINES[index % len(_LINES)][0], alpha=0.18, lw=0)
     _draw_lines(axes, curves)
     axes.set_xlabel(xlabel, fontsize=11)
     axes.set_ylabel(ylabel, fontsize=11)

@@ -105,7 +105,7 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
     """Card of a mixture of reward models.
 
     Args:
-        record ([`RunRecord`]): its `reward` stage is shown.
+        record ([`RunRecord`]): its `reward` stage is shown, and the diagnosis of the data.
         context ([`CardContext`]): repository, licence, links.
 
     Returns:
@@ -118,7 +118,8 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
     >>> card.data.library_name, "0.80" in card.text, "accuracy" in card.data.to_dict()
     ('trl-maxmin', True, False)
     """
-    reward = facts.public_record(record).reward
+    public = facts.public_record(record)
+    reward = public.reward
     datasets = facts.hub_datasets(reward)
     by_group = (reward.get("heldout_accuracy") or {}).get("mixture") or reward.get("component_heldout_accuracy") or {}
     data = _model_data(
@@ -140,6 +141,7 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
         reward=reward,
         components=facts.table(facts.COMPONENT_COLUMNS, facts.component_rows(reward, context.components)),
         group_accuracy=facts.table(columns, rows),
+        diagnosis=facts.diagnosis(public.evaluation),
         **_reward_values(reward, record),
     )
     return ModelCard(body, ignore_metadata_errors=False)
@@ -272,6 +274,7 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         worst=facts.table(
             ["step", "worst group utility (training)"], facts.curve_rows(curves, "maxmin/worst_utility")
         ),
+        diagnosis=facts.diagnosis(evaluation),
         samples=facts.sample_blocks(evaluation),
         training=facts.settings(policy.get("training")),
         welfare_settings=facts.settings({k: v for k, v in welfare.items() if k != "rule"}),

@@ -5,6 +5,7 @@ does not hold; what it does not hold is left out."""
 from __future__ import annotations
 
 import copy
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ _PRIVATE = re.compile(
 # Fields whose names are those of groups, components, policies and metrics, not of settings, or whose texts are data.
 _BY_NAME = {"samples", "curves", "win_rate", "gold_utility", "heldout_accuracy", "shares", "groups", "component_names"}
 _BY_NAME |= {"component_annotators", "component_pairs", "component_heldout_accuracy", "component_heldout_pairs"}
+# The same inside of results and diagnostics.
+_NAMED = {"by_group", "aggregates", "worst_group", "policies", "groups", "weights", "judges", "curves"}
 _LONGEST_TEXT = 300
 
 
@@ -58,7 +61,11 @@ def _without_tokens(value: Any) -> Any:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _public(entry) for key, entry in value.items() if not _PRIVATE.search(key)}
+        return {
+            key: _without_tokens(entry) if key in _NAMED else _public(entry)
+            for key, entry in value.items()
+            if not _PRIVATE.search(key)
+        }
     if isinstance(value, list):
         return [_public(entry) for entry in value]
     if isinstance(value, str) and re.match(r"^(~|\.{0,2}/|[A-Za-z]:\\)[^\s]*$", value):
@@ -77,6 +84,18 @@ def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
     text = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
     text = text if len(text) <= limit else text[:limit].rstrip("\\") + " ..."
     return f"`{text}`" if text else "(empty)"
+
+
+def plain(text: Any) -> str:
+    """A sentence of ours with names from the data in it: nothing in it is HTML, a link or emphasis.
+
+    Example:
+
+    >>> plain("Yes: <b> [x](y) and component_1, 20 %.")
+    'Yes: &lt;b&gt; \\\\[x\\\\](y) and component\\\\_1, 20 %.'
+    """
+    text = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -243,6 +262,34 @@ def summary_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
             gap = max(means.values()) - means[worst]
             rows.append([code(policy), code(worst), number(means[worst]), number(gap)])
     return rows
+
+
+def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What `trl-maxmin diagnose` recorded, for `_diagnosis.md`: verdict, table of groups, sizes and assumptions."""
+    found = evaluation.get("diagnostics") or {}
+    if not found:
+        return {}
+    columns = ["share", "mismatch", "accuracy_single", "accuracy_own", "predicted", "gap"]
+    rows = [
+        [code(group), *(_measured(own.get(column)) for column in columns)]
+        for group, own in found["by_group"].items()
+        if found["num_groups"] > 1
+    ]
+    orders = [", ".join(map(code, found.get(f"{kind}_order") or [])) for kind in ("predicted", "measured")]
+    return {
+        "verdict": plain(found["verdict"]),
+        "table": table(["group", *columns], rows),
+        "order": dict(zip(("predicted", "measured"), orders, strict=True)) if rows and all(orders) else None,
+        "sizes": ", ".join(
+            f"{found[f'num_{what}']} {what}" for what in ("pairs", "annotators", "prompts") if f"num_{what}" in found
+        ),
+        "features": plain(found.get("features", "")),
+        "assumptions": [plain(text) for text in found["assumptions"]],
+    }
+
+
+def _measured(value: Any) -> str:
+    return interval(value) if isinstance(value, Mapping) else number(value)
 
 
 def curve_rows(curves: Mapping[str, Any] | None, name: str, most: int = 8) -> list[list[str]]:

@@ -71,6 +71,7 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
                     '<section aria-label="Overview">'
                     + _drawn("The figures", lambda: figures.overview(studio.run))
                     + _drawn("The tables", lambda: html.overview_table(studio.run))
+                    + _drawn("The diagnosis", lambda: html.diagnosis_section(studio.run))
                     + _drawn("The model cards", lambda: html.cards_section(studio))
                     + "</section>"
                 )

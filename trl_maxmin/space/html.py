@@ -273,6 +273,19 @@ def cards_section(studio: Studio) -> str:
     return f'<h2>Model cards</h2><ul class="mm-list">{"".join(items)}</ul>' if items else ""
 
 
+def diagnosis_section(run: RunData) -> str:
+    """Whether one reward would have sufficed for the preferences, and what that answer stands on."""
+    found = run.diagnosis
+    if not found:
+        return ""
+    assumptions = "".join(f"<li>{escape(text)}</li>" for text in found["assumptions"])
+    return (
+        f"<h2>Does one reward suffice for these preferences?</h2><p>{escape(found['verdict'])}</p>"
+        "<details><summary>Found by trl-maxmin diagnose, with no policy trained, under these assumptions</summary>"
+        f'<ul class="mm-list">{assumptions}</ul></details>'
+    )
+
+
 def overview_table(run: RunData) -> str:
     """All numbers of the figures, for those who read rather than look."""
     parts = []

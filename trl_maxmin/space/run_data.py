@@ -42,6 +42,7 @@ class RunData:
         replies (`dict`): prompt -> [(policy, answer, finished), ...].
         group_facts (`dict`): group -> what is known of its people, see [`describe_groups`].
         cards (`dict[str, str]`): policy -> text of its model card.
+        diagnosis (`dict`): what `trl-maxmin diagnose` found in the preferences, see `docs/diagnose.md`.
     """
 
     groups: list[str] = field(default_factory=list)
@@ -56,6 +57,7 @@ class RunData:
     replies: dict[str, list[tuple[str, str, bool]]] = field(default_factory=dict)
     group_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     cards: dict[str, str] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prompts(self) -> list[str]:
@@ -99,6 +101,7 @@ class RunData:
         if "results" in evaluation:
             self._add_results(evaluation["results"])
         self._add_tables(evaluation)
+        self.diagnosis = evaluation.get("diagnostics", {})
         for sample in evaluation.get("samples", []):
             rows = self.replies.setdefault(sample["prompt"], [])
             rows += [(policy, text, True) for policy, text in sample["completions"].items()]
