@@ -77,17 +77,17 @@ def test_pull_continues(hub, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "code", "message"),
     [
-        (["push"], "Usage: trl-maxmin push OUTPUT_DIR --repo_id"),
-        (["push", "somewhere"], "Usage: trl-maxmin push OUTPUT_DIR --repo_id"),
-        (["push", "nowhere", "--repo_id", "me/x"], "There is no folder nowhere"),
-        (["pull", "me/x"], "Usage: trl-maxmin pull"),
-        (["push", "x", "--repo_id", "me/x", "--space_sdk", "cobol"], "space_sdk must be gradio, docker or static"),
+        (["push"], 2, "Usage: trl-maxmin push OUTPUT_DIR --repo_id"),
+        (["push", "somewhere"], 2, "Usage: trl-maxmin push OUTPUT_DIR --repo_id"),
+        (["push", "nowhere", "--repo_id", "me/x"], 1, "There is no folder nowhere"),
+        (["pull", "me/x"], 2, "Usage: trl-maxmin pull"),
+        (["push", "x", "--repo_id", "me/x", "--space_sdk", "cobol"], 1, "space_sdk must be gradio, docker or static"),
     ],
 )
-def test_called_wrongly(argv, message, capsys):
-    assert main(argv) == 1
+def test_called_wrongly(argv, code, message, capsys):
+    assert main(argv) == code
     assert message in capsys.readouterr().err
 
 

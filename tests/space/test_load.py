@@ -117,7 +117,7 @@ def test_fifty_sessions_two_hundred_requests(server, run_folder):
         results = [row for rows in pool.map(session, range(50)) for row in rows]
     assert len(results) == 200
     for seed, prompt, panel, _ in results:
-        texts = [html.unescape(text) for text in re.findall(r'<p class="mm-answer">(.*?)</p>', panel, re.S)]
+        texts = [html.unescape(text) for text in re.findall(r'<p class="mm-answer"[^>]*>(.*?)</p>', panel, re.S)]
         expected = [policy.answer(prompt, Settings(1.0, seed, 16)).text for policy in policies.values()]
         assert texts == [text or "<em>(empty answer)</em>" for text in expected]
     print("memory in KiB after requests", memory, "slowest", max(row[-1] for row in results))
