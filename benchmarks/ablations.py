@@ -97,7 +97,7 @@ def components(bench: Bench, seed: int, missing: list[str]) -> Iterator[Row]:
 
 
 class WorstGroup(RewardSource):
-    """The utility of whichever group is worst off in the rollout, as one reward: what a scalar critic has to follow."""
+    """The utility of whichever group is worst off in the rollout, as one reward: a scalar critic has to follow it."""
 
     names = ["worst"]
 

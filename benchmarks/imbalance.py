@@ -3,8 +3,8 @@
 
     PYTHONPATH=. python benchmarks/imbalance.py --output docs/results/imbalance.json
 
-On the embedded world: 42 annotators (44 for 10:1), each compares 120 pairs of the reference's replies; EM with K = 2 and
-the single reward get the same pairs and the same features (heads on the frozen trunk, mean pooled). Accuracy on 40
+On the embedded world: 42 annotators (44 for 10:1), each compares 120 pairs of the reference's replies; EM with K = 2
+and the single reward get the same pairs and the same features (heads on the frozen trunk, mean pooled). Accuracy on 40
 further pairs of each annotator, about other prompts. All seeds share the reference policy.
 """
 

@@ -44,8 +44,8 @@ def read_cell(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if other:
         now = {name: settings[name] for name in other}
         raise ValueError(
-            f"{path} was made with {other}, and now the settings are {now}. Give another --output_dir, or the settings "
-            "of before."
+            f"{path} was made with {other}, and now the settings are {now}. Give another --output_dir, or the "
+            "settings of before."
         )
     return cell
 

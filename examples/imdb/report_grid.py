@@ -113,8 +113,8 @@ def markdown(cells: list[Cell]) -> str:
     parts = []
     for block in summarise(cells):
         lines = [
-            f"**{block['trainer'].upper()}, minority share {block['share']:.2f}.** Win rates against the reference: mean "
-            "over seeds with Student's 95 % interval over seeds.",
+            f"**{block['trainer'].upper()}, minority share {block['share']:.2f}.** Win rates against the reference: "
+            "mean over seeds with Student's 95 % interval over seeds.",
             "",
             f"| policy | seeds | {' | '.join(heads)} | tokens |",
             f"|{'---|' * (len(heads) + 3)}",

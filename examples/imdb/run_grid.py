@@ -17,11 +17,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from imdb_grid import SeedRun, cell_path, make_reference, read_cell
+from imdb_options import GridArguments
+from rich.console import Console
+from train_imdb import be_quiet
+from trl import TrlParser
 
-def work(arguments, console) -> None:
+
+def work(arguments: GridArguments, console: Console) -> None:
     """One seed, in this process."""
-    from imdb_grid import SeedRun
-
     (arguments.seed,) = arguments.seeds
     SeedRun(arguments, console).run()
 
@@ -44,14 +48,6 @@ def start_workers(argv: Sequence[str], seeds: Sequence[int], processes: int) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options (TRL's parser: `--config FILE.yaml` works too) and run."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from imdb_grid import cell_path, make_reference, read_cell
-    from imdb_options import GridArguments
-    from rich.console import Console
-    from trl import TrlParser
-
-    from train_imdb import be_quiet
-
     be_quiet()
     (arguments,) = TrlParser((GridArguments,)).parse_args_and_config(argv)
     try:

@@ -9,8 +9,8 @@ Personalized Soups publishes them (`rm_training` in its data) or as a judge made
 dealt pairs of their own group's file. Both groups get pairs about the same number of comparisons a person, so that the
 single reward and the mixture see the same data at the same ratio. The Tulu prompt format is put around every prompt.
 
-Writes `preferences.jsonl` (`prompt`, `chosen`, `rejected`, `annotator_id`, and `group` for evaluation only: the trainer
-does not read it unless told to) and `prompts.jsonl`.
+Writes `preferences.jsonl` (`prompt`, `chosen`, `rejected`, `annotator_id`, and `group` for evaluation only: the
+trainer does not read it unless told to) and `prompts.jsonl`.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def read(path: Path) -> list[dict]:
     """Rows of a JSON list or of JSON lines, with the columns that are needed."""
     text = path.read_text(encoding="utf-8")
     # Bytes were split at newlines only: replies may hold other line separators.
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(t) for t in text.split("\n") if t.strip()]
+    rows = (
+        json.loads(text) if text.lstrip().startswith("[") else [json.loads(t) for t in text.split("\n") if t.strip()]
+    )
     missing = {"prompt", "chosen", "rejected"} - set(rows[0] if rows else {})
     if missing:
         raise ValueError(f"{path} needs rows with prompt, chosen and rejected; missing: {', '.join(sorted(missing))}.")
@@ -47,7 +49,9 @@ def annotators_of(ratio: str, count: int) -> tuple[int, int]:
     return count * first // (first + second), count * second // (first + second)
 
 
-def deal(groups: dict[str, list[dict]], sizes: tuple[int, int], pairs: int, rng: np.random.Generator) -> Iterator[dict]:
+def deal(
+    groups: dict[str, list[dict]], sizes: tuple[int, int], pairs: int, rng: np.random.Generator
+) -> Iterator[dict]:
     """Each annotator's pairs, without repetition within a person."""
     number = 0
     for (name, rows), size in zip(groups.items(), sizes, strict=True):
