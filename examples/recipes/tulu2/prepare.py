@@ -4,9 +4,9 @@ r"""Comparisons by criterion -> preferences of annotators with hidden groups, an
 python examples/recipes/tulu2/prepare.py --comparisons P1A.jsonl P1B.jsonl --ratio 10:1 \
     --output_dir tulu2-p1
 
-Each file holds the comparisons of one group, the majority's first: rows with `prompt`, `chosen` and `rejected`, as
-Personalized Soups publishes them (`rm_training` in its data) or as a judge made them by that criterion. Annotators are
-dealt pairs of their own group's file. Both groups get pairs about the same number of comparisons a person, so that the
+Each file holds the comparisons of one group, the majority's first: rows with `prompt`, `chosen` and `rejected`,
+such as those that Personalized Soups (arXiv 2310.11564) publishes, or that a judge made by that criterion. Annotators
+are dealt pairs of their own group's file. Both groups get pairs about the same number of comparisons a person, so that the
 single reward and the mixture see the same data at the same ratio. The Tulu prompt format is put around every prompt.
 
 Writes `preferences.jsonl` (`prompt`, `chosen`, `rejected`, `annotator_id`, and `group` for evaluation only: the
@@ -28,10 +28,9 @@ TULU = "<|user|>\n{prompt}\n<|assistant|>\n"
 def read(path: Path) -> list[dict]:
     """Rows of a JSON list or of JSON lines, with the columns that are needed."""
     text = path.read_text(encoding="utf-8")
-    # Bytes were split at newlines only: replies may hold other line separators.
-    rows = (
-        json.loads(text) if text.lstrip().startswith("[") else [json.loads(t) for t in text.split("\n") if t.strip()]
-    )
+    # Not splitlines(): replies may hold other line separators than a newline.
+    lines = [line for line in text.split("\n") if line.strip()]
+    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     missing = {"prompt", "chosen", "rejected"} - set(rows[0] if rows else {})
     if missing:
         raise ValueError(f"{path} needs rows with prompt, chosen and rejected; missing: {', '.join(sorted(missing))}.")
