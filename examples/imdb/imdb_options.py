@@ -65,7 +65,8 @@ class ImdbArguments:
 
     train_trunk: bool = option(True, "Train the trunk of the rewards; false: heads on its features, in seconds.")
     pooling: str = option("auto", "What the heads read: 'auto' (the last token) or 'mean'.")
-    ridge: float = option(1.0, "Prior precision of heads on a frozen trunk.")
+    kernel_features: int = option(0, "Random Fourier features between a frozen trunk and its heads; 0: linear.")
+    prior_scale: float = option(9.0, "Log-odds of a pair under the prior on heads on a frozen trunk (deviation).")
     reward_steps: int = option(200, "Steps of each reward training, where the trunk is trained.")
     reward_learning_rate: float = option(5e-4, "Its peak learning rate.")
 
