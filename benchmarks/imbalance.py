@@ -25,7 +25,7 @@ RATIOS = {"1:1": (21, 21), "2:1": (28, 14), "6:1": (36, 6), "10:1": (40, 4)}
 def measure(bench: Bench, ratio: str, seed: int) -> dict:
     """One row: accuracies of the mixture and of the single reward by group."""
     train, heldout = bench.preferences(planted(*RATIOS[ratio], seed), seed)
-    frozen = {"train_trunk": False, "pooling": "mean"}
+    frozen = {"train_trunk": False, "pooling": "mean", "kernel_features": 0}
     mixture = bench.fit(train, heldout, 2, seed, **frozen)
     single = bench.fit(train, heldout, 1, seed, encoded=mixture, **frozen)
     return {

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from trl_maxmin.trainer import MaxMinPPOTrainer, MixtureRewardConfig, MixtureRew
 from trl_maxmin.trainer.mixture_reward_trainer import rename_components
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bench:
     """The world with its reference policy, which all seeds share, and replies to compare.
 
@@ -60,13 +61,7 @@ class Bench:
     def preferences(self, planted: Sequence[str], seed: int) -> tuple[Dataset, Dataset]:
         """Pairs to learn from, and held-out pairs of the same annotators about other prompts."""
         world, settings = self.world, self.settings
-        prompts = world.sample_prompts(settings.num_preference_prompts, seed=seed)
-        replies = [
-            sample_replies(world, self.reference, prompts, seed, "preferences", i)
-            for i in range(settings.replies_per_prompt)
-        ]
-        texts = list(zip(*(reply.texts for reply in replies), strict=True))
-        ended = list(zip(*(reply.finished for reply in replies), strict=True))
+        prompts, texts, ended = self._replies(seed)
         border = len(prompts) * 4 // 5
         return tuple(
             world.collect_preferences(prompts[part], texts[part], planted, count, seed=seed, finished=ended[part])
@@ -75,6 +70,18 @@ class Bench:
                 (slice(border, None), settings.pairs_held_out),
             )
         )
+
+    @cache  # noqa: B019 - a bench lives as long as the process
+    def _replies(self, seed: int) -> tuple[list[str], list[tuple[str, ...]], list[tuple[bool, ...]]]:
+        """Prompts, and for each the texts of its replies and whether they ended."""
+        world, settings = self.world, self.settings
+        prompts = world.sample_prompts(settings.num_preference_prompts, seed=seed)
+        replies = [
+            sample_replies(world, self.reference, prompts, seed, "preferences", i)
+            for i in range(settings.replies_per_prompt)
+        ]
+        texts = list(zip(*(reply.texts for reply in replies), strict=True))
+        return prompts, texts, list(zip(*(reply.finished for reply in replies), strict=True))
 
     def fit(
         self, train: Dataset, heldout: Dataset, num_components: int, seed: int, encoded=None, **overrides: Any
@@ -161,7 +168,7 @@ def heldout_accuracy(trainer: MixtureRewardTrainer) -> dict[str, float]:
     """Accuracy on held-out pairs of the annotators of each group, who were assigned by their other pairs."""
     right = (trainer.heldout_log_likelihood().exp() > 0.5).double()
     groups = np.asarray(trainer.eval_dataset["group"])
-    return {g: round(right[torch.from_numpy(groups == g)].mean().item(), 4) for g in sorted(set(groups))}
+    return {g: round(right[torch.from_numpy(groups == g)].mean().item(), 4) for g in sorted(set(groups.tolist()))}
 
 
 def silence() -> None:
