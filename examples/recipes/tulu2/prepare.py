@@ -6,8 +6,8 @@ python examples/recipes/tulu2/prepare.py --comparisons P1A.jsonl P1B.jsonl --rat
 
 Each file holds the comparisons of one group, the majority's first: rows with `prompt`, `chosen` and `rejected`,
 such as those that Personalized Soups (arXiv 2310.11564) publishes, or that a judge made by that criterion. Annotators
-are dealt pairs of their own group's file. Both groups get pairs about the same number of comparisons a person, so that the
-single reward and the mixture see the same data at the same ratio. The Tulu prompt format is put around every prompt.
+are dealt pairs of their own group's file. Everybody compares the same number of pairs, so that the single reward and
+the mixture see the same data at the same ratio. The Tulu prompt format is put around every prompt.
 
 Writes `preferences.jsonl` (`prompt`, `chosen`, `rejected`, `annotator_id`, and `group` for evaluation only: the
 trainer does not read it unless told to) and `prompts.jsonl`.
