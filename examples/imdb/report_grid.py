@@ -210,19 +210,19 @@ def block_of(cells: list[Cell]) -> str:
     return f"{markdown(cells)}\n\nReplies of seed {seed}, the first {shown.count('...')} test prompts:\n\n{shown}"
 
 
+def _key(cell: Cell) -> tuple:
+    return cell["trainer"], cell["minority_share"], cell["policy"], cell["seed"]
+
+
 def disagreements(cells: list[Cell], recorded: list[Cell]) -> list[str]:
     """Win rates whose 95 % interval does not meet that of the recorded cell of the same seed."""
-
-    def key(cell: Cell) -> tuple:
-        return cell["trainer"], cell["minority_share"], cell["policy"], cell["seed"]
-
-    before = {key(cell): cell for cell in recorded}
+    before = {_key(cell): cell for cell in recorded}
     found = []
     for cell in cells:
-        for group in cell["groups"] if key(cell) in before else ():
-            now, then = cell["win_rate"][group], before[key(cell)]["win_rate"][group]
+        for group in cell["groups"] if _key(cell) in before else ():
+            now, then = cell["win_rate"][group], before[_key(cell)]["win_rate"][group]
             if now["low"] > then["high"] or then["low"] > now["high"]:
-                found.append(f"{key(cell)}, {group}: {now} against the recorded {then}")
+                found.append(f"{_key(cell)}, {group}: {now} against the recorded {then}")
     return found
 
 
@@ -243,11 +243,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.docs.write_text(replace_block(text, arguments.name, block_of(cells)), encoding="utf-8")
         if arguments.figure:
             figure(cells, arguments.figure)
-        differing = disagreements(cells, read_cells(arguments.against)) if arguments.against else []
+        recorded = read_cells(arguments.against) if arguments.against and arguments.against.is_dir() else []
+        differing = disagreements(cells, recorded)
     except ValueError as error:
         sys.exit(f"report_grid.py: {error}")
     if arguments.against:
-        print("\nIntervals agree with the recorded ones." if not differing else "")
+        names = {_key(cell) for cell in recorded}
+        compared = sum(_key(cell) in names for cell in cells)
+        print(f"\n{compared} of {len(cells)} cells are recorded; {len(differing)} win rates differ.")
     if differing:
         sys.exit("report_grid.py: these differ from the recorded cells:\n" + "\n".join(differing))
 

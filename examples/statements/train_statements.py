@@ -5,9 +5,9 @@ python examples/statements/train_statements.py --data ccai.pairs.jsonl.gz --poli
     --output_dir statements
 
 The rows have `annotator`, `chosen`, `rejected` and `group` (who votes alike, as the source published it). Half of the
-people teach: EM finds components in their votes (groups are not read), and one reward serves as control. The other half
-judges: one reward for each published group, fitted to their votes alone, so that no person has both taught and judged.
-A judge is a model of a group, not the group; its accuracy on its people's held-out votes is in the report.
+people teach: EM finds components in their votes (groups are not read), and one reward serves as control. The other
+half judges: one reward for each published group, fitted to their votes alone, so that no person has both taught and
+judged. A judge is a model of a group, not the group; its accuracy on its people's held-out votes is in the report.
 """
 
 from __future__ import annotations
@@ -78,14 +78,10 @@ def train_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreT
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
     statements = sorted({*votes["chosen"], *votes["rejected"]})
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [
-        [
-            *bos,
-            *tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_new_tokens],
-            tokenizer.eos_token_id,
-        ]
-        for text in statements
-    ]
+    rows = []
+    for text in statements:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_new_tokens]
+        rows.append([*bos, *ids, tokenizer.eos_token_id])
     args = SFTConfig(
         output_dir=str(arguments.output_dir / "logs"),
         max_steps=arguments.pretrain_steps,
@@ -191,13 +187,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name, trainer in (("single", single), ("maxmin", mixture)):
         policies[name] = train_policy(name, trainer.mixture, prompts, reference, tokenizer, arguments)
     written = {n: write_statements(p, tokenizer, prompts, arguments, n) for n, p in policies.items()}
-    scores = {
-        name: {
-            group: judge.mixture.score([""] * len(texts), texts).flatten().tolist()
-            for group, judge in by_group.items()
-        }
-        for name, texts in written.items()
-    }
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name, texts in written.items():
+        nothing = [""] * len(texts)
+        scores[name] = {g: judge.mixture.score(nothing, texts).flatten().tolist() for g, judge in by_group.items()}
     report = {
         "seed": arguments.seed,
         "num_pairs": {"teachers": len(teachers), "judges": len(judges)},
