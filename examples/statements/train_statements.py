@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tok
         ref_model=None,
         reward_model=reward,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        # A rollout takes 64 rows; a few prompts come round again.
+        train_dataset=Dataset.from_dict({"prompt": prompts * math.ceil(64 / len(prompts))}),
     )
     trainer.train()
     trainer.save_model(str(arguments.output_dir / name))
