@@ -63,7 +63,7 @@ class ImdbArguments:
     pairs: int = option(300, "Pairs of each annotator to learn from.")
     heldout_pairs: int = option(40, "Further pairs of each annotator, on other prompts, to measure on.")
 
-    train_trunk: bool = option(True, "Train the trunk of the rewards; false: heads on its features, in seconds.")
+    train_trunk: bool = option(True, "Train the trunk of the rewards; false: heads on its features.")
     pooling: str = option("auto", "What the heads read: 'auto' (the last token) or 'mean'.")
     kernel_features: int = option(0, "Random Fourier features between a frozen trunk and its heads; 0: linear.")
     prior_scale: float = option(9.0, "Log-odds of a pair under the prior on heads on a frozen trunk (deviation).")
