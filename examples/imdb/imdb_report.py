@@ -165,9 +165,9 @@ def write(
     record.update(
         "policy",
         name="maxmin",
-        algorithm="PPO",
+        algorithm=arguments.trainer.upper(),
         welfare={"rule": arguments.welfare},
-        training={name: getattr(arguments, name) for name in ("ppo_steps", "ppo_learning_rate", "kl_coef")},
+        training={name: getattr(arguments, name) for name in ("policy_steps", "policy_learning_rate", "kl_coef")},
         curves=_curves(histories["maxmin"]),
     )
     record.update(

@@ -14,7 +14,7 @@ from datasets import Dataset
 from imdb_data import Reviews, openings, prompts
 from imdb_gold import GROUPS, GoldUtilities, annotator_groups, compare
 from imdb_options import ImdbArguments
-from imdb_policy import finetune, load_policy, new_policy, sample, start_with_bos, train_tokenizer
+from imdb_policy import Replies, finetune, load_policy, new_policy, sample, start_with_bos, train_tokenizer
 from rich.console import Console
 from transformers import (
     PreTrainedModel,
@@ -27,7 +27,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
+from trl_maxmin import (
+    MaxMinGRPOConfig,
+    MaxMinGRPOTrainer,
+    MaxMinPPOConfig,
+    MaxMinPPOTrainer,
+    MixtureRewardConfig,
+    MixtureRewardTrainer,
+)
+from trl_maxmin.trainer.calibration import ReferenceStatistics
 
 
 class Progress(TrainerCallback):
@@ -99,26 +107,45 @@ def build_reference(
     return model.eval(), tokenizer
 
 
-def collect_preferences(
+@dataclass(frozen=True)
+class Asked:
+    """Prompts, one for each reply, the reference's replies to them, and how many replies each prompt has."""
+
+    prompts: list[str]
+    replies: Replies
+    replies_per_prompt: int
+
+
+def ask_reference(
     arguments: ImdbArguments,
     reviews: Reviews,
-    gold: GoldUtilities,
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rng: np.random.Generator,
-) -> Preferences:
-    """Annotators with hidden groups compare the reference's replies to training prompts."""
+) -> Asked:
+    """Replies of the reference policy to training prompts, for the annotators."""
     distinct = prompts(reviews.for_training, tokenizer, arguments.preference_prompts, rng)
     asked = [prompt for prompt in distinct for _ in range(arguments.replies_per_prompt)]
     replies = sample(reference, tokenizer, asked, arguments.max_new_tokens, arguments.seed)
-    utilities = {group: gold(group, asked, replies) for group in GROUPS}
+    return Asked(asked, replies, arguments.replies_per_prompt)
+
+
+def collect_preferences(
+    arguments: ImdbArguments, gold: GoldUtilities, asked: Asked, rng: np.random.Generator
+) -> Preferences:
+    """Annotators with hidden groups compare the reference's replies."""
+    utilities = {group: gold(group, asked.prompts, asked.replies) for group in GROUPS}
     annotators = annotator_groups(arguments.num_annotators, arguments.minority_share, rng)
     # Held-out pairs are about other prompts: no reply is in both parts.
-    border = len(distinct) * 4 // 5 * arguments.replies_per_prompt
+    border = len(asked.prompts) // asked.replies_per_prompt * 4 // 5 * asked.replies_per_prompt
     parts = []
-    for rows, count in ((range(border), arguments.pairs), (range(border, len(asked)), arguments.heldout_pairs)):
+    for rows, count in (
+        (range(border), arguments.pairs),
+        (range(border, len(asked.prompts)), arguments.heldout_pairs),
+    ):
         part = {group: values[list(rows)] for group, values in utilities.items()}
-        parts.append(compare([asked[row] for row in rows], replies.select(rows), part, annotators, count, rng))
+        shown = [asked.prompts[row] for row in rows]
+        parts.append(compare(shown, asked.replies.select(rows), part, annotators, count, rng))
     return Preferences(*parts, float(np.corrcoef(*utilities.values())[0, 1]))
 
 
@@ -129,10 +156,18 @@ def fit_reward(
     data: Preferences,
     num_components: int,
     console: Console,
+    encoded: MixtureRewardTrainer | None = None,
 ) -> MixtureRewardTrainer:
-    """K heads on the reference policy's trunk; K = 1 is the control. EM sees annotator ids, never groups."""
+    """K heads on the reference policy's trunk; K = 1 is the control. EM sees annotator ids, never groups.
+
+    `encoded` is a trainer on the same frozen trunk: its features are used again.
+    """
     args = MixtureRewardConfig(
         num_components=num_components,
+        train_trunk=arguments.train_trunk,
+        pooling=arguments.pooling,
+        kernel_features=0 if arguments.train_trunk else arguments.kernel_features,
+        prior_scale=arguments.prior_scale,
         max_steps=arguments.reward_steps,
         per_device_train_batch_size=arguments.batch_size,
         per_device_eval_batch_size=256,
@@ -155,6 +190,8 @@ def fit_reward(
         eval_dataset=data.heldout,
         processing_class=tokenizer,
     )
+    if encoded is not None and not arguments.train_trunk:
+        trainer.share_features(encoded)
     run_training(trainer, Progress(console, **{f"K = {num_components}: accuracy": "accuracy"}))
     return trainer
 
@@ -167,39 +204,94 @@ def train_policy(
     reward_model: Any,
     prompts: list[str],
     console: Console,
-) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    """MaxMin-PPO from the reference; with one component this is conventional RLHF on the same utility and KL price."""
-    args = MaxMinPPOConfig(
-        welfare=arguments.welfare,
-        utility="zscore",
-        max_steps=arguments.ppo_steps,
-        # One optimizer step takes two micro-batches, replies of like length together: less padding.
-        per_device_train_batch_size=arguments.batch_size // 2,
-        gradient_accumulation_steps=2,
-        num_ppo_epochs=4,
-        num_mini_batches=1,
-        learning_rate=arguments.ppo_learning_rate,
-        lr_scheduler_type="linear",
-        kl_coef=arguments.kl_coef,
-        # Utilities have unit spread: a critic that may move 0.2 a rollout lags behind.
-        cliprange_value=1.0,
-        temperature=1.0,
-        response_length=arguments.max_new_tokens,
-        stop_token="eos",
-        local_rollout_forward_batch_size=256,
-        num_reference_completions=arguments.reference_completions,
-        num_sample_generations=0,
-        gradient_checkpointing=False,
-        **trainer_settings(arguments, name, max(arguments.ppo_steps // 8, 1)),
-    )
-    trainer = MaxMinPPOTrainer(
-        args=args,
-        processing_class=tokenizer,
-        model=copy.deepcopy(reference),
-        ref_model=None,
-        reward_model=reward_model,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-    )
+    welfare: str = "maxmin",
+    statistics: ReferenceStatistics | None = None,
+) -> Trainer:
+    """A trained trainer, from the reference; one component is conventional RLHF on the same utility and KL price.
+
+    Args:
+        arguments ([`ImdbArguments`]): sizes, rates and which trainer.
+        name (`str`): of the policy.
+        reference, tokenizer: where the policy starts.
+        reward_model: a mixture, or a list of reward functions.
+        prompts (`list[str]`): to train on.
+        console (`Console`): for the progress.
+        welfare (`str`): welfare rule.
+        statistics ([`ReferenceStatistics`], *optional*): of the same rewards, reference and prompts; measured if None.
+
+    Returns:
+        `Trainer`: with `reference_statistics`, the log in `state.log_history`, and the policy, see [`policy_of`].
+    """
+    # Their own copies: a trainer changes what it is given.
+    settings = trainer_settings(arguments, name, max(arguments.policy_steps // 8, 1))
+    shared = {
+        "welfare": welfare,
+        "welfare_step_size": arguments.welfare_step_size,
+        "utility": "zscore",
+        "max_steps": arguments.policy_steps,
+        "temperature": 1.0,
+    }
+    shared["num_reference_completions"] = arguments.reference_completions
+    shared["learning_rate"] = arguments.policy_learning_rate
+    dataset = Dataset.from_dict({"prompt": prompts})
+    start = copy.deepcopy(reference)
+    if arguments.trainer == "grpo":
+        args = MaxMinGRPOConfig(**_grpo_options(arguments), **shared, **settings)
+        trainer = MaxMinGRPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=start,
+            reward_funcs=reward_model,
+            train_dataset=dataset,
+            reference_statistics=statistics,
+        )
+    else:
+        args = MaxMinPPOConfig(**_ppo_options(arguments), **shared, **settings)
+        trainer = MaxMinPPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=start,
+            ref_model=None,
+            reward_model=reward_model,
+            train_dataset=dataset,
+            reference_statistics=statistics,
+        )
     figures = {"worst utility": "maxmin/worst_utility", "KL": "objective/kl", "tokens": "completions/mean_length"}
     run_training(trainer, Progress(console, **figures))
-    return trainer.policy_model.eval(), trainer.state.log_history
+    return trainer
+
+
+def policy_of(trainer: Trainer) -> PreTrainedModel:
+    """The policy that a trainer trained."""
+    return getattr(trainer, "policy_model", trainer.model).eval()
+
+
+def _ppo_options(arguments: ImdbArguments) -> dict[str, Any]:
+    return {
+        # One optimizer step takes two micro-batches, replies of like length together: less padding.
+        "per_device_train_batch_size": arguments.batch_size // 2,
+        "gradient_accumulation_steps": 2,
+        "num_ppo_epochs": arguments.ppo_epochs,
+        "num_mini_batches": 1,
+        "lr_scheduler_type": "linear",
+        "kl_coef": arguments.kl_coef,
+        # Utilities have unit spread: a critic that may move 0.2 a rollout lags behind.
+        "cliprange_value": 1.0,
+        "response_length": arguments.max_new_tokens,
+        "stop_token": "eos",
+        "local_rollout_forward_batch_size": 256,
+        "num_sample_generations": 0,
+        "gradient_checkpointing": False,
+    }
+
+
+def _grpo_options(arguments: ImdbArguments) -> dict[str, Any]:
+    return {
+        "per_device_train_batch_size": arguments.batch_size,
+        "num_generations": 8 if arguments.batch_size % 8 == 0 else 2,
+        "lr_scheduler_type": "linear",
+        "beta": arguments.kl_coef,
+        "max_completion_length": arguments.max_new_tokens,
+        "mask_truncated_completions": True,
+        "gradient_checkpointing": False,
+    }

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import disable_progress_bars
 from imdb_data import load_reviews, prompts
 from imdb_gold import GROUPS, GoldUtilities, SentimentOracle
@@ -36,7 +37,7 @@ from imdb_report import (
     samples,
     write,
 )
-from imdb_stages import build_reference, collect_preferences, fit_reward, train_policy
+from imdb_stages import ask_reference, build_reference, collect_preferences, fit_reward, policy_of, train_policy
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 from trl import TrlParser
@@ -56,7 +57,9 @@ def run(arguments: ImdbArguments, console: Console) -> dict[str, Any]:
         reference, tokenizer = build_reference(arguments, reviews, next(streams), console)
         save_policy(reference, tokenizer, folder / "policies" / "reference")
     with stage("preferences", "3/7 Ask the annotators to compare its replies"):
-        data = collect_preferences(arguments, reviews, gold, reference, tokenizer, next(streams))
+        stream = next(streams)
+        asked = ask_reference(arguments, reviews, reference, tokenizer, stream)
+        data = collect_preferences(arguments, gold, asked, stream)
     with stage("reward", "4/7 Learn rewards by EM (K = 2) and, as control, K = 1"):
         single, mixture = (fit_reward(arguments, reference, tokenizer, data, k, console) for k in (1, 2))
         em = report_rewards(single, mixture, data)
@@ -71,10 +74,11 @@ def run(arguments: ImdbArguments, console: Console) -> dict[str, Any]:
         rewards["oracle"] = gold.reward_functions(tokenizer.eos_token_id)
     policies, histories = {"reference": reference}, {}
     for number, (name, reward) in enumerate(rewards.items(), start=5):
-        with stage(name, f"{min(number, 6)}/7 PPO: {name}"):
-            policies[name], histories[name] = train_policy(
-                arguments, name, reference, tokenizer, reward, train_prompts, console
+        with stage(name, f"{min(number, 6)}/7 {arguments.trainer.upper()}: {name}"):
+            trainer = train_policy(
+                arguments, name, reference, tokenizer, reward, train_prompts, console, arguments.welfare
             )
+            policies[name], histories[name] = policy_of(trainer), trainer.state.log_history
             save_policy(policies[name], tokenizer, folder / "policies" / name)
     with stage("evaluation", "7/7 Ask the gold utilities, which training never saw"):
         # Short beginnings such as "This movie" occur in both splits; those are left out.
@@ -105,15 +109,21 @@ def run(arguments: ImdbArguments, console: Console) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options (TRL's parser: `--config FILE.yaml` works too) and run."""
     (arguments,) = TrlParser((ImdbArguments,)).parse_args_and_config(list(sys.argv[1:] if argv is None else argv))
+    be_quiet()
+    torch.set_float32_matmul_precision(arguments.matmul_precision)
+    try:
+        run(arguments, Console())
+    except FileNotFoundError as error:
+        sys.exit(f"train_imdb.py: {error}")
+
+
+def be_quiet() -> None:
+    """No bars and no advice from the libraries: the example prints its own lines."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
-        run(arguments, Console())
-    except FileNotFoundError as error:
-        sys.exit(f"train_imdb.py: {error}")
 
 
 if __name__ == "__main__":

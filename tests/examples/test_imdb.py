@@ -78,7 +78,7 @@ def miniature(data_dir: Path, output_dir: Path, **options) -> list[str]:
         "heldout_pairs": 2,
         "reward_steps": 2,
         "train_prompts": 20,
-        "ppo_steps": 2,
+        "policy_steps": 2,
         "eval_prompts": 20,
         **options,
     }

@@ -236,6 +236,22 @@ def train_policy(
     **overrides: Any,
 ) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
     """MaxMin-PPO; with one reward component this is conventional RLHF on the same utility and KL coefficient."""
+    trainer = policy_trainer(world, reference, reward_model, seed, output_dir, settings, welfare, **overrides)
+    run_training(trainer, progress)
+    return trainer.policy_model, trainer.state.log_history
+
+
+def policy_trainer(
+    world: FilmReviewWorld,
+    reference: GPT2LMHeadModel,
+    reward_model: Any,
+    seed: int,
+    output_dir: Path,
+    settings: DemoSettings,
+    welfare: str = "maxmin",
+    **overrides: Any,
+) -> MaxMinPPOTrainer:
+    """The trainer of [`train_policy`], not yet trained; `overrides` are fields of its configuration."""
     options: dict[str, Any] = {
         "max_steps": settings.num_rollouts,
         "per_device_train_batch_size": settings.replies_per_rollout // 3,
@@ -259,10 +275,9 @@ def train_policy(
         output_dir=str(output_dir),
         seed=seed,
         welfare=welfare,
-        utility="zscore",
-        **{**options, **quiet(), "logging_steps": 15, **overrides},
+        **{"utility": "zscore", **options, **quiet(), "logging_steps": 15, **overrides},
     )
-    trainer = MaxMinPPOTrainer(
+    return MaxMinPPOTrainer(
         args=args,
         processing_class=world.tokenizer,
         model=copy.deepcopy(reference),
@@ -270,5 +285,3 @@ def train_policy(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(settings.num_policy_prompts, seed=seed)}),
     )
-    run_training(trainer, progress)
-    return trainer.policy_model, trainer.state.log_history

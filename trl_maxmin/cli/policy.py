@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, ScriptArguments, get_peft_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from ..models import MixtureRewardModel
 from ..trainer.reward_callables import load_reward_model
@@ -51,7 +52,7 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
             `train_dataset`, `eval_dataset` and `peft_config`.
 
     Raises:
-        ValueError: no policy or no reward model was named, or as the trainer.
+        ValueError: no policy or no reward model was named, a quantised policy without adapters, or as the trainer.
     """
     parser = CommandParser(
         (PolicyArguments, config_class, ModelConfig),
@@ -74,9 +75,7 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
     train, test = read_dataset(script)
     trainer = build(
         args=args,
-        model=AutoModelForCausalLM.from_pretrained(
-            model.model_name_or_path, revision=model.model_revision, dtype=model.dtype
-        ),
+        model=AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **_loading_options(model)),
         reward_model=load_reward_models(script.reward_model),
         processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision),
         train_dataset=train,
@@ -88,3 +87,17 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
     trainer.save_model(args.output_dir)
     trainer.create_model_card()
     print(f"saved to {args.output_dir}")
+
+
+def _loading_options(model: ModelConfig) -> dict[str, Any]:
+    """How the policy is loaded; in 4 or 8 bits (`--load_in_4bit`) it needs adapters to be trained."""
+    options = {"revision": model.model_revision, "dtype": model.dtype}
+    quantization = get_quantization_config(model)
+    if quantization is None:
+        return options
+    if not model.use_peft:
+        raise ValueError(
+            "--load_in_4bit and --load_in_8bit load frozen weights, so there is nothing to train: add --use_peft, or "
+            "leave them out."
+        )
+    return {**options, "quantization_config": quantization, "device_map": {"": PartialState().local_process_index}}

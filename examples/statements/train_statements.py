@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real disagreement from beginning to end: people's votes -> mixture -> a small policy that writes statements.
+
+python examples/statements/train_statements.py --data ccai.pairs.jsonl.gz --policy imdb-gpt2-4m --encoder MINILM \
+    --output_dir statements
+
+The rows have `annotator`, `chosen`, `rejected` and `group` (who votes alike, as the source published it). Half of the
+people teach: EM finds components in their votes (groups are not read), and one reward serves as control. The other
+half judges: one reward for each published group, fitted to their votes alone, so that no person has both taught and
+judged. A judge is a model of a group, not the group; its accuracy on its people's held-out votes is in the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
+from trl_maxmin.data.tokenization import encode_prompt
+from trl_maxmin.evaluation import adjusted_rand_index, win_rate
+from trl_maxmin.trainer.rollout import sample_completions, sampling_config, seeded
+
+
+QUIET = {"report_to": "none", "disable_tqdm": True, "bf16": False, "save_strategy": "no", "logging_steps": 10}
+
+
+def read_votes(path: str) -> Dataset:
+    """Pairs with `annotator`, `chosen`, `rejected`, `group`.
+
+    Raises:
+        ValueError: a column is missing, or there are fewer than two groups.
+    """
+    votes = load_dataset("json", data_files=path, split="train")
+    missing = {"annotator", "chosen", "rejected", "group"} - set(votes.column_names)
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(votes.column_names)}.")
+    votes = votes.filter(lambda row: row["group"] is not None)
+    if len(set(votes["group"])) < 2:
+        raise ValueError(f"{path} has fewer than two groups, so there is nobody to compare.")
+    rows = {"annotator_id": [str(a) for a in votes["annotator"]], "group": [f"group {g}" for g in votes["group"]]}
+    return Dataset.from_dict({"prompt": [""] * len(votes), **{c: votes[c] for c in ("chosen", "rejected")}, **rows})
+
+
+def split_people(votes: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Votes of one half of the people, and of the other half."""
+    people = sorted(set(votes["annotator_id"]))
+    teachers = set(np.random.default_rng(seed).permutation(people)[: len(people) // 2].tolist())
+    teaches = [annotator in teachers for annotator in votes["annotator_id"]]
+    return votes.select(np.flatnonzero(teaches)), votes.select(np.flatnonzero(~np.array(teaches)))
+
+
+def fit_reward(votes: Dataset, components: int, arguments: argparse.Namespace) -> MixtureRewardTrainer:
+    """Heads on the encoder's frozen features; EM does not read the column `group`."""
+    args = MixtureRewardConfig(
+        output_dir=str(arguments.output_dir / "logs"),
+        num_components=components,
+        train_trunk=False,
+        pooling="mean",
+        seed=arguments.seed,
+        **QUIET,
+    )
+    trainer = MixtureRewardTrainer(arguments.encoder, args, train_dataset=votes)
+    trainer.train()
+    return trainer
+
+
+def train_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The given policy, fine-tuned on the statements."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
+    statements = sorted({*votes["chosen"], *votes["rejected"]})
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows = []
+    for text in statements:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_new_tokens]
+        rows.append([*bos, *ids, tokenizer.eos_token_id])
+    args = SFTConfig(
+        output_dir=str(arguments.output_dir / "logs"),
+        max_steps=arguments.pretrain_steps,
+        per_device_train_batch_size=32,
+        learning_rate=5e-4,
+        max_length=None,
+        gradient_checkpointing=False,
+        seed=arguments.seed,
+        **QUIET,
+    )
+    model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype="float32")
+    data = Dataset.from_dict({"input_ids": rows})
+    SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer).train()
+    arguments.reference = arguments.output_dir / "reference"
+    model.save_pretrained(arguments.reference)
+    tokenizer.save_pretrained(arguments.reference)
+    return AutoModelForCausalLM.from_pretrained(arguments.reference), tokenizer
+
+
+def openings(votes: Dataset, count: int, seed: int) -> list[str]:
+    """Distinct first words of statements."""
+    rng = np.random.default_rng(seed)
+    statements = sorted({*votes["chosen"], *votes["rejected"]})
+    found: dict[str, None] = {}
+    for row in rng.permutation(len(statements)):
+        words = statements[row].split()
+        if len(words) > 3:
+            found[" ".join(words[: rng.integers(1, 4)])] = None
+    return list(found)[:count]
+
+
+def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tokenizer: Any, arguments: Any) -> Any:
+    """MaxMin-PPO; one component is conventional RLHF on the same utility and KL price."""
+    args = MaxMinPPOConfig(
+        output_dir=str(arguments.output_dir / "logs"),
+        utility="zscore",
+        max_steps=arguments.policy_steps,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-4,
+        lr_scheduler_type="linear",
+        kl_coef=0.05,
+        cliprange_value=1.0,
+        temperature=1.0,
+        response_length=arguments.max_new_tokens,
+        stop_token="eos",
+        missing_eos_penalty=1.0,
+        num_reference_completions=4,
+        num_sample_generations=0,
+        gradient_checkpointing=False,
+        seed=arguments.seed,
+        **QUIET,
+    )
+    trainer = MaxMinPPOTrainer(
+        args=args,
+        model=copy.deepcopy(reference),
+        ref_model=None,
+        reward_model=reward,
+        processing_class=tokenizer,
+        # A rollout takes 64 rows; a few prompts come round again.
+        train_dataset=Dataset.from_dict({"prompt": prompts * math.ceil(64 / len(prompts))}),
+    )
+    trainer.train()
+    trainer.save_model(str(arguments.output_dir / name))
+    return trainer.policy_model
+
+
+def write_statements(policy: Any, tokenizer: Any, prompts: list[str], arguments: Any, name: str) -> list[str]:
+    """One statement for every opening, the opening included."""
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    with seeded(torch.device("cpu"), arguments.seed, name):
+        config = sampling_config(1.0, arguments.max_new_tokens)
+        replies = sample_completions(policy, ids, config, tokenizer.pad_token_id, [tokenizer.eos_token_id], 128)
+    texts = tokenizer.batch_decode([tokens for tokens, _ in replies], skip_special_tokens=True)
+    return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="Pairs with annotator, chosen, rejected, group.")
+    parser.add_argument("--policy", required=True, help="A small causal language model with a pad token of its own.")
+    parser.add_argument("--encoder", required=True, help="An encoder, frozen, for the rewards.")
+    parser.add_argument("--output_dir", type=Path, default=Path("statements"))
+    parser.add_argument("--num_components", type=int, default=2)
+    parser.add_argument("--pretrain_steps", type=int, default=300)
+    parser.add_argument("--policy_steps", type=int, default=50)
+    parser.add_argument("--max_new_tokens", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    disable_progress_bars()
+    votes = read_votes(arguments.data)
+    teachers, judges = split_people(votes, arguments.seed)
+    mixture, single = (fit_reward(teachers, k, arguments) for k in (arguments.num_components, 1))
+    by_group = {
+        group: fit_reward(judges.filter(lambda row, group=group: row["group"] == group), 1, arguments)
+        for group in sorted(set(votes["group"]))
+    }
+    group_of = dict(zip(teachers["annotator_id"], teachers["group"], strict=True))
+    found = mixture.assignments()
+    reference, tokenizer = train_reference(votes, arguments)
+    prompts = openings(votes, arguments.prompts, arguments.seed)
+    policies = {"reference": reference}
+    for name, trainer in (("single", single), ("maxmin", mixture)):
+        policies[name] = train_policy(name, trainer.mixture, prompts, reference, tokenizer, arguments)
+    written = {n: write_statements(p, tokenizer, prompts, arguments, n) for n, p in policies.items()}
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name, texts in written.items():
+        nothing = [""] * len(texts)
+        scores[name] = {g: judge.mixture.score(nothing, texts).flatten().tolist() for g, judge in by_group.items()}
+    report = {
+        "seed": arguments.seed,
+        "num_pairs": {"teachers": len(teachers), "judges": len(judges)},
+        "ari_with_published_groups": round(
+            adjusted_rand_index([found[a] for a in found], [group_of[str(a)] for a in found]), 4
+        ),
+        "judge_accuracy": {g: round(_accuracy(judge), 4) for g, judge in by_group.items()},
+        "win_rate": {
+            name: {g: round(win_rate(scores[name][g], scores["reference"][g]).mean, 4) for g in by_group}
+            for name in ("single", "maxmin")
+        },
+        "samples": [{name: texts[row] for name, texts in written.items()} for row in range(min(5, len(prompts)))],
+    }
+    (arguments.output_dir / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps({name: report[name] for name in ("judge_accuracy", "win_rate")}, indent=1))
+    return report
+
+
+def _accuracy(trainer: MixtureRewardTrainer) -> float:
+    return (trainer.heldout_log_likelihood().exp() > 0.5).double().mean().item()
+
+
+if __name__ == "__main__":
+    main()

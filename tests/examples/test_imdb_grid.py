@@ -1,0 +1,213 @@
+"""The grid on IMDb: cells, resuming, tables, and that the docs say what the recorded files say."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tests.examples.test_imdb import EXAMPLE, data_dir, miniature  # noqa: F401
+
+
+ROOT = EXAMPLE.parents[1]
+RECORDED = EXAMPLE / "results" / "small"
+MODULES = ("imdb_", "train_imdb", "run_grid", "report_grid")
+
+
+@pytest.fixture
+def grid(monkeypatch):
+    """The example's modules, importable as they are for the scripts themselves."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    before = set(sys.modules)
+    import run_grid
+
+    yield run_grid
+    for name in set(sys.modules) - before:
+        if name.startswith(MODULES):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def report(grid):
+    import report_grid
+
+    return report_grid
+
+
+def cell(policy, seed, concise, positive, **more):
+    rates = {"concise": concise, "positive": positive}
+    return {
+        "trainer": "ppo",
+        "minority_share": 0.2,
+        "policy": policy,
+        "seed": seed,
+        "groups": ["concise", "positive"],
+        "minority": "positive",
+        "win_rate": {g: {"mean": r, "low": r - 0.05, "high": r + 0.05} for g, r in rates.items()},
+        "replies": {policy: {"mean_tokens": 4.0, "finished": 1.0}},
+        "em": None,
+        "samples": [{"prompt": "This", "completions": {"reference": " was `so`.", policy: ""}}],
+        "settings": {"pairs": 6},
+        **more,
+    }
+
+
+TWO = [cell("single", 0, 0.98, 0.5), cell("single", 1, 0.96, 0.4), cell("maxmin", 0, 0.94, 0.8)]
+TWO += [cell("maxmin", 1, 0.94, 0.9)]
+
+
+@pytest.mark.slow
+def test_grid_in_miniature(grid, report, data_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    output = tmp_path / "out"
+    options = [*miniature(data_dir, output), "--policies", "single", "maxmin", "oracle", "--seeds", "3"]
+    options += ["--shares", "0.2", "0.4", "--train_trunk", "false", "--pooling", "mean"]
+    grid.main(options)
+    names = sorted(path.name for path in (output / "cells").iterdir())
+    assert len(names) == 6 and names[0] == "ppo_share0.20_maxmin_seed3.json"
+    cells = report.read_cells(output / "cells")
+    for found in cells:
+        assert set(found["win_rate"]) == {"concise", "positive"} and found["num_prompts"] == 20
+        assert (found["em"] is None) == (found["policy"] == "oracle")
+    by_policy = {c["policy"]: c for c in cells if c["minority_share"] == 0.2}
+    # The cells of a seed were measured against the same replies of the reference.
+    reference = [c["gold_utility"]["reference"] for c in by_policy.values()]
+    assert reference[0] == reference[1] == reference[2]
+
+    # What is there is not run again; what is missing is.
+    written = {path: path.stat().st_mtime_ns for path in (output / "cells").iterdir()}
+    lost = output / "cells" / names[0]
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    grid.main(options)
+    assert {p: p.stat().st_mtime_ns for p in written if p != lost} == {p: t for p, t in written.items() if p != lost}
+    again = json.loads(lost.read_text())
+    assert again["win_rate"] == before["win_rate"] and again["samples"] == before["samples"]
+    capsys.readouterr()
+    grid.main(options)
+    assert "6 cells, 6 of them are there" in capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match="was made with.*pairs.*--output_dir"):
+        grid.main([*options, "--pairs", "5"])
+
+
+@pytest.mark.slow
+def test_grid_with_grpo(grid, data_dir, tmp_path):  # noqa: F811
+    options = [*miniature(data_dir, tmp_path / "out"), "--policies", "maxmin", "--seeds", "0", "--trainer", "grpo"]
+    grid.main([*options, "--train_trunk", "false", "--pooling", "mean", "--reference_completions", "4"])
+    assert (tmp_path / "out" / "cells" / "grpo_share0.20_maxmin_seed0.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"policies": ["best"]}, "policies must be some of single, maxmin"),
+        ({"shares": [0.0]}, r"shares must lie in \(0, 1\)"),
+        ({"seeds": [1, 1]}, "seeds must be given, each once"),
+        ({"processes": 0}, "processes must be at least 1"),
+        ({"trainer": "dpo"}, "trainer must be one of ppo, grpo"),
+        ({"matmul_precision": "low"}, "matmul_precision must be one of"),
+    ],
+)
+def test_bad_options(grid, options, message):
+    with pytest.raises(ValueError, match=message):
+        grid.GridArguments(**options)
+
+
+def test_recipes_are_read(grid):
+    for path in sorted((ROOT / "examples" / "recipes" / "imdb").glob("*.yaml")):
+        (arguments,) = grid.TrlParser((grid.GridArguments,)).parse_args_and_config(["--config", str(path)])
+        assert arguments.shares and not arguments.train_trunk
+
+
+def test_failed_seed_is_said(grid, monkeypatch, tmp_path):
+    class Failed:
+        returncode = 1
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def poll(self):
+            return 1
+
+    monkeypatch.setattr(grid.subprocess, "Popen", Failed)
+    monkeypatch.setattr(grid, "make_reference", lambda *args: None)
+    with pytest.raises(SystemExit, match="2 of 2 seeds failed"):
+        grid.main(["--output_dir", str(tmp_path)])
+
+
+def test_interval_is_students(report):
+    # Two values 0.3 and 0.5: mean 0.4, standard error 0.1, t(0.975, 1) = 12.706 (a table).
+    found = report.interval([0.3, 0.5])
+    assert found["mean"] == 0.4 and found["high"] == pytest.approx(0.4 + 1.2706, abs=1e-4)
+    assert report.interval([0.3])["low"] is None
+
+
+def test_differences_are_paired(report):
+    (block,) = report.summarise(TWO)
+    found = block["differences"]["maxmin - single"]
+    # Minority +0.3 and +0.5, majority -0.04 and -0.02; the mean over groups +0.13 and +0.24.
+    assert found["positive"]["mean"] == 0.4 and found["concise"]["mean"] == pytest.approx(-0.03)
+    assert found["mean"]["mean"] == pytest.approx(0.185) and found["worst"]["n"] == 2
+    text = report.markdown(TWO)
+    assert "| single | 2 | 0.970" in text and "+0.400 [-0.871, +1.671]" in text
+    assert "`(ends here)`" in report.block_of(TWO) and "was 'so'." in report.block_of(TWO)
+
+
+def test_cells_of_different_settings_are_kept_apart(report, tmp_path):
+    with pytest.raises(ValueError, match="no cells"):
+        report.read_cells(tmp_path)
+    for seed, pairs in enumerate((6, 7)):
+        path = tmp_path / f"ppo_seed{seed}.json"
+        path.write_text(json.dumps(cell("single", seed, 0.9, 0.5, settings={"pairs": pairs})))
+    with pytest.raises(ValueError, match="2 different settings"):
+        report.read_cells(tmp_path)
+
+
+def test_disagreement_is_found(report):
+    assert report.disagreements(TWO, TWO) == []
+    assert report.disagreements(TWO, TWO[2:]) == []
+    moved = [cell("maxmin", 1, 0.94, 0.75)]
+    (line,) = report.disagreements(moved, TWO)
+    assert "maxmin" in line and "positive" in line
+
+
+def test_against_recorded_cells(report, tmp_path, capsys):
+    for folder, rate in (("now", 0.8), ("then", 0.82), ("other", 0.6)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ppo_seed0.json").write_text(json.dumps(cell("maxmin", 0, 0.9, rate)))
+    report.main(["--cells", str(tmp_path / "now"), "--against", str(tmp_path / "then")])
+    assert "1 of 1 cells are recorded" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="differ from the recorded cells"):
+        report.main(["--cells", str(tmp_path / "now"), "--against", str(tmp_path / "other")])
+    report.main(["--cells", str(tmp_path / "now"), "--against", str(tmp_path / "nowhere")])
+    assert "0 of 1 cells are recorded" in capsys.readouterr().out
+
+
+def test_documents_get_their_block(report, tmp_path):
+    for number, each in enumerate(TWO):
+        (tmp_path / f"ppo_{number}_seed{number}.json").write_text(json.dumps(each))
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n")
+    figure = tmp_path / "pareto.png"
+    report.main(["--cells", str(tmp_path), "--docs", str(document), "--name", "x", "--figure", str(figure)])
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "0.850" in text
+    assert figure.stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="needs the lines `<!-- y: begin -->`"):
+        report.main(["--cells", str(tmp_path), "--docs", str(document), "--name", "y"])
+
+
+def test_recorded_runs_are_what_the_docs_say(report):
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    block = text.split("<!-- imdb-small: begin -->\n")[1].split("<!-- imdb-small: end -->")[0].removesuffix("\n")
+    # Until a run is recorded the block is empty: no number without its file.
+    assert block == (report.block_of(report.read_cells(RECORDED)) if RECORDED.is_dir() else "")
+
+
+def test_recorded_runs_have_the_recipes_settings(grid, report):
+    recipe = ROOT / "examples" / "recipes" / "imdb" / "small.yaml"
+    (arguments,) = grid.TrlParser((grid.GridArguments,)).parse_args_and_config(["--config", str(recipe)])
+    for found in report.read_cells(RECORDED) if RECORDED.is_dir() else []:
+        assert found["settings"] == arguments.settings()
+        assert np.isclose(found["minority_share"], arguments.shares).any()
