@@ -75,12 +75,14 @@ class GoldUtilities:
             return 1 - np.asarray(replies.lengths) / self.limit
         return self.oracle([prompt + text for prompt, text in zip(prompts, replies.texts, strict=True)])
 
-    def reward_functions(self, eos_token_id: int) -> list[Callable[..., list[float]]]:
-        """The utilities as TRL reward functions, for max-min on gold: the ceiling."""
+    def reward_functions(self, eos_token_id: int, noise: dict[str, float]) -> list[Callable[..., list[float]]]:
+        """The utilities as TRL reward functions, for max-min on gold: the ceiling. Bradley-Terry log-odds, as learned
+        rewards have them: a utility over its `noise`, see [`gold_noise`]."""
 
         def utility(group: str, prompts: list[str], completions: list[str], ids: list[list[int]]) -> list[float]:
             lengths = [len(tokens) - (tokens[-1:] == [eos_token_id]) for tokens in ids]
-            return self(group, prompts, Replies(completions, lengths, [True] * len(ids))).tolist()
+            values = self(group, prompts, Replies(completions, lengths, [True] * len(ids)))
+            return (values / noise[group]).tolist()
 
         def concise(prompts, completions, completion_ids, **kwargs) -> list[float]:
             return utility("concise", prompts, completions, completion_ids)
@@ -129,7 +131,7 @@ def compare(
         raise ValueError(
             "No prompt has two different finished replies. Raise `max_new_tokens` or train the policy longer."
         )
-    noise = {g: BRADLEY_TERRY_TEMPERATURE * spread_within(u, by_prompt) for g, u in utilities.items()}
+    noise = gold_noise(prompts, replies, utilities)
     table = []
     for number, group in enumerate(groups):
         for index in np.resize(rng.permutation(len(pairs)), pairs_per_annotator):
@@ -149,6 +151,12 @@ def compare(
                 }
             )
     return Dataset.from_list([table[index] for index in rng.permutation(len(table))])
+
+
+def gold_noise(prompts: Sequence[str], replies: Replies, utilities: dict[str, np.ndarray]) -> dict[str, float]:
+    """Gold utility that is worth one unit of log-odds to each group."""
+    rows = _rows_by_prompt(prompts, replies)
+    return {group: BRADLEY_TERRY_TEMPERATURE * spread_within(values, rows) for group, values in utilities.items()}
 
 
 def spread_within(utility: np.ndarray, rows_of_prompts: Sequence[Sequence[int]]) -> float:

@@ -136,7 +136,7 @@ class SeedRun:
         mixture = fit_reward(arguments, reference, tokenizer, data, 2, self.console)
         single = fit_reward(arguments, reference, tokenizer, data, 1, self.console, encoded=mixture)
         em = report_rewards(single, mixture, data)
-        em |= {"gold_correlation": round(data.gold_correlation, 4)}
+        em |= {"gold_correlation": round(data.gold_correlation, 4), "gold_noise": data.gold_noise}
         for name, trainer in (("single", single), ("mixture", mixture)):
             trainer.mixture.save_pretrained(folder / name)
         write_json(folder / "em.json", {**em, "cpu_seconds": round(time.process_time() - start, 1)})
@@ -165,7 +165,7 @@ class SeedRun:
         arguments, (reference, tokenizer) = self.arguments, self.loaded
         kind, welfare = POLICIES[policy]
         models, em = self.rewards(share)
-        reward = self.gold.reward_functions(tokenizer.eos_token_id) if kind == "gold" else models[kind]
+        reward = models.get(kind) or self.gold.reward_functions(tokenizer.eos_token_id, em["gold_noise"])
         folder, statistics = self._statistics(share, kind)
         prompts_of_training, (asked, before) = self.train_prompts, self.test
         start, wall = time.process_time(), time.perf_counter()
@@ -199,7 +199,7 @@ class SeedRun:
             "replies": found["replies"],
             "num_prompts": found["num_prompts"],
             "kl_last": round(float(kl[-1]), 3) if kl else None,
-            "em": None if kind == "gold" else em,
+            "em": em if kind in models else None,
             "samples": samples(asked, {"reference": before, policy: after}, SAMPLES),
             "training_seconds": seconds,
             "settings": arguments.settings(),

@@ -10,7 +10,11 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_POLICY = "../shared/models/imdb-gpt2-4m"
-CHOICES = {"trainer": ("ppo", "grpo"), "matmul_precision": ("highest", "high", "medium")}
+CHOICES = {
+    "trainer": ("ppo", "grpo"),
+    "utility": ("zscore", "win_rate"),
+    "matmul_precision": ("highest", "high", "medium"),
+}
 
 
 def find_folder(name: str) -> Path | None:
@@ -76,7 +80,8 @@ class ImdbArguments:
     policy_steps: int = option(50, "Rollouts of each policy.")
     ppo_epochs: int = option(4, "PPO's passes over a rollout.")
     policy_learning_rate: float = option(1e-4, "Peak learning rate of the policies.")
-    kl_coef: float = option(0.05, "What a nat of KL to the reference costs, in spreads of utility.")
+    utility: str = option("zscore", "Scale on which groups are compared: 'zscore' or 'win_rate'.")
+    kl_coef: float = option(0.05, "What a nat of KL to the reference costs, in units of that scale.")
     welfare: str = option("maxmin", "Welfare rule of the MaxMin policy.")
     welfare_step_size: float = option(0.1, "Step size of the rule 'mirror'.")
     oracle: bool = option(False, "Also train max-min on the gold utilities, the ceiling.")

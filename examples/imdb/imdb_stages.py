@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from imdb_data import Reviews, openings, prompts
-from imdb_gold import GROUPS, GoldUtilities, annotator_groups, compare
+from imdb_gold import GROUPS, GoldUtilities, annotator_groups, compare, gold_noise
 from imdb_options import ImdbArguments
 from imdb_policy import Replies, finetune, load_policy, new_policy, sample, start_with_bos, train_tokenizer
 from rich.console import Console
@@ -56,12 +56,13 @@ class Progress(TrainerCallback):
 
 @dataclass(frozen=True)
 class Preferences:
-    """Pairs to learn from, held-out pairs of the same annotators on other prompts, and how far the gold utilities of
-    the two groups agree on the reference's replies (Pearson correlation)."""
+    """Pairs to learn from, held-out pairs of the same annotators on other prompts; of the gold utilities on the
+    reference's replies: how far the two groups agree (Pearson correlation), and what a unit of log-odds is to each."""
 
     train: Dataset
     heldout: Dataset
     gold_correlation: float
+    gold_noise: dict[str, float]
 
 
 def trainer_settings(arguments: ImdbArguments, name: str, logging_steps: int) -> dict[str, Any]:
@@ -146,7 +147,8 @@ def collect_preferences(
         part = {group: values[list(rows)] for group, values in utilities.items()}
         shown = [asked.prompts[row] for row in rows]
         parts.append(compare(shown, asked.replies.select(rows), part, annotators, count, rng))
-    return Preferences(*parts, float(np.corrcoef(*utilities.values())[0, 1]))
+    correlation = float(np.corrcoef(*utilities.values())[0, 1])
+    return Preferences(*parts, correlation, gold_noise(asked.prompts, asked.replies, utilities))
 
 
 def fit_reward(
@@ -227,7 +229,7 @@ def train_policy(
     shared = {
         "welfare": welfare,
         "welfare_step_size": arguments.welfare_step_size,
-        "utility": "zscore",
+        "utility": arguments.utility,
         "max_steps": arguments.policy_steps,
         "temperature": 1.0,
     }

@@ -71,7 +71,7 @@ def run(arguments: ImdbArguments, console: Console) -> dict[str, Any]:
     train_prompts = prompts(reviews.for_training, tokenizer, arguments.train_prompts, next(streams))
     rewards: dict[str, Any] = {"single": single.mixture, "maxmin": mixture.mixture}
     if arguments.oracle:
-        rewards["oracle"] = gold.reward_functions(tokenizer.eos_token_id)
+        rewards["oracle"] = gold.reward_functions(tokenizer.eos_token_id, data.gold_noise)
     policies, histories = {"reference": reference}, {}
     for number, (name, reward) in enumerate(rewards.items(), start=5):
         with stage(name, f"{min(number, 6)}/7 {arguments.trainer.upper()}: {name}"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EM for a mixture of linear Bradley-Terry rewards on frozen features.
 
-The start of the mixture's training: with the trunk frozen, a component is a linear reward, its M-step is a concave
-problem that Newton's method solves, and many annealed restarts cost less than one forward of the trunk. The best of
-them hands its heads and responsibilities to the one training loop.
+With the trunk frozen, a component is a linear reward, its M-step is a concave problem that Newton's method solves, and
+many annealed restarts cost less than one forward of the trunk. For few features, as the diagnosis has them;
+`em_features` is for thousands of features and texts that occur in many pairs.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class EMResultsMixin:
             [`AnnotatorPosterior`]: `(H, K)`. Stays on this machine.
         """
         state = self.em_state
-        scored = ~state.scores.isnan().any(dim=-1)
-        evidence, annotators = [state.scores[scored].double()], [state.annotator_index[scored]]
+        scores, index = state.evidence()
+        evidence, annotators = [scores.double()], [index]
         if self.eval_dataset is not None:
             known = torch.tensor(self.eval_dataset["annotator_index"])
             scores = self._log_likelihood(self.eval_dataset, self.reward_differences(self.eval_dataset).double())

@@ -38,6 +38,7 @@ class EMState:
         log_responsibilities (`(H, K)`): log posterior of the component given the annotator's pairs.
         mixing_weights (`(K,)`): on the simplex.
         scores (`(N, K)`): log-likelihood of each pair under each component, nats; NaN = not scored yet.
+        start_scores (`(N, K)` or `None`): the same from the start on the frozen trunk, out of fold.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EMState:
         self.known = known
         self.log_responsibilities = self.with_known(uniform.log().repeat(num_annotators, 1))
         self.scores = torch.full((len(annotator_index), num_components), float("nan"))
+        self.start_scores: torch.Tensor | None = None
         self.changed = 1.0
         self.bound = float("-inf")
         self.previous_bound = float("-inf")
@@ -80,8 +82,18 @@ class EMState:
         """Remember the scores of some pairs, `(B,)` and `(B, K)`; the latest counts."""
         self.scores[pair_index.cpu()] = log_likelihood.detach().float().cpu()
 
+    def evidence(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihoods `(M, K)` of the pairs that have been scored, and their annotators `(M,)`.
+
+        With a start on the frozen trunk: the mean of its out-of-fold score and the latest one. From the second epoch
+        on a trunk has met the pairs it scores, under the responsibilities it is asked about; the start never has.
+        """
+        scores = self.scores if self.start_scores is None else (self.scores + self.start_scores) / 2
+        scored = ~scores.isnan().any(dim=-1)
+        return (scores, self.annotator_index) if scored.all() else (scores[scored], self.annotator_index[scored])
+
     def e_step(self, beta: float = 1.0) -> dict[str, float]:
-        """Assign annotators from the recorded scores.
+        """Assign annotators from the evidence.
 
         Args:
             beta (`float`): inverse temperature of the posterior (soft EM).
@@ -90,10 +102,7 @@ class EMState:
             `dict`: `lower_bound` and `posterior_entropy` in nats per annotator, `assignment_changes` as a share of
             annotators, `beta`.
         """
-        scores, annotators = self.scores, self.annotator_index
-        scored = ~scores.isnan().any(dim=-1)
-        if not scored.all():
-            scores, annotators = scores[scored], annotators[scored]
+        scores, annotators = self.evidence()
         sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
         before = self.log_responsibilities.argmax(-1)
         if self.em == "hard":
@@ -129,6 +138,8 @@ class EMState:
             "scores": self.scores,
             "progress": torch.tensor([self.changed, self.bound, self.previous_bound], dtype=torch.float64),
         }
+        if self.start_scores is not None:
+            tensors["start_scores"] = self.start_scores
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(Path(folder) / EM_STATE_NAME))
 
     def load(self, folder: str | Path) -> None:
@@ -146,4 +157,5 @@ class EMState:
         self.log_responsibilities = tensors["log_responsibilities"]
         self.mixing_weights = tensors["mixing_weights"]
         self.scores = tensors["scores"]
+        self.start_scores = tensors.get("start_scores")
         self.changed, self.bound, self.previous_bound = tensors["progress"].tolist()

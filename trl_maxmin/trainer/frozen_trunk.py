@@ -158,8 +158,11 @@ class FrozenTrunkMixin:
         logger.info(self.selection.verdict())
         return self.selection
 
-    def _fit_heads(self) -> LinearMixture:
-        """EM with the trunk frozen: heads, responsibilities and mixing weights, without a gradient loop."""
+    def _fit_heads(self, **options: Any) -> LinearMixture:
+        """EM with the trunk frozen: heads, responsibilities and mixing weights, without a gradient loop.
+
+        `options` are further ones of [`fit_feature_mixture`].
+        """
         fitted = fit_feature_mixture(
             self.feature_pairs(self.train_dataset),
             len(self.annotators),
@@ -168,6 +171,7 @@ class FrozenTrunkMixin:
             num_init=3 * max(self.args.n_init, 1),
             known=self.em_state.known,
             **self._fit_options(),
+            **options,
         )
         self._set_heads(fitted.weight)
         state = self.em_state

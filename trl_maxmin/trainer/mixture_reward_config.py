@@ -61,8 +61,8 @@ class MixtureRewardConfig(RewardConfig):
         annotator_column (`str`, *optional*, defaults to `"annotator_id"`):
             Column that names who gave the preference. Missing, each pair is its own annotator, with a warning.
         heldout_fraction (`float`, *optional*, defaults to `0.2`):
-            Share of each annotator's pairs that neither trains nor assigns: restarts are compared, temperatures
-            calibrated and accuracies reported on them. Used only when no `eval_dataset` is given.
+            Share of each annotator's pairs that neither trains nor assigns: temperatures are calibrated and accuracies
+            reported on them. Used only when no `eval_dataset` is given.
         group_column (`str`, *optional*):
             Column with the annotators' known groups, for all or (None elsewhere) some of them. Such an annotator
             belongs to the component of that name from the start. Without it a `group` column is only reported on.
@@ -73,11 +73,10 @@ class MixtureRewardConfig(RewardConfig):
             `"soft"`: posterior over components, annealed. `"hard"`: the paper's Algorithm 2, each annotator goes to
             the component that explains them best. Departs from the paper by default: a hard split made early freezes.
         n_init (`int`, *optional*, defaults to `4`):
-            Number of short starts; the best on held-out pairs continues. They train the heads on the frozen trunk.
-            Three times as many where the trunk stays frozen and for the choice of K: there they cost little.
-            `0`: no starts, annealing runs from random heads.
+            Three times so many starts fit heads to the frozen trunk, pairs scored out of fold; the best continues, and
+            its scores stay half of the evidence. `0`: no starts, annealing runs from random heads.
         init_steps (`int`, *optional*, defaults to `40`):
-            EM steps of each short start, the first half annealed.
+            EM steps of each start, the first half annealed, where the trunk is trained afterwards.
         annealing_start (`float`, *optional*, defaults to `0.2`):
             First inverse temperature of the posterior in the training loop, in (0, 1]. The sum over an annotator's
             pairs grows with their number, so an unannealed posterior saturates at once.
@@ -87,8 +86,8 @@ class MixtureRewardConfig(RewardConfig):
             Optimizer steps between E-steps.
         e_step_scores (`str`, *optional*, defaults to `"cached"`):
             `"cached"`: use the scores that training has just computed, each from before the pair was trained on in its
-            epoch; such an E-step costs nothing. `"fresh"`: score all pairs again, in one batched forward for all
-            components; a pair that was memorised then looks surer than it is.
+            epoch, averaged with those of the start; such an E-step costs nothing. `"fresh"`: score all pairs again, in
+            one batched forward for all components; a pair that was memorised then looks surer than it is.
         e_step_batch_size (`int`, *optional*):
             Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`,
             but at least 32: sorted by length, they are cheap.
@@ -150,8 +149,8 @@ class MixtureRewardConfig(RewardConfig):
         default="soft",
         metadata={"help": "'soft' (annealed posterior) or 'hard' (Algorithm 2).", "choices": ["soft", "hard"]},
     )
-    n_init: int = field(default=4, metadata={"help": "Short starts; the best on held-out pairs continues."})
-    init_steps: int = field(default=40, metadata={"help": "EM steps of each short start."})
+    n_init: int = field(default=4, metadata={"help": "A third of the starts on the frozen trunk; the best continues."})
+    init_steps: int = field(default=40, metadata={"help": "EM steps of each start."})
     annealing_start: float = field(
         default=0.2, metadata={"help": "First inverse temperature of the posterior, in (0, 1]."}
     )

@@ -21,7 +21,6 @@ from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepa
 from ..functional.em import (
     annealed_beta,
 )
-from ..functional.em_linear import fit_linear_mixture
 from ..functional.preference import preference_accuracy, preference_log_likelihood
 from ..models import MixtureRewardModel, MixtureRewardModelConfig
 from ..models.families import get_linear
@@ -51,8 +50,9 @@ class MixtureRewardTrainer(
 
     Source: Algorithm 2 of [MaxMin-RLHF](https://arxiv.org/abs/2402.08925). Departs from the paper: responsibilities
     are soft and annealed by default (`em="hard"` is the paper's), components share a trunk by default
-    (`component_type="full"` is the paper's), short restarts choose the start, and an annotator's held-out pairs never
-    take part in assigning them.
+    (`component_type="full"` is the paper's), many starts on the frozen trunk come first and the best of them goes on,
+    its out-of-fold scores remaining half of the evidence, and an annotator's held-out pairs never take part in
+    assigning them.
 
     Args:
         model ([`MixtureRewardModel`], `PreTrainedModel` or `str`): the mixture, or a base model for it.
@@ -234,49 +234,12 @@ class MixtureRewardTrainer(
         """The model without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
-    @torch.no_grad()
-    def _features(self, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Feature differences `(N, D)` on the first trunk, annotators `(N,)` and margins `(N,)`; one forward a
-        batch."""
-        differences = torch.zeros(0)
-        model = self.mixture.eval()
-        for batch in self._batches(dataset):
-            features = model.trunk_features(batch["input_ids"], batch["attention_mask"]).float()
-            chosen, rejected = features.chunk(2)
-            differences = torch.zeros(len(dataset), features.shape[-1]) if not len(differences) else differences
-            differences[batch["pair_index"].cpu()] = (chosen - rejected).cpu()
-        margin = dataset["margin"] if "margin" in dataset.column_names else [0.0] * len(dataset)
-        return differences, torch.tensor(dataset["annotator_index"]), torch.tensor(margin, dtype=torch.float64)
-
     def _initialise(self) -> None:
-        """`n_init` short starts on the frozen trunk; the best gives the heads and the first responsibilities."""
-        if self._known is not None:
-            self._fit_heads()
-            return
-        differences, annotators, margin = self._features(self.train_dataset)
-        heldout = None
-        if self.eval_dataset is not None:
-            heldout = self._features(self.eval_dataset)
-            known = heldout[1] >= 0
-            heldout = tuple(tensor[known] for tensor in heldout) if known.any() else None
-        start = fit_linear_mixture(
-            differences,
-            annotators,
-            len(self.annotators),
-            self.mixture.num_components,
-            generator=torch.Generator().manual_seed(self.args.seed),
-            margin=margin,
-            heldout=heldout,
-            num_init=self.args.n_init,
-            num_steps=self.args.init_steps,
-            dirichlet_concentration=self.args.dirichlet_concentration,
-        )
-        self._set_heads(start.weight)
-        state = self.em_state
-        state.log_responsibilities, state.mixing_weights = start.log_responsibilities, start.mixing_weights
-        log_likelihood = torch.nn.functional.logsigmoid(differences.double() @ start.weight.T - margin.unsqueeze(1))
-        state.record(torch.arange(len(annotators)), log_likelihood)
-        logger.info(f"Best of {self.args.n_init} starts: {start.score:.4f} nats per held-out pair.")
+        """Starts on the frozen trunk; the best gives the heads, the first responsibilities and lasting evidence."""
+        start = self._fit_heads(num_steps=self.args.init_steps)
+        if self.args.e_step_scores == "cached":
+            self.em_state.start_scores = start.scores.float()
+        logger.info(f"Best of the starts: {start.score:.4f} nats a pair, out of fold.")
 
     @torch.no_grad()
     def _set_heads(self, weight: torch.Tensor) -> None:
