@@ -108,7 +108,16 @@ class ImdbArguments:
 
     @property
     def pretraining(self) -> tuple[int, float]:
-        """Steps and peak learning rate on openings of reviews."""
+        """Steps and peak learning rate on openings of reviews.
+
+        Raises:
+            ValueError: no steps, and no policy to start from.
+        """
+        if self.pretrain_steps == 0 and self.policy_folder is None:
+            raise ValueError(
+                f"pretrain_steps=0 takes the policy as it is, but there is none at {self.policy or DEFAULT_POLICY}. "
+                "Give --policy FOLDER_OR_HUB_ID, or --pretrain_steps 2000 to train one from scratch."
+            )
         steps, rate = (2000, 1e-3) if self.policy_folder is None else (100, 3e-4)
         return (
             steps if self.pretrain_steps is None else self.pretrain_steps,

@@ -91,6 +91,7 @@ def build_reference(
     arguments: ImdbArguments, reviews: Reviews, rng: np.random.Generator, console: Console
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The reference policy: a given or a new GPT-2, trained on openings that fit into the length limit."""
+    steps, learning_rate = arguments.pretraining
     texts = rng.permutation(np.asarray(reviews.for_training, dtype=object)).tolist()
     if arguments.policy_folder is None:
         tokenizer = train_tokenizer(texts[:20_000], arguments.vocab_size)
@@ -98,7 +99,6 @@ def build_reference(
     else:
         model, tokenizer = load_policy(str(arguments.policy_folder))
     start_with_bos(tokenizer)
-    steps, learning_rate = arguments.pretraining
     if steps:
         # About nine reviews in ten have a first sentence that is short enough.
         rows = openings(texts[: steps * arguments.batch_size * 5 // 4], tokenizer, arguments.max_new_tokens, rng)

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_float32_matmul_precision(arguments.matmul_precision)
     try:
         run(arguments, Console())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(f"train_imdb.py: {error}")
 
 

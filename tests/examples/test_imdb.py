@@ -193,8 +193,32 @@ def test_annotators_follow_their_groups_wish(example):
     assert abs(np.mean(won["positive"]) - (1 - expected)) < 0.03
 
 
-def test_minority_share_is_checked(example):
+def test_gold_rewards_are_the_log_odds_of_the_annotators(example):
+    """So that on the scale of win rates the ceiling means what a learned reward means."""
+    import imdb_gold
+    from imdb_policy import Replies
+
+    replies = Replies(["short", "longer", "cut"], [1, 5, 9], [True, True, False])
+    utilities = {"concise": np.array([0.9, 0.5, 0.1])}
+    noise = imdb_gold.gold_noise(["p"] * 3, replies, utilities)
+    # Spread within the prompt, over the replies that ended: 0.4 / sqrt(2); a quarter of it is one unit of log-odds.
+    assert noise == {"concise": pytest.approx(0.25 * 0.4 / math.sqrt(2))}
+    gold = imdb_gold.GoldUtilities(lambda texts: np.full(len(texts), 0.5), limit=10)
+    concise, positive = gold.reward_functions(2, {"concise": 0.1, "positive": 0.25})
+    ids = [[5, 2], [5, 6, 7, 8, 2]]
+    assert concise(["p", "p"], ["a", "b"], ids) == pytest.approx([9.0, 6.0])
+    assert positive(["p", "p"], ["a", "b"], ids) == pytest.approx([2.0, 2.0])
+
+
+@pytest.mark.parametrize(("name", "value"), [("minority_share", 0.0), ("utility", "raw"), ("trainer", "dpo")])
+def test_options_are_checked(example, name, value):
     import imdb_options
 
-    with pytest.raises(ValueError, match="minority_share"):
-        imdb_options.ImdbArguments(minority_share=0.0)
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        imdb_options.ImdbArguments(**{name: value})
+
+
+def test_an_untrained_policy_is_no_reference(example, data_dir, tmp_path):
+    argv = ["--data_dir", str(data_dir), "--policy", "none", "--pretrain_steps", "0", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="pretrain_steps=0 .*there is none at none.*--pretrain_steps 2000"):
+        example.main(argv)
