@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
-from trl_maxmin.functional.em_linear import fit_linear_mixture, fit_weighted_logistic
+from trl_maxmin.functional.em_linear import fit_linear_mixture, fit_linear_rewards, fit_weighted_logistic
 
 
 def test_weighted_logistic_equals_scikit_learn():
@@ -35,6 +35,18 @@ def test_margin_moves_the_fit():
     plain = fit_weighted_logistic(x, weights, torch.zeros(50).double(), 1e-3, start, 100)
     shifted = fit_weighted_logistic(x, weights, torch.full((50,), 2.0).double(), 1e-3, start, 100)
     assert shifted.item() > plain.item() + 1
+
+
+def test_linear_rewards_are_where_the_gradient_vanishes():
+    """The likelihood pulls as hard as the prior, whose precision is 1 once the mean square of the features is 1."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 4, generator=generator) * torch.tensor([1.0, 2.0, 0.5, 3.0])
+    weights, margin = torch.rand(300, 2, generator=generator), torch.rand(300, generator=generator)
+    found = fit_linear_rewards(x, weights, margin)
+    x = x.double()
+    miss = weights.double() * torch.sigmoid(margin.double().unsqueeze(1) - x @ found.T)
+    precision = x.square().mean(0).mean()
+    torch.testing.assert_close(miss.T @ x, precision * found, atol=1e-4, rtol=1e-4)
 
 
 def planted(num_annotators=40, pairs=20, dimension=6, seed=0, scale=2.0):

@@ -101,6 +101,23 @@ def _reduce(feature_difference: Tensor) -> tuple[Tensor, Tensor]:
     return projection, feature_difference @ projection
 
 
+def fit_linear_rewards(feature_difference: Tensor, weights: Tensor, margin: Tensor, ridge: float = 1.0) -> Tensor:
+    """K linear rewards for given responsibilities: the M-step alone.
+
+    Args:
+        feature_difference (`Tensor` of shape `(N, D)`): features of the chosen minus those of the rejected reply.
+        weights (`Tensor` of shape `(N, K)`): weight of each pair in each component's likelihood, non-negative.
+        margin (`Tensor` of shape `(N,)`): Bradley-Terry log-odds.
+        ridge (`float`): prior precision of the weights, with features of unit mean square.
+
+    Returns:
+        `Tensor` of shape `(K, D)`: rewards are `features @ weight.T`, Bradley-Terry log-odds.
+    """
+    projection, reduced = _reduce(feature_difference.double())
+    start = torch.zeros(weights.shape[1], reduced.shape[1], dtype=torch.float64)
+    return fit_weighted_logistic(reduced, weights.double(), margin.double(), ridge, start, num_steps=8) @ projection.T
+
+
 def fit_linear_mixture(
     feature_difference: Tensor,
     annotator_index: Tensor,

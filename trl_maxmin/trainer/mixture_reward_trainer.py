@@ -21,6 +21,7 @@ from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepa
 from ..functional.em import (
     annealed_beta,
 )
+from ..functional.em_linear import fit_linear_rewards
 from ..functional.preference import preference_accuracy, preference_log_likelihood
 from ..models import MixtureRewardModel, MixtureRewardModelConfig
 from ..models.families import get_linear
@@ -235,10 +236,16 @@ class MixtureRewardTrainer(
         return self.accelerator.unwrap_model(self.model)
 
     def _initialise(self) -> None:
-        """Starts on the frozen trunk; the best gives the heads, the first responsibilities and lasting evidence."""
+        """Starts on the frozen trunk; the best gives the first responsibilities, their heads and lasting evidence."""
         start = self._fit_heads(num_steps=self.args.init_steps)
+        pairs, state = self.feature_pairs(self.train_dataset), self.em_state
+        margin = torch.zeros(len(pairs)) if pairs.margin is None else pairs.margin
+        responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
+        differences = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
+        # With a wider prior than the start's: training goes on from here, and a small head holds it up.
+        self._set_heads(fit_linear_rewards(differences, responsibilities, margin))
         if self.args.e_step_scores == "cached":
-            self.em_state.start_scores = start.scores.float()
+            state.start_scores = start.scores.float()
         logger.info(f"Best of the starts: {start.score:.4f} nats a pair, out of fold.")
 
     @torch.no_grad()
