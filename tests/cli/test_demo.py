@@ -96,7 +96,7 @@ def test_another_seed_is_another_run(small, tmp_path):
 @pytest.mark.slow
 def test_the_claim(tmp_path):
     """Seed 0 in full: groups found, single-reward RLHF fails the minority, MaxMin serves both."""
-    report = run(tmp_path / "out", DemoSettings())
+    report = run(tmp_path / "out", DemoSettings(), oracle=True)
     em, rate = report["em"], {p: {g: r["mean"] for g, r in v.items()} for p, v in report["win_rate"].items()}
     assert em["assignment_accuracy"] >= 0.96
     assert em["heldout_accuracy"]["mixture"]["positive"] >= 0.80
@@ -104,6 +104,8 @@ def test_the_claim(tmp_path):
     assert rate["maxmin"]["positive"] - rate["single"]["positive"] >= 0.25
     assert rate["single"]["concise"] - rate["maxmin"]["concise"] <= 0.06
     assert sum(rate["maxmin"].values()) / 2 - sum(rate["single"].values()) / 2 >= 0.10
+    lift = {policy: rate[policy]["positive"] - rate["single"]["positive"] for policy in ("maxmin", "oracle")}
+    assert lift["maxmin"] >= 0.85 * lift["oracle"]
     assert report["peak_rss_mb"] <= 2048
 
 
