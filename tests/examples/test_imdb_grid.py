@@ -11,7 +11,7 @@ from tests.examples.test_imdb import EXAMPLE, data_dir, miniature  # noqa: F401
 
 ROOT = EXAMPLE.parents[1]
 RECORDED = EXAMPLE / "results" / "small"
-MODULES = ("imdb_", "train_imdb", "run_grid", "report_grid")
+MODULES = ("imdb_", "train_imdb", "run_grid", "report_")
 
 
 @pytest.fixture
@@ -211,3 +211,26 @@ def test_recorded_runs_have_the_recipes_settings(grid, report):
     for found in report.read_cells(RECORDED) if RECORDED.is_dir() else []:
         assert found["settings"] == arguments.settings()
         assert np.isclose(found["minority_share"], arguments.shares).any()
+
+
+def test_table_of_levers_is_what_the_docs_say(grid):
+    import report_levers
+
+    folder = EXAMPLE / "results" / "levers"
+    table = report_levers.table(
+        [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    )
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert f"<!-- imdb-levers: begin -->\n{table}\n<!-- imdb-levers: end -->" in text
+
+
+def test_table_of_levers_by_hand(grid):
+    import report_levers
+
+    settings = {"max_new_tokens": 8, "preference_prompts": 9, "prior_scale": 3.0, "kl_coef": 0.1, "policy_steps": 2}
+    settings["policy_learning_rate"] = 1e-4
+    em = {"heldout_accuracy": {"mixture": {"concise": 0.9, "positive": 0.75}}}
+    lines = report_levers.table(
+        [cell("single", 0, 0.98, 0.5, settings=settings), cell("maxmin", 0, 0.9, 0.8, settings=settings, em=em)]
+    ).splitlines()
+    assert lines[2:] == ["| 8 | 9 | 3.0 | zscore | 0.1 | 0.0001 | 2 | 0.750 | 0.980 / 0.500 | 0.900 / 0.800 |  |"]
