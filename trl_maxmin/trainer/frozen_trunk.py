@@ -179,12 +179,12 @@ class FrozenTrunkMixin:
         state.record(torch.arange(len(fitted.scores)), fitted.scores)
         state.changed = 0.0
         state.bound = fitted.score * len(fitted.scores) / len(self.annotators)
-        self.em_history.append({"step": 0, "em/lower_bound": state.bound, "em/beta": 1.0})
         return fitted
 
     def _train_frozen(self) -> TrainOutput:
         self.mixture.freeze_trunk()
         fitted = self._fit_heads()
+        self.em_history.append({"step": 0, "em/lower_bound": self.em_state.bound, "em/beta": 1.0})
         self._finish(last_e_step=False)
         metrics = {"train_loss": -fitted.score, "log_likelihood": fitted.score}
         self.state.log_history.append({"step": 0, **metrics})
