@@ -2,6 +2,9 @@
 """The command: what it lists, exit statuses, and errors in one line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -22,6 +25,17 @@ def test_help_names_every_command(capsys):
 def test_no_command_is_a_wrong_call(capsys):
     assert main([]) == 2
     assert "usage: trl-maxmin" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["estimate", "--help"]])
+def test_a_reader_who_has_gone_is_no_error(argv):
+    """`trl-maxmin --help | head -1`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"from trl_maxmin.cli.main import main; raise SystemExit(main({argv!r}))"
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert ended.returncode == 141 and "BrokenPipe" not in ended.stderr
 
 
 def test_version(capsys):

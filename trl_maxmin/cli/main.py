@@ -65,9 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments without the program's name; defaults to `sys.argv[1:]`.
 
     Returns:
-        `int`: exit status: 0 = done, 1 = the command failed, 2 = it was called wrongly, 130 = it was interrupted.
+        `int`: exit status: 0 = done, 1 = the command failed, 2 = it was called wrongly, 130 = it was interrupted,
+        141 = the reader of its output has gone.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
     debug, quiet = "--debug" in argv, "--quiet" in argv
     argv = [word for word in argv if word not in ("--debug", "--quiet")]
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -112,12 +123,8 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         print(f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has gone (`| head`); Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         name = "" if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: "
         hint = "" if isinstance(error, USER_ERRORS) else " (--debug shows where)"
