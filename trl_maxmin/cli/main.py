@@ -69,13 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         141 = the reader of its output has gone.
     """
     try:
-        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        try:
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`); Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return status
 
 
 def _dispatch(argv: list[str]) -> int:
