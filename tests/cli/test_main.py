@@ -27,15 +27,15 @@ def test_no_command_is_a_wrong_call(capsys):
     assert "usage: trl-maxmin" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["estimate", "--help"]])
-def test_a_reader_who_has_gone_is_no_error(argv):
-    """`trl-maxmin --help | head -1`"""
+@pytest.mark.parametrize(("argv", "status"), [(["--help"], 141), (["estimate", "--help"], 0)])
+def test_a_reader_who_has_gone_is_no_error(argv, status):
+    """`trl-maxmin --help | head -1`; argparse, which prints the other help, forgives a closed pipe itself."""
     reader, writer = os.pipe()
     os.close(reader)
     code = f"from trl_maxmin.cli.main import main; raise SystemExit(main({argv!r}))"
     ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert ended.returncode == 141 and "BrokenPipe" not in ended.stderr
+    assert (ended.returncode, ended.stderr) == (status, "")
 
 
 def test_version(capsys):
