@@ -77,8 +77,7 @@ def test_heads_are_what_predicts_better(word_tokenizer, tmp_path, better):
     chosen, rejected = torch.where(prefer, first, second), torch.where(prefer, second, first)
     people = torch.arange(800) % len(trainer.annotators)
     trainer._text_features = texts
-    pairs = lambda _: FeaturePairs(trainer.mixture.map_features(texts), chosen, rejected, people)  # noqa: E731
-    trainer.feature_pairs = pairs
+    trainer.feature_pairs = lambda _: FeaturePairs(trainer.mixture.map_features(texts), chosen, rejected, people)
     trainer._prepare_heads()
     assert (trainer.mixture.feature_map is None) == (better == "linear")
     assert trainer.mixture.config.kernel_features == (0 if better == "linear" else 2048)
