@@ -68,6 +68,9 @@ class ImdbArguments:
     heldout_pairs: int = option(40, "Further pairs of each annotator, on other prompts, to measure on.")
 
     train_trunk: bool = option(True, "Train the trunk of the rewards; false: heads on its features.")
+    reward_layers: int | None = option(
+        None, "Blocks of the policy that the rewards read, from the first; default: all."
+    )
     pooling: str = option("auto", "What the heads read: 'auto' (the last token) or 'mean'.")
     kernel_features: int = option(0, "Random Fourier features between a frozen trunk and its heads; 0: linear.")
     prior_scale: float = option(9.0, "Log-odds of a pair under the prior on heads on a frozen trunk (deviation).")

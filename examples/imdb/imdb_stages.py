@@ -151,6 +151,19 @@ def collect_preferences(
     return Preferences(*parts, correlation, gold_noise(asked.prompts, asked.replies, utilities))
 
 
+def first_blocks(policy: PreTrainedModel, count: int | None) -> PreTrainedModel:
+    """A copy of a GPT-2 with its first blocks: what a text says is better read before the last ones, which foretell
+    the next token."""
+    policy = copy.deepcopy(policy)
+    if count is not None:
+        blocks = policy.transformer.h
+        if not 1 <= count <= len(blocks):
+            raise ValueError(f"reward_layers must lie in 1 ... {len(blocks)}, the policy's blocks, got {count}.")
+        policy.transformer.h = blocks[:count]
+        policy.config.n_layer = count
+    return policy
+
+
 def fit_reward(
     arguments: ImdbArguments,
     reference: PreTrainedModel,
@@ -186,7 +199,7 @@ def fit_reward(
     # Pairs of like length together: a third less padding.
     characters = [max(len(a), len(b)) for a, b in zip(train["chosen"], train["rejected"], strict=True)]
     trainer = MixtureRewardTrainer(
-        copy.deepcopy(reference),
+        first_blocks(reference, arguments.reward_layers),
         args,
         train_dataset=train.add_column(args.length_column_name, characters),
         eval_dataset=data.heldout,

@@ -15,6 +15,7 @@ from typing import Any
 LEVERS = {
     "max_new_tokens": "limit",
     "preference_prompts": "preference prompts",
+    "reward_layers": "blocks of the reward",
     "prior_scale": "prior",
     "utility": "utility",
     "kl_coef": "KL price",
@@ -22,6 +23,8 @@ LEVERS = {
     "policy_steps": "rollouts",
 }
 POLICIES = ("single", "maxmin", "oracle")
+# What cells did that are older than the option.
+BEFORE_THE_CHOICE = {"utility": "zscore", "reward_layers": None}
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -35,7 +38,7 @@ def table(cells: list[dict[str, Any]]) -> str:
     """
     rows: dict[tuple, dict[str, str]] = {}
     for cell in cells:
-        settings = {"utility": "zscore", **cell["settings"]}  # cells from before there was a choice
+        settings = {**BEFORE_THE_CHOICE, **cell["settings"]}
         rates = " / ".join(f"{cell['win_rate'][group]['mean']:.3f}" for group in cell["groups"])
         row = rows.setdefault(tuple(settings[name] for name in LEVERS), {})
         row[cell["policy"]] = rates
@@ -44,7 +47,9 @@ def table(cells: list[dict[str, Any]]) -> str:
     head = [*LEVERS.values(), "reward right on the minority", *POLICIES]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for key in sorted(rows, key=str):
-        shown = [str(value) for value in key] + [rows[key].get(name, "") for name in ("accuracy", *POLICIES)]
+        shown = ["all" if value is None else str(value) for value in key] + [
+            rows[key].get(name, "") for name in ("accuracy", *POLICIES)
+        ]
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 

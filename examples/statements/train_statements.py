@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.evaluation import adjusted_rand_index, win_rate
+from trl_maxmin.space.groups import describe_groups
 from trl_maxmin.trainer.rollout import sample_completions, sampling_config, seeded
 
 
@@ -199,6 +200,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "ari_with_published_groups": round(
             adjusted_rand_index([found[a] for a in found], [group_of[str(a)] for a in found]), 4
         ),
+        "components": _components(mixture, teachers, found, group_of),
         "judge_accuracy": {g: round(_accuracy(judge), 4) for g, judge in by_group.items()},
         "win_rate": {
             name: {g: round(win_rate(scores[name][g], scores["reference"][g]).mean, 4) for g in by_group}
@@ -209,6 +211,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (arguments.output_dir / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({name: report[name] for name in ("judge_accuracy", "win_rate")}, indent=1))
     return report
+
+
+def _components(
+    mixture: MixtureRewardTrainer, votes: Dataset, found: dict[str | int, str], group_of: dict[str, str]
+) -> dict[str, Any]:
+    """Who the components are: people, how many of them each published group has, and their most typical votes."""
+    facts = describe_groups(mixture.mixture, votes)
+    for name in mixture.mixture.component_names:
+        theirs = [group_of[str(annotator)] for annotator, component in found.items() if component == name]
+        facts[name]["published_groups"] = {group: theirs.count(group) for group in sorted(set(group_of.values()))}
+    return facts
 
 
 def _accuracy(trainer: MixtureRewardTrainer) -> float:

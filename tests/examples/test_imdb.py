@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_maxmin import MixtureRewardModel
@@ -127,6 +128,26 @@ def test_given_policy_is_taken(example, data_dir, tmp_path):
     model, _ = imdb_stages.build_reference(arguments, reviews, np.random.default_rng(0), Console())
     for name, parameter in given.named_parameters():
         assert model.get_parameter(name).equal(parameter)
+
+
+def test_reward_reads_the_first_blocks(example):
+    import imdb_policy
+    import imdb_stages
+
+    tokenizer = imdb_policy.train_tokenizer(["the film was superb"] * 50, 300)
+    policy = imdb_policy.new_policy(tokenizer, 32, 3, 2, seed=3).eval()
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        states = policy.transformer(ids, output_hidden_states=True).hidden_states
+        for count in (1, 2):
+            shorter = imdb_stages.first_blocks(policy, count)
+            expected = policy.transformer.ln_f(states[count])
+            torch.testing.assert_close(shorter.transformer(ids).last_hidden_state, expected)
+    assert shorter.config.n_layer == 2 and policy.config.n_layer == 3 == len(policy.transformer.h)
+    assert imdb_stages.first_blocks(policy, None).config.n_layer == 3
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"reward_layers must lie in 1 ... 3, .*got {count}"):
+            imdb_stages.first_blocks(policy, count)
 
 
 def test_missing_data_name_the_set_and_the_option(example, tmp_path, capsys):

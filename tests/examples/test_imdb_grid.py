@@ -233,4 +233,6 @@ def test_table_of_levers_by_hand(grid):
     lines = report_levers.table(
         [cell("single", 0, 0.98, 0.5, settings=settings), cell("maxmin", 0, 0.9, 0.8, settings=settings, em=em)]
     ).splitlines()
-    assert lines[2:] == ["| 8 | 9 | 3.0 | zscore | 0.1 | 0.0001 | 2 | 0.750 | 0.980 / 0.500 | 0.900 / 0.800 |  |"]
+    assert lines[2:] == [
+        "| 8 | 9 | all | 3.0 | zscore | 0.1 | 0.0001 | 2 | 0.750 | 0.980 / 0.500 | 0.900 / 0.800 |  |"
+    ]

@@ -22,6 +22,15 @@ def example(monkeypatch):
     del sys.modules["train_statements"]
 
 
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import report_statements
+
+    yield report_statements
+    del sys.modules["report_statements"]
+
+
 def write_votes(path, columns=("annotator", "chosen", "rejected", "group")):
     """Two groups with opposite votes on four statements."""
     rng = np.random.default_rng(0)
@@ -54,6 +63,63 @@ def test_columns_and_groups_are_needed(example, tmp_path):
         example.read_votes(str(path))
 
 
+def a_report(seed, single, maxmin):
+    groups = ("group 0", "group 1")
+    return {
+        "seed": seed,
+        "ari_with_published_groups": 0.5,
+        "judge_accuracy": dict.fromkeys(groups, 0.8),
+        "components": {
+            "component_0": {
+                "annotators": 3,
+                "published_groups": {"group 0": 2, "group 1": 1},
+                "examples": [{"prompt": "", "chosen": "It must be kind.", "rejected": "It must be quick."}],
+            }
+        },
+        "win_rate": {
+            name: dict(zip(groups, rates, strict=True)) for name, rates in (("single", single), ("maxmin", maxmin))
+        },
+        "samples": [{"reference": "The AI `may` err.", "single": "It should.", "maxmin": "It\nmust."}],
+    }
+
+
+def test_table_by_hand(tables):
+    lines = tables.markdown([a_report(0, (0.9, 0.5), (0.8, 0.7)), a_report(1, (0.9, 0.4), (0.8, 0.6))]).splitlines()
+    # Student's 97.5 % quantile with one degree of freedom is 12.706; half the distance of 0.1 is 0.05.
+    assert lines[2] == "| single | 2 | 0.900 [0.900, 0.900] | 0.450 [-0.185, 1.085] | 0.450 [-0.185, 1.085] |"
+    assert (
+        lines[4]
+        == "| maxmin - single | 2 | -0.100 [-0.100, -0.100] | +0.200 [+0.200, +0.200] | +0.200 [+0.200, +0.200] |"
+    )
+    assert "- component_0: 3 people (2 of group 0, 1 of group 1)" in lines
+    assert "  - It must be kind. **rather than** It must be quick." in lines
+    assert "- reference: `The AI 'may' err.`" in lines and "  - maxmin: `It must.`" in lines
+    assert (
+        tables.markdown([a_report(0, (0.9, 0.5), (0.8, 0.7))]).splitlines()[2]
+        == "| single | 1 | 0.900 | 0.500 | 0.500 |"
+    )
+
+
+def test_no_reports_and_no_place_for_them(tables, tmp_path):
+    with pytest.raises(ValueError, match="no report .*train_statements.py"):
+        tables.read_reports(tmp_path)
+    results, docs = tmp_path / "results", tmp_path / "docs.md"
+    results.mkdir()
+    (results / "seed0.json").write_text(json.dumps(a_report(0, (0.9, 0.5), (0.8, 0.7))))
+    docs.write_text("nothing")
+    with pytest.raises(ValueError, match="needs the lines"):
+        tables.main(["--results", str(results), "--docs", str(docs)])
+    docs.write_text(f"a\n{tables.BEGIN}\nold\n{tables.END}\nb")
+    tables.main(["--results", str(results), "--docs", str(docs)])
+    assert "old" not in docs.read_text() and "| maxmin | 1 | 0.800 | 0.700 | 0.700 |" in docs.read_text()
+
+
+def test_docs_have_the_recorded_table(tables):
+    content = tables.markdown(tables.read_reports(FOLDER / "results"))
+    text = (FOLDER.parents[1] / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert f"{tables.BEGIN}\n{content}\n{tables.END}" in text
+
+
 @pytest.mark.slow
 def test_whole_script_in_miniature(example, tmp_path, word_tokenizer):
     gpt2(seed=0, vocab_size=len(word_tokenizer)).save_pretrained(tmp_path / "base")
@@ -65,3 +131,5 @@ def test_whole_script_in_miniature(example, tmp_path, word_tokenizer):
     assert set(report["win_rate"]["maxmin"]) == {"group True", "group False"}
     assert all(0 <= rate <= 1 for rates in report["win_rate"].values() for rate in rates.values())
     assert json.loads((output / "report.json").read_text())["judge_accuracy"]
+    groups = [facts["published_groups"] for facts in report["components"].values()]
+    assert sum(count for group in groups for count in group.values()) == 6  # the teachers, half of the twelve

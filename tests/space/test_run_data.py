@@ -138,6 +138,24 @@ def test_groups_are_described_from_their_own_pairs_without_annotator_ids():
     assert "ann" not in json.dumps(facts).replace("annotators", "") and "bob" not in json.dumps(facts)
 
 
+@pytest.mark.parametrize("prompt", ["", "Which rule?"])
+def test_typical_pairs_of_one_question_show_other_replies(prompt):
+    from types import SimpleNamespace
+
+    import torch
+
+    from tests.space.fakes import FakeMixture
+
+    mixture = FakeMixture(["long", "short"])
+    pairs = [("xxxxx", "x"), ("xxxxx", "xx"), ("yyyy", "y"), ("yyyy", "xx"), ("zzz", "z")]
+    rows = [{"prompt": prompt, "chosen": a, "rejected": b, "annotator_id": "ann"} for a, b in pairs]
+    posterior = SimpleNamespace(annotator_ids=("ann",), probabilities=torch.tensor([[1.0, 0.0]]))
+    mixture.assign = lambda data, annotator_column: posterior
+    examples = describe_groups(mixture, Dataset.from_list(rows))["long"]["examples"]
+    # By what they gain: 4, 3, 3, 2, 2; the second and the fourth repeat a reply of the first or third.
+    assert [(e["chosen"], e["rejected"]) for e in examples] == [pairs[0], pairs[2], pairs[4]]
+
+
 def test_group_facts_of_another_kind_are_refused(tmp_path):
     (tmp_path / "groups.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold an object for each group"):

@@ -18,6 +18,39 @@ from .outputs import AnnotatorPosterior
 from .scoring import SharedRewardFunctions, score_sequences
 
 
+def distinct_replies(
+    prompts: Sequence[Prompt], *sides: Sequence[Prompt]
+) -> tuple[list[tuple[Prompt, Prompt]], list[torch.Tensor]]:
+    """Replies that stand in several pairs, once.
+
+    Args:
+        prompts (`Sequence[str]` or of messages, N): the prompt of each pair.
+        sides (N replies each): for example the chosen and the rejected ones.
+
+    Returns:
+        The distinct (prompt, reply) in the order in which they occur, and for each side the rows among them, `(N,)`.
+
+    Example:
+
+    >>> distinct, (chosen, rejected) = distinct_replies(["p", "p"], ["a", "b"], ["b", "c"])
+    >>> distinct, chosen.tolist(), rejected.tolist()
+    ([('p', 'a'), ('p', 'b'), ('p', 'c')], [0, 1], [1, 2])
+    """
+    rows_of: dict[str, int] = {}
+    distinct: list[tuple[Prompt, Prompt]] = []
+    found = []
+    for side in sides:
+        rows = []
+        for prompt, reply in zip(prompts, side, strict=True):
+            # Messages are no keys of a dictionary; their text form is.
+            row = rows_of.setdefault(repr((prompt, reply)), len(distinct))
+            if row == len(distinct):
+                distinct.append((prompt, reply))
+            rows.append(row)
+        found.append(torch.tensor(rows, dtype=torch.long))
+    return distinct, found
+
+
 class TextInterfaceMixin:
     """Methods of [`MixtureRewardModel`] that take text or token ids of whole replies."""
 
@@ -162,18 +195,7 @@ class TextInterfaceMixin:
         """
         prompts = preferences["prompt"] if "prompt" in preferences.column_names else [""] * len(preferences)
         prompts = [prompt or "" for prompt in prompts]
-        texts: dict[str, int] = {}
-        first: list[tuple[Prompt, Prompt]] = []
-        sides = []
-        for side in ("chosen", "rejected"):
-            rows = []
-            for prompt, reply in zip(prompts, preferences[side], strict=True):
-                # Messages are no keys of a dictionary; their text form is.
-                row = texts.setdefault(repr((prompt, reply)), len(first))
-                if row == len(first):
-                    first.append((prompt, reply))
-                rows.append(row)
-            sides.append(torch.tensor(rows))
+        first, (chosen, rejected) = distinct_replies(prompts, preferences["chosen"], preferences["rejected"])
         rewards = self.score(
             [prompt for prompt, _ in first],
             [reply for _, reply in first],
@@ -181,7 +203,7 @@ class TextInterfaceMixin:
             batch_size=batch_size,
         ).cpu()
         margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
-        return preference_log_likelihood(rewards[sides[0]], rewards[sides[1]], margin)
+        return preference_log_likelihood(rewards[chosen], rewards[rejected], margin)
 
     def reward_functions(
         self, policy_processing_class: PreTrainedTokenizerBase | None = None

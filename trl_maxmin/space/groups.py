@@ -13,9 +13,11 @@ import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
+from ..models.text_interface import distinct_replies
 
 
 GROUP_FACTS_NAME = "groups.json"
+PARTS = ("prompt", "chosen", "rejected")
 
 
 def describe_groups(
@@ -31,7 +33,8 @@ def describe_groups(
         mixture ([`MixtureRewardModel`]): with its tokenizer.
         preferences (`Dataset`): pairs, with an annotator column.
         annotator_column (`str`, *optional*, defaults to `"annotator_id"`): that column.
-        num_examples (`int`, *optional*, defaults to 3): pairs of each component, each of another prompt.
+        num_examples (`int`, *optional*, defaults to 3): pairs of each component, each of another prompt; where
+            prompts run short, each of other replies.
 
     Returns:
         `dict`: component -> `annotators`, `pairs` (numbers), `pair_share` (of all pairs) and `examples` (`prompt`,
@@ -46,31 +49,38 @@ def describe_groups(
     own = torch.tensor([of[annotator] for annotator in pairs[ANNOTATOR_COLUMN]])
     prompts = list(pairs["prompt"]) if "prompt" in pairs.column_names else [""] * len(pairs)
     chosen, rejected = list(pairs["chosen"]), list(pairs["rejected"])
-    rewards = mixture.score(prompts + prompts, chosen + rejected).cpu()
-    margin = rewards[: len(pairs)] - rewards[len(pairs) :]
+    replies, (better, worse) = distinct_replies(prompts, chosen, rejected)
+    rewards = mixture.score([prompt for prompt, _ in replies], [reply for _, reply in replies]).cpu()
+    margin = rewards[better] - rewards[worse]
     facts = {}
     for k, name in enumerate(mixture.component_names):
         rows = (own == k).nonzero().flatten().tolist()
         others = [j for j in range(margin.shape[1]) if j != k]
         contrast = margin[:, k] - margin[:, others].mean(-1) if others else margin[:, k]
-        examples: list[dict[str, str]] = []
-        for row in sorted(rows, key=lambda row: -float(contrast[row])):
-            example = {
-                "prompt": _text(prompts[row]),
-                "chosen": _text(chosen[row]),
-                "rejected": _text(rejected[row]),
-            }
-            if example["prompt"] not in {seen["prompt"] for seen in examples} or not example["prompt"]:
-                examples.append(example)
-            if len(examples) == num_examples:
-                break
+        ranked = (
+            (prompts[row], chosen[row], rejected[row]) for row in sorted(rows, key=lambda r: -float(contrast[r]))
+        )
+        examples = [dict(zip(PARTS, map(_text, pair), strict=True)) for pair in ranked]
         facts[name] = {
             "annotators": sum(component == k for component in of.values()),
             "pairs": len(rows),
             "pair_share": len(rows) / len(pairs),
-            "examples": examples,
+            "examples": _varied(examples, num_examples),
         }
     return facts
+
+
+def _varied(examples: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The first examples with distinct prompts; if prompts run short, then those with texts not shown yet."""
+    shown: list[dict[str, str]] = []
+    for parts in (PARTS[:1], PARTS[1:]):
+        seen = {example[part] for example in shown for part in parts}
+        for example in examples:
+            texts = {example[part] for part in parts}
+            if len(shown) < count and not texts & seen:
+                shown.append(example)
+                seen |= texts
+    return shown
 
 
 def _text(value: Any) -> str:
