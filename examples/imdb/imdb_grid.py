@@ -157,8 +157,17 @@ class SeedRun:
             for policy in arguments.policies:
                 path = cell_path(self.folder, arguments.trainer, share, policy, arguments.seed)
                 if read_cell(path, arguments.settings()) is None:
-                    write_json(path, self.cell(share, policy))
+                    cell = self._cell_of_another_share(policy) or self.cell(share, policy)
+                    write_json(path, {**cell, "minority_share": share})
                     self.console.print(f"wrote {path.name}", highlight=False)
+
+    def _cell_of_another_share(self, policy: str) -> dict[str, Any] | None:
+        """The oracle is told what each group wants; how many people want it changes nothing in its training."""
+        arguments = self.arguments
+        if POLICIES[policy][0] != "gold":
+            return None
+        paths = (cell_path(self.folder, arguments.trainer, s, policy, arguments.seed) for s in arguments.shares)
+        return next((cell for path in paths if (cell := read_cell(path, arguments.settings()))), None)
 
     def cell(self, share: float, policy: str) -> dict[str, Any]:
         """Train one policy and ask the gold utilities about it."""

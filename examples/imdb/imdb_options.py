@@ -69,9 +69,9 @@ class ImdbArguments:
 
     train_trunk: bool = option(True, "Train the trunk of the rewards; false: heads on its features.")
     reward_layers: int | None = option(
-        None, "Blocks of the policy that the rewards read, from the first; default: all."
+        None, "Blocks of the policy that the rewards read, from the first; 0: its embeddings; default: all."
     )
-    pooling: str = option("auto", "What the heads read: 'auto' (the last token) or 'mean'.")
+    pooling: str = option("auto", "What the heads read: 'auto' (the last token), 'mean' or 'mean_sqrt_len'.")
     kernel_features: int = option(0, "Random Fourier features between a frozen trunk and its heads; 0: linear.")
     prior_scale: float = option(9.0, "Log-odds of a pair under the prior on heads on a frozen trunk (deviation).")
     reward_steps: int = option(200, "Steps of each reward training, where the trunk is trained.")

@@ -64,14 +64,25 @@ def _mean_by_group(values: np.ndarray, groups: list[str]) -> dict[str, float]:
     return {g: round(float(np.mean(values[groups == g])), 4) for g in GROUPS if (groups == g).any()}
 
 
-def report_rewards(single: MixtureRewardTrainer, mixture: MixtureRewardTrainer, data: Preferences) -> dict[str, Any]:
-    """What EM found; names the components after the groups they stand for (EM never saw them)."""
+def match_names(mixture: MixtureRewardTrainer, data: Preferences) -> tuple[list[int], list[str]]:
+    """Name the components after the groups they stand for (EM never saw them).
+
+    Returns:
+        Each annotator's component and planted group.
+    """
     planted = dict(zip(data.train["annotator_id"], data.train["group"], strict=True))
     groups = [planted[annotator] for annotator in mixture.annotators.annotator_ids]
     found = mixture.em_state.log_responsibilities.argmax(-1).tolist()
     matched = match_components(found, groups)
     count = mixture.mixture.num_components
     rename_components(mixture.mixture, [matched.get(k, f"component_{k}") for k in range(count)])
+    return found, groups
+
+
+def report_rewards(single: MixtureRewardTrainer, mixture: MixtureRewardTrainer, data: Preferences) -> dict[str, Any]:
+    """What EM found; names the components, see [`match_names`]."""
+    found, groups = match_names(mixture, data)
+    count = mixture.mixture.num_components
     annotators = torch.tensor(single.eval_dataset["annotator_index"])
     scores = {1: single.heldout_log_likelihood(), count: mixture.heldout_log_likelihood()}
     selection = select_num_components(scores, annotators)

@@ -157,8 +157,8 @@ def first_blocks(policy: PreTrainedModel, count: int | None) -> PreTrainedModel:
     policy = copy.deepcopy(policy)
     if count is not None:
         blocks = policy.transformer.h
-        if not 1 <= count <= len(blocks):
-            raise ValueError(f"reward_layers must lie in 1 ... {len(blocks)}, the policy's blocks, got {count}.")
+        if not 0 <= count <= len(blocks):
+            raise ValueError(f"reward_layers must lie in 0 ... {len(blocks)}, the policy's blocks, got {count}.")
         policy.transformer.h = blocks[:count]
         policy.config.n_layer = count
     return policy

@@ -139,14 +139,14 @@ def test_reward_reads_the_first_blocks(example):
     ids = torch.arange(6)[None]
     with torch.no_grad():
         states = policy.transformer(ids, output_hidden_states=True).hidden_states
-        for count in (1, 2):
+        for count in (0, 1, 2):
             shorter = imdb_stages.first_blocks(policy, count)
             expected = policy.transformer.ln_f(states[count])
             torch.testing.assert_close(shorter.transformer(ids).last_hidden_state, expected)
     assert shorter.config.n_layer == 2 and policy.config.n_layer == 3 == len(policy.transformer.h)
     assert imdb_stages.first_blocks(policy, None).config.n_layer == 3
-    for count in (0, 4):
-        with pytest.raises(ValueError, match=f"reward_layers must lie in 1 ... 3, .*got {count}"):
+    for count in (-1, 4):
+        with pytest.raises(ValueError, match=f"reward_layers must lie in 0 ... 3, .*got {count}"):
             imdb_stages.first_blocks(policy, count)
 
 

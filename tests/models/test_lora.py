@@ -166,19 +166,22 @@ class TestErrors:
         with pytest.raises(ValueError, match="'head' have no base"):
             mixture.save_base(tmp_path)
 
-    def test_mean_pooling_is_not_exported(self, tmp_path):
-        mixture = MixtureRewardModel.from_base(llama(), 2, pooling="mean")
+    @pytest.mark.parametrize("pooling", ["mean", "mean_sqrt_len"])
+    def test_mean_pooling_is_not_exported(self, tmp_path, pooling):
+        mixture = MixtureRewardModel.from_base(llama(), 2, pooling=pooling)
         assert not mixture.exports_components
         for call in (lambda: mixture.component(0), lambda: mixture.save_component(0, tmp_path)):
-            with pytest.raises(ValueError, match="pooling='mean', kernel_features=0 cannot be exported"):
+            with pytest.raises(ValueError, match=f"pooling='{pooling}', kernel_features=0 cannot be exported"):
                 call()
 
     def test_unknown_pooling(self):
-        with pytest.raises(ValueError, match="pooling 'max'.*'auto', 'mean'"):
+        with pytest.raises(ValueError, match="pooling 'max'.*'auto', 'mean', 'mean_sqrt_len'"):
             MixtureRewardModel.from_base(llama(), 2, pooling="max")
 
 
-def test_mean_pooling_is_the_mean_over_real_tokens():
-    mixture = MixtureRewardModel.from_base(llama(), 2, pooling="mean").eval()
-    hidden = mixture.trunk(IDS[1:, :4]).last_hidden_state.mean(1)
+# Four tokens are real: their sum over 4, and over the root of 4.
+@pytest.mark.parametrize("pooling, divisor", [("mean", 4), ("mean_sqrt_len", 2)])
+def test_mean_pooling_is_over_real_tokens(pooling, divisor):
+    mixture = MixtureRewardModel.from_base(llama(), 2, pooling=pooling).eval()
+    hidden = mixture.trunk(IDS[1:, :4]).last_hidden_state.sum(1) / divisor
     torch.testing.assert_close(mixture.features(IDS, MASK)[1:, 0], hidden, atol=1e-5, rtol=1e-4)

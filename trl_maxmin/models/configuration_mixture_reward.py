@@ -13,7 +13,7 @@ from .lora import resolve_lora_config
 
 
 COMPONENT_TYPES = ("head", "lora", "full")
-POOLINGS = ("auto", "mean")
+POOLINGS = ("auto", "mean", "mean_sqrt_len")
 
 
 class MixtureRewardModelConfig(PreTrainedConfig):
@@ -42,8 +42,10 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             Calibration temperatures that were divided out of the heads, for the record. Defaults to ones.
         pooling (`str`, defaults to `"auto"`):
             What the heads read. `"auto"`: what the family's own sequence classifier reads (a decoder's last token, an
-            encoder's [CLS]). `"mean"`: the mean over the tokens, the better choice for a frozen encoder; such a
-            component cannot be exported as a plain sequence classifier.
+            encoder's [CLS]). `"mean"`: the mean over the tokens, the better choice for a frozen encoder.
+            `"mean_sqrt_len"`: that mean times the square root of the number of tokens, so that evidence adds up and
+            a long text can be surer than a short one. Components with either cannot be exported as plain sequence
+            classifiers.
         kernel_features (`int`, defaults to `0`):
             Number of random Fourier features between what is pooled and the heads of `"head"` components, which makes
             the rewards nonlinear in it; even. 0: linear. Such a component cannot be exported either.

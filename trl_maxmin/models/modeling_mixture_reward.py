@@ -361,7 +361,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
     ) -> torch.Tensor:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if self.config.pooling == "mean":
+        if self.config.pooling != "auto":
             return self._mean_pooled(component, input_ids, attention_mask)
         if not self.family.is_decoder:
             # An encoder's own forward pools; only what its last linear layer was given is needed here.
@@ -381,14 +381,15 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         ).last_hidden_state
         return pool_last_token(hidden, attention_mask)
 
-    @staticmethod
     def _mean_pooled(
-        component: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self, component: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         backbone = getattr(component, component.base_model_prefix)
         hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        length = mask.sum(1).clamp(min=1)
+        # The square root is what sentence-transformers calls `mean_sqrt_len_tokens`.
+        return (hidden * mask).sum(1) / (length.sqrt() if self.config.pooling == "mean_sqrt_len" else length)
 
     def rewards_from_features(self, features: torch.Tensor) -> torch.Tensor:
         """Apply the heads: `(B, 1 or K, D)` from [`~MixtureRewardModel.features`] to rewards `(B, K)`."""

@@ -47,7 +47,8 @@ class MixtureRewardConfig(RewardConfig):
             of steps then have no meaning.
         pooling (`str`, *optional*, defaults to `"auto"`):
             What the heads read: `"auto"` as the family does it, `"mean"` over the tokens (better for a frozen
-            encoder).
+            encoder), `"mean_sqrt_len"` that mean times the square root of the number of tokens (where evidence adds
+            up).
         kernel_features (`int`, *optional*):
             With `train_trunk=False`: number of random Fourier features of the pooled vector that the heads read, which
             makes the rewards nonlinear in it; even, 0 for none. Default with `pooling="mean"`: 2,048 or none,
@@ -124,7 +125,10 @@ class MixtureRewardConfig(RewardConfig):
     )
     pooling: str = field(
         default="auto",
-        metadata={"help": "What the heads read: 'auto' (as the family does) or 'mean'.", "choices": ["auto", "mean"]},
+        metadata={
+            "help": "What the heads read: 'auto' (as the family does), 'mean' or 'mean_sqrt_len' (evidence adds up).",
+            "choices": list(POOLINGS),
+        },
     )
     kernel_features: int | None = field(
         default=None,
