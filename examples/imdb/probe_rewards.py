@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from imdb_gold import GROUPS
 from imdb_grid import SeedRun, make_reference, write_json
-from imdb_options import GridArguments
+from imdb_options import GridArguments, option
 from imdb_policy import Replies
 from imdb_report import heldout_accuracy, match_names
 from imdb_stages import collect_preferences, fit_reward
+from report_grid import replace_block
 from rich.console import Console
 from train_imdb import be_quiet
 from trl import TrlParser
@@ -36,6 +38,13 @@ KINDS = (
 )
 KIND_NAMES = ("train_trunk", "pooling", "reward_layers")
 PROMPTS, SHORT_REPLIES = 60, 100
+
+
+@dataclass
+class ProbeArguments(GridArguments):
+    """The grid's options; the first seed and share count."""
+
+    docs: str | None = option(None, "Document with the lines `<!-- imdb-probe: begin -->` and `... end -->`.")
 
 
 def short_replies(replies: Replies, count: int, rng: np.random.Generator) -> list[str]:
@@ -105,7 +114,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options (TRL's parser: `--config FILE.yaml` works too), probe the first seed and share."""
     be_quiet()
-    (arguments,) = TrlParser((GridArguments,)).parse_args_and_config(list(sys.argv[1:] if argv is None else argv))
+    (arguments,) = TrlParser((ProbeArguments,)).parse_args_and_config(list(sys.argv[1:] if argv is None else argv))
     arguments.seed, share, console = arguments.seeds[0], arguments.shares[0], Console(width=120)
     make_reference(arguments, console)
     path = Path(arguments.output_dir) / "probe.json"
@@ -116,6 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = probe(SeedRun(arguments, console), share, there)
     write_json(path, {**about, "rows": rows})
     print(table(rows))
+    if arguments.docs:
+        document = Path(arguments.docs)
+        text = document.read_text(encoding="utf-8")
+        document.write_text(replace_block(text, "imdb-probe", table(rows)), encoding="utf-8")
 
 
 if __name__ == "__main__":

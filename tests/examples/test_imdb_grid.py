@@ -10,7 +10,9 @@ from tests.examples.test_imdb import EXAMPLE, data_dir, miniature  # noqa: F401
 
 
 ROOT = EXAMPLE.parents[1]
-RECORDED = EXAMPLE / "results" / "small"
+RECORDED = EXAMPLE / "results"
+# Folder of recorded cells, and block of the docs -> the recipe that they come from.
+RECIPES = {"small": "small.yaml", "shares": "grid.yaml", "grpo": "grpo.yaml"}
 MODULES = ("imdb_", "train_imdb", "run_grid", "report_", "probe_")
 
 
@@ -123,9 +125,11 @@ def test_probe_in_miniature(grid, data_dir, tmp_path, monkeypatch):  # noqa: F81
     # Rows that are there are kept as they are, whatever they say.
     found["rows"][0]["heldout_accuracy"]["positive"] = 0.123
     path.write_text(json.dumps(found))
-    probe_rewards.main(options)
+    docs = tmp_path / "docs.md"
+    docs.write_text("<!-- imdb-probe: begin -->\nold\n<!-- imdb-probe: end -->\n")
+    probe_rewards.main([*options, "--docs", str(docs)])
     assert json.loads(path.read_text()) == found
-    assert "| frozen | mean | 1 |" in probe_rewards.table(found["rows"])
+    assert "| frozen | mean | 1 |" in docs.read_text() and "| 0.123 |" in docs.read_text()
 
 
 def test_short_replies_and_their_correlation(grid):
@@ -251,18 +255,22 @@ def test_documents_get_their_block(report, tmp_path):
         report.main(["--cells", str(tmp_path), "--docs", str(document), "--name", "y"])
 
 
-def test_recorded_runs_are_what_the_docs_say(report):
+@pytest.mark.parametrize("name", RECIPES)
+def test_recorded_runs_are_what_the_docs_say(report, name):
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    block = text.split("<!-- imdb-small: begin -->\n")[1].split("<!-- imdb-small: end -->")[0].removesuffix("\n")
+    begin, end = f"<!-- imdb-{name}: begin -->\n", f"<!-- imdb-{name}: end -->"
+    block = text.split(begin)[1].split(end)[0].removesuffix("\n")
     # Until a run is recorded the block is empty: no number without its file.
-    assert block == (report.block_of(report.read_cells(RECORDED)) if RECORDED.is_dir() else "")
+    folder = RECORDED / name
+    assert block == (report.block_of(report.read_cells(folder)) if folder.is_dir() else "")
 
 
-def test_recorded_runs_have_the_recipes_settings(grid, report):
-    recipe = ROOT / "examples" / "recipes" / "imdb" / "small.yaml"
-    (arguments,) = grid.TrlParser((grid.GridArguments,)).parse_args_and_config(["--config", str(recipe)])
-    for found in report.read_cells(RECORDED) if RECORDED.is_dir() else []:
-        assert found["settings"] == arguments.settings()
+@pytest.mark.parametrize("name, recipe", RECIPES.items())
+def test_recorded_runs_have_the_recipes_settings(grid, report, name, recipe):
+    path = ROOT / "examples" / "recipes" / "imdb" / recipe
+    (arguments,) = grid.TrlParser((grid.GridArguments,)).parse_args_and_config(["--config", str(path)])
+    for found in report.read_cells(RECORDED / name) if (RECORDED / name).is_dir() else []:
+        assert found["settings"] == arguments.settings() and found["trainer"] == arguments.trainer
         assert np.isclose(found["minority_share"], arguments.shares).any()
 
 
@@ -277,15 +285,22 @@ def test_table_of_levers_is_what_the_docs_say(grid):
     assert f"<!-- imdb-levers: begin -->\n{table}\n<!-- imdb-levers: end -->" in text
 
 
-def test_table_of_levers_by_hand(grid):
+def test_table_of_levers_by_hand(grid, tmp_path):
     import report_levers
 
-    settings = {"max_new_tokens": 8, "preference_prompts": 9, "prior_scale": 3.0, "kl_coef": 0.1, "policy_steps": 2}
-    settings["policy_learning_rate"] = 1e-4
+    settings = {"max_new_tokens": 8, "preference_prompts": 9, "pairs": 7, "pooling": "mean", "train_trunk": True}
+    settings |= {"prior_scale": 3.0, "kl_coef": 0.1, "policy_learning_rate": 1e-4, "ppo_epochs": 4, "policy_steps": 2}
     em = {"heldout_accuracy": {"mixture": {"concise": 0.9, "positive": 0.75}}}
-    lines = report_levers.table(
-        [cell("single", 0, 0.98, 0.5, settings=settings), cell("maxmin", 0, 0.9, 0.8, settings=settings, em=em)]
-    ).splitlines()
-    assert lines[2:] == [
-        "| 8 | 9 | all | 3.0 | zscore | 0.1 | 0.0001 | 2 | 0.750 | 0.980 / 0.500 | 0.900 / 0.800 |  |"
+    cells = [cell("single", 0, 0.98, 0.5, settings=settings), cell("maxmin", 0, 0.9, 0.8, settings=settings, em=em)]
+    assert report_levers.table(cells).splitlines()[2:] == [
+        "| 8 | 9 | 7 | all blocks, mean, trained | 3.0 | zscore | 0.1 | 0.0001 | 4 | 2 | 0.750 | 0.980 / 0.500 "
+        "| 0.900 / 0.800 |  |"
     ]
+
+    with pytest.raises(SystemExit, match="no cells"):
+        report_levers.main(["--cells", str(tmp_path)])
+    (tmp_path / "a.json").write_text(json.dumps(cells[0]))
+    docs = tmp_path / "docs.md"
+    docs.write_text("a\n<!-- imdb-levers: begin -->\nold\n<!-- imdb-levers: end -->\nb")
+    report_levers.main(["--cells", str(tmp_path), "--docs", str(docs)])
+    assert "| 0.980 / 0.500 |  |  |" in docs.read_text() and "old" not in docs.read_text()
