@@ -13,7 +13,7 @@ ROOT = EXAMPLE.parents[1]
 RECORDED = EXAMPLE / "results"
 # Folder of recorded cells, and block of the docs -> the recipe that they come from.
 RECIPES = {"small": "small.yaml", "shares": "grid.yaml", "grpo": "grpo.yaml"}
-MODULES = ("imdb_", "train_imdb", "run_grid", "report_", "probe_")
+MODULES = ("imdb_", "train_imdb", "run_grid", "report_")
 
 
 @pytest.fixture
@@ -106,53 +106,6 @@ def test_grid_with_grpo(grid, data_dir, tmp_path):  # noqa: F811
     options = [*miniature(data_dir, tmp_path / "out"), "--policies", "maxmin", "--seeds", "0", "--trainer", "grpo"]
     grid.main([*options, "--train_trunk", "false", "--pooling", "mean", "--reference_completions", "4"])
     assert (tmp_path / "out" / "cells" / "grpo_share0.20_maxmin_seed0.json").is_file()
-
-
-@pytest.mark.slow
-def test_probe_in_miniature(grid, data_dir, tmp_path, monkeypatch):  # noqa: F811
-    import probe_rewards
-
-    kinds = ((False, "mean", 1), (True, "mean_sqrt_len", 0))
-    monkeypatch.setattr(probe_rewards, "KINDS", kinds)
-    options = [*miniature(data_dir, tmp_path / "out"), "--seeds", "0", "--shares", "0.2"]
-    probe_rewards.main(options)
-    path = tmp_path / "out" / "probe.json"
-    found = json.loads(path.read_text())
-    assert [tuple(row[name] for name in probe_rewards.KIND_NAMES) for row in found["rows"]] == list(kinds)
-    assert found["minority_share"] == 0.2 and "pooling" not in found["settings"]
-    assert all(-1 <= value <= 1 for row in found["rows"] for value in row["short_replies"].values())
-
-    # Rows that are there are kept as they are, whatever they say.
-    found["rows"][0]["heldout_accuracy"]["positive"] = 0.123
-    path.write_text(json.dumps(found))
-    docs = tmp_path / "docs.md"
-    docs.write_text("<!-- imdb-probe: begin -->\nold\n<!-- imdb-probe: end -->\n")
-    probe_rewards.main([*options, "--docs", str(docs)])
-    assert json.loads(path.read_text()) == found
-    assert "| frozen | mean | 1 |" in docs.read_text() and "| 0.123 |" in docs.read_text()
-
-
-def test_short_replies_and_their_correlation(grid):
-    import probe_rewards
-    from imdb_policy import Replies
-
-    texts = ["a b c d e f g h i j", "a, b, c!", "one"]
-    replies = Replies(texts, [10, 3, 1], [True] * 3)
-    found = probe_rewards.short_replies(replies, 10, np.random.default_rng(0))
-    assert len(found) == 3 and " one." in found
-    assert all(text.startswith(" ") and text.endswith(".") and 1 <= len(text.split()) <= 8 for text in found)
-    # What differs between prompts is no matter of the replies.
-    first = np.array([[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]])
-    assert probe_rewards.correlation_within(first, -first) == pytest.approx(-1)
-    assert probe_rewards.correlation_within(first, np.array([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])) == pytest.approx(0)
-
-
-def test_table_of_the_probe_is_what_the_docs_say(grid):
-    import probe_rewards
-
-    rows = json.loads((EXAMPLE / "results" / "probe.json").read_text(encoding="utf-8"))["rows"]
-    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    assert f"<!-- imdb-probe: begin -->\n{probe_rewards.table(rows)}\n<!-- imdb-probe: end -->" in text
 
 
 @pytest.mark.parametrize(
