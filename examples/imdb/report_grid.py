@@ -116,14 +116,17 @@ def markdown(cells: list[Cell]) -> str:
             f"**{block['trainer'].upper()}, minority share {block['share']:.2f}.** Win rates against the reference: "
             "mean over seeds with Student's 95 % interval over seeds.",
             "",
-            f"| policy | seeds | {' | '.join(heads)} | tokens |",
-            f"|{'---|' * (len(heads) + 3)}",
+            f"| policy | seeds | {' | '.join(heads)} | tokens | KL, nats | worst - KL price |",
+            f"|{'---|' * (len(heads) + 5)}",
         ]
         mine = [c for c in cells if (c["trainer"], c["minority_share"]) == (block["trainer"], block["share"])]
         for name, values in block["policies"].items():
-            tokens = np.mean([c["replies"][name]["mean_tokens"] for c in mine if c["policy"] == name])
+            cells_of_policy = [c for c in mine if c["policy"] == name]
+            tokens = np.mean([c["replies"][name]["mean_tokens"] for c in cells_of_policy])
             shown = " | ".join(format_interval(values[column]) for column in columns)
-            lines.append(f"| {name} | {values['mean']['n']} | {shown} | {tokens:.1f} |")
+            lines.append(
+                f"| {name} | {values['mean']['n']} | {shown} | {tokens:.1f} | {' | '.join(_price(cells_of_policy))} |"
+            )
         if block["differences"]:
             lines += ["", f"| paired difference | seeds | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 2)}"]
             for name, values in block["differences"].items():
@@ -131,6 +134,15 @@ def markdown(cells: list[Cell]) -> str:
                 lines.append(f"| {name} | {values['mean']['n']} | {shown} |")
         parts.append("\n".join([*lines, "", *_em_lines(mine, minority)]))
     return "\n\n".join(parts)
+
+
+def _price(cells: list[Cell]) -> tuple[str, str]:
+    """KL to the reference, and the worst group's win rate less what the KL cost: what max-min is after, by gold."""
+    if any(cell["kl_last"] is None for cell in cells):
+        return "", ""
+    divergence = [cell["kl_last"] for cell in cells]
+    left = [rates(cell)["worst"] - cell["settings"]["kl_coef"] * cell["kl_last"] for cell in cells]
+    return f"{np.mean(divergence):.1f}", f"{np.mean(left):.3f}"
 
 
 def _em_lines(cells: list[Cell], minority: str) -> list[str]:

@@ -47,9 +47,10 @@ def cell(policy, seed, concise, positive, **more):
         "minority": "positive",
         "win_rate": {g: {"mean": r, "low": r - 0.05, "high": r + 0.05} for g, r in rates.items()},
         "replies": {policy: {"mean_tokens": 4.0, "finished": 1.0}},
+        "kl_last": 10.0,
         "em": None,
         "samples": [{"prompt": "This", "completions": {"reference": " was `so`.", policy: ""}}],
-        "settings": {"pairs": 6},
+        "settings": {"pairs": 6, "kl_coef": 0.02},
         **more,
     }
 
@@ -161,6 +162,10 @@ def test_differences_are_paired(report):
     assert found["mean"]["mean"] == pytest.approx(0.185) and found["worst"]["n"] == 2
     text = report.markdown(TWO)
     assert "| single | 2 | 0.970" in text and "+0.400 [-0.871, +1.671]" in text
+    # The worst group wins 0.5 and 0.4 of the time, and ten nats at 0.02 cost 0.2.
+    assert "| 4.0 | 10.0 | 0.250 |" in text
+    unknown = report.markdown([cell("single", 0, 0.98, 0.5, kl_last=None)])
+    assert "| 4.0 |  |  |" in unknown
     assert "`(ends here)`" in report.block_of(TWO) and "was 'so'." in report.block_of(TWO)
 
 
