@@ -23,10 +23,13 @@ Row = dict[str, Any]
 
 
 def mean_interval(values: list[float]) -> str:
-    """`0.854 [0.840, 0.868]`: mean and Student's 95 % interval; the mean alone for one value."""
+    """`0.854 [0.840, 0.868]`: mean and Student's 95 % interval; of two values `0.854 (0.850, 0.858)`, both of them."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return f"{mean:.3f}"
+    if n == 2:
+        # Student's interval of two is thirteen standard errors wide: true, and of no use.
+        return f"{mean:.3f} ({', '.join(f'{value:.3f}' for value in sorted(values))})"
     half = student.ppf(0.975, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 

@@ -64,7 +64,9 @@ def test_ratios_are_exact():
 
 def test_interval_by_hand():
     # 0.3 and 0.5: standard error 0.1, t(0.975, 1) = 12.706.
-    assert world_report.mean_interval([0.3, 0.5]) == "0.400 [-0.871, 1.671]"
+    # Three values 0.3, 0.4, 0.5: standard error 0.1 / sqrt(3), t(0.975, 2) = 4.303 (a table).
+    assert world_report.mean_interval([0.3, 0.4, 0.5]) == "0.400 [0.152, 0.648]"
+    assert world_report.mean_interval([0.5, 0.3]) == "0.400 (0.300, 0.500)"
     assert world_report.mean_interval([0.3]) == "0.300"
 
 
