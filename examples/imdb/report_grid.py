@@ -99,9 +99,9 @@ def summarise(cells: list[Cell]) -> list[dict[str, Any]]:
 
 
 def format_interval(value: dict[str, Any], signed: bool = False) -> str:
-    """`0.81 [0.79, 0.83]`."""
+    """`0.81 [0.79, 0.83]`; the mean alone below three seeds: the interval of two is thirteen standard errors wide."""
     form = "+.3f" if signed else ".3f"
-    ends = "" if value["low"] is None else f" [{value['low']:{form}}, {value['high']:{form}}]"
+    ends = "" if value["n"] < 3 else f" [{value['low']:{form}}, {value['high']:{form}}]"
     return f"{value['mean']:{form}}{ends}"
 
 
@@ -114,7 +114,7 @@ def markdown(cells: list[Cell]) -> str:
     for block in summarise(cells):
         lines = [
             f"**{block['trainer'].upper()}, minority share {block['share']:.2f}.** Win rates against the reference: "
-            "mean over seeds with Student's 95 % interval over seeds.",
+            "mean over seeds with Student's 95 % interval over seeds (from three on).",
             "",
             f"| policy | seeds | {' | '.join(heads)} | tokens | KL, nats | worst - KL price |",
             f"|{'---|' * (len(heads) + 5)}",
@@ -190,7 +190,10 @@ def figure(cells: list[Cell], path: Path) -> None:
         name: {
             "by_group": {
                 group: {
-                    "win_rate": {end: values[group][end] or values[group]["mean"] for end in ("mean", "low", "high")}
+                    "win_rate": {
+                        end: values[group][end if values[group]["n"] > 2 else "mean"]
+                        for end in ("mean", "low", "high")
+                    }
                 }
                 for group in groups
             }
