@@ -34,9 +34,9 @@ def read_reports(folder: Path) -> list[dict[str, Any]]:
 
 
 def shown(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean with Student's 95 % interval over seeds; the mean alone for one seed."""
+    """Mean with Student's 95 % interval over seeds; the mean alone below three, whose interval is of no use."""
     mean, n = float(np.mean(values)), len(values)
-    if n < 2:
+    if n < 3:
         return f"{mean:{form}}"
     half = student.ppf(0.975, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
@@ -72,14 +72,11 @@ def markdown(reports: list[dict[str, Any]]) -> str:
 
 
 def _components(report: dict[str, Any]) -> list[str]:
-    """Who the components of one seed are, and the votes that are most typical of each."""
-    lines = [f"The components of seed {report['seed']}, and the votes most typical of each:", ""]
+    """Who the components of one seed are."""
+    lines = [f"The components of seed {report['seed']}:", ""]
     for name, facts in report["components"].items():
         groups = ", ".join(f"{count} of {group}" for group, count in facts["published_groups"].items())
         lines.append(f"- {name}: {facts['annotators']} people ({groups})")
-        lines += [
-            f"  - {_code(pair['chosen'])} **rather than** {_code(pair['rejected'])}" for pair in facts["examples"]
-        ]
     return [*lines, ""]
 
 

@@ -8,6 +8,7 @@ The rows have `annotator`, `chosen`, `rejected` and `group` (who votes alike, as
 people teach: EM finds components in their votes (groups are not read), and one reward serves as control. The other
 half judges: one reward for each published group, fitted to their votes alone, so that no person has both taught and
 judged. A judge is a model of a group, not the group; its accuracy on its people's held-out votes is in the report.
+What each component prefers, its most typical votes, is in `typical_votes.json`.
 """
 
 from __future__ import annotations
@@ -194,13 +195,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name, texts in written.items():
         nothing = [""] * len(texts)
         scores[name] = {g: judge.mixture.score(nothing, texts).flatten().tolist() for g, judge in by_group.items()}
+    components = _components(mixture, teachers, found, group_of)
+    # People's own words stay in a file of their own: the report can be passed on.
+    typical = {name: facts["examples"] for name, facts in components.items()}
+    _write(arguments.output_dir / "typical_votes.json", typical)
     report = {
         "seed": arguments.seed,
         "num_pairs": {"teachers": len(teachers), "judges": len(judges)},
         "ari_with_published_groups": round(
             adjusted_rand_index([found[a] for a in found], [group_of[str(a)] for a in found]), 4
         ),
-        "components": _components(mixture, teachers, found, group_of),
+        "components": {
+            name: {k: v for k, v in facts.items() if k != "examples"} for name, facts in components.items()
+        },
         "judge_accuracy": {g: round(_accuracy(judge), 4) for g, judge in by_group.items()},
         "win_rate": {
             name: {g: round(win_rate(scores[name][g], scores["reference"][g]).mean, 4) for g in by_group}
@@ -208,9 +215,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         },
         "samples": [{name: texts[row] for name, texts in written.items()} for row in range(min(5, len(prompts)))],
     }
-    (arguments.output_dir / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    _write(arguments.output_dir / "report.json", report)
     print(json.dumps({name: report[name] for name in ("judge_accuracy", "win_rate")}, indent=1))
     return report
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _components(

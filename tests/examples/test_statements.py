@@ -69,13 +69,7 @@ def a_report(seed, single, maxmin):
         "seed": seed,
         "ari_with_published_groups": 0.5,
         "judge_accuracy": dict.fromkeys(groups, 0.8),
-        "components": {
-            "component_0": {
-                "annotators": 3,
-                "published_groups": {"group 0": 2, "group 1": 1},
-                "examples": [{"prompt": "", "chosen": "It must be kind.", "rejected": "It must be quick."}],
-            }
-        },
+        "components": {"component_0": {"annotators": 3, "published_groups": {"group 0": 2, "group 1": 1}}},
         "win_rate": {
             name: dict(zip(groups, rates, strict=True)) for name, rates in (("single", single), ("maxmin", maxmin))
         },
@@ -84,15 +78,15 @@ def a_report(seed, single, maxmin):
 
 
 def test_table_by_hand(tables):
-    lines = tables.markdown([a_report(0, (0.9, 0.5), (0.8, 0.7)), a_report(1, (0.9, 0.4), (0.8, 0.6))]).splitlines()
-    # Student's 97.5 % quantile with one degree of freedom is 12.706; half the distance of 0.1 is 0.05.
-    assert lines[2] == "| single | 2 | 0.900 [0.900, 0.900] | 0.450 [-0.185, 1.085] | 0.450 [-0.185, 1.085] |"
+    reports = [a_report(seed, (0.9, rate), (0.8, rate + 0.2)) for seed, rate in enumerate((0.4, 0.5, 0.6))]
+    lines = tables.markdown(reports).splitlines()
+    # Student's 97.5 % quantile with two degrees of freedom is 4.303, times the standard error 0.1 / sqrt(3): 0.248.
+    assert lines[2] == "| single | 3 | 0.900 [0.900, 0.900] | 0.500 [0.252, 0.748] | 0.500 [0.252, 0.748] |"
     assert (
         lines[4]
-        == "| maxmin - single | 2 | -0.100 [-0.100, -0.100] | +0.200 [+0.200, +0.200] | +0.200 [+0.200, +0.200] |"
+        == "| maxmin - single | 3 | -0.100 [-0.100, -0.100] | +0.200 [+0.200, +0.200] | +0.200 [+0.200, +0.200] |"
     )
     assert "- component_0: 3 people (2 of group 0, 1 of group 1)" in lines
-    assert "  - It must be kind. **rather than** It must be quick." in lines
     assert "- reference: `The AI 'may' err.`" in lines and "  - maxmin: `It must.`" in lines
     assert (
         tables.markdown([a_report(0, (0.9, 0.5), (0.8, 0.7))]).splitlines()[2]
@@ -131,5 +125,9 @@ def test_whole_script_in_miniature(example, tmp_path, word_tokenizer):
     assert set(report["win_rate"]["maxmin"]) == {"group True", "group False"}
     assert all(0 <= rate <= 1 for rates in report["win_rate"].values() for rate in rates.values())
     assert json.loads((output / "report.json").read_text())["judge_accuracy"]
+    # People's own words are in a file of their own.
+    typical = json.loads((output / "typical_votes.json").read_text())
+    assert set(typical) == set(report["components"]) and {"chosen", "rejected"} <= set(typical["component_0"][0])
+    assert not any("examples" in facts for facts in report["components"].values())
     groups = [facts["published_groups"] for facts in report["components"].values()]
     assert sum(count for group in groups for count in group.values()) == 6  # the teachers, half of the twelve
