@@ -187,6 +187,11 @@ def test_disagreement_is_found(report):
     assert report.disagreements(TWO, TWO[2:]) == []
     moved = [cell("maxmin", 1, 0.94, 0.75)]
     (line,) = report.disagreements(moved, TWO)
+    # A third recorded seed of 0.75: the mean is 0.817 and the deviation 0.076, so 0.817 +- 4.303 x 0.076 x 1.155.
+    three = [*TWO, cell("maxmin", 2, 0.94, 0.75)]
+    assert report.disagreements(moved, three) == []
+    assert report.disagreements([cell("maxmin", 1, 0.94, 0.49)], three) == []
+    assert len(report.disagreements([cell("maxmin", 1, 0.94, 0.35)], three)) == 1
     assert "maxmin" in line and "positive" in line
 
 
