@@ -222,7 +222,8 @@ def block_of(cells: list[Cell]) -> str:
     seed = min(cell["seed"] for cell in cells)
     share = cells[0]["minority_share"]
     shown = print_samples([cell for cell in cells if cell["minority_share"] == share], seed)
-    return f"{markdown(cells)}\n\nReplies of seed {seed}, the first {shown.count('...')} test prompts:\n\n{shown}"
+    count = sum(line.startswith("- ") for line in shown.splitlines())
+    return f"{markdown(cells)}\n\nReplies of seed {seed}, the first {count} test prompts:\n\n{shown}"
 
 
 def _key(cell: Cell) -> tuple:

@@ -169,6 +169,9 @@ def test_differences_are_paired(report):
     assert "| 4.0 | 10.0 | 0.250 |" in text
     unknown = report.markdown([cell("single", 0, 0.98, 0.5, kl_last=None)])
     assert "| 4.0 |  |  |" in unknown
+    # One prompt was answered, whatever dots an answer has.
+    dots = [{**c, "samples": [{"prompt": "This", "completions": {"reference": "...", c["policy"]: ""}}]} for c in TWO]
+    assert "the first 1 test prompts" in report.block_of(dots)
     assert "`(ends here)`" in report.block_of(TWO) and "was 'so'." in report.block_of(TWO)
 
 
