@@ -18,7 +18,7 @@ from trl_maxmin.trainer.component_selection import ComponentSelection
 FROZEN = {"train_trunk": False, "pooling": "mean"}
 
 
-@pytest.mark.parametrize("pooling", ["auto", "mean"])
+@pytest.mark.parametrize("pooling", ["auto", "mean", "mean_sqrt_len"])
 def test_planted_groups_are_recovered_without_touching_the_trunk(word_tokenizer, tmp_path, pooling):
     base = tiny_model(word_tokenizer)
     before = {name: tensor.clone() for name, tensor in base.transformer.state_dict().items()}
