@@ -34,14 +34,21 @@ def start_workers(argv: Sequence[str], seeds: Sequence[int], processes: int) -> 
     """A process for every seed, so many at a time; the number of those that failed."""
     waiting, running, failed = list(seeds), {}, 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    while waiting or running:
-        while waiting and len(running) < processes:
-            seed = waiting.pop(0)
-            command = [sys.executable, __file__, *argv, "--seeds", str(seed), "--processes", "1"]
-            running[seed] = subprocess.Popen(command, env={**environment, "IMDB_GRID_WORKER": "1"})
-        for seed in [seed for seed, process in running.items() if process.poll() is not None]:
-            failed += running.pop(seed).returncode != 0
-        time.sleep(0.2)
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                seed = waiting.pop(0)
+                command = [sys.executable, __file__, *argv, "--seeds", str(seed), "--processes", "1"]
+                running[seed] = subprocess.Popen(command, env={**environment, "IMDB_GRID_WORKER": "1"})
+            for seed in [seed for seed, process in running.items() if process.poll() is not None]:
+                failed += running.pop(seed).returncode != 0
+            time.sleep(0.2)
+    finally:
+        # Interrupted: no worker goes on by itself.
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
     return failed
 
 
@@ -70,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"run_grid.py: {error}")
+    except KeyboardInterrupt:
+        if not os.environ.get("IMDB_GRID_WORKER"):
+            print("\nrun_grid.py: interrupted; finished cells are kept, the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     if failed:
         sys.exit(f"run_grid.py: {failed} of {len(arguments.seeds)} seeds failed, see above; the same command goes on.")
 

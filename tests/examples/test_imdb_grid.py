@@ -147,6 +147,34 @@ def test_failed_seed_is_said(grid, monkeypatch, tmp_path):
         grid.main(["--output_dir", str(tmp_path)])
 
 
+def test_interrupted_grid_stops_its_workers(grid, monkeypatch, tmp_path, capsys):
+    class Worker:
+        ended = []
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def poll(self):
+            return None
+
+        def terminate(self):
+            self.ended.append(self)
+
+        def wait(self):
+            assert self in self.ended
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid.subprocess, "Popen", Worker)
+    monkeypatch.setattr(grid.time, "sleep", interrupt)
+    monkeypatch.setattr(grid, "make_reference", lambda *args: None)
+    with pytest.raises(SystemExit) as stopped:
+        grid.main(["--output_dir", str(tmp_path), "--processes", "2"])
+    assert stopped.value.code == 130 and len(Worker.ended) == 2
+    assert "interrupted; finished cells are kept" in capsys.readouterr().err
+
+
 def test_interval_is_students(report):
     # Two values 0.3 and 0.5: mean 0.4, standard error 0.1, t(0.975, 1) = 12.706 (a table).
     found = report.interval([0.3, 0.5])
