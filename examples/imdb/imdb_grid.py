@@ -58,6 +58,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     aside.replace(path)
 
 
+def last_kl(log: list[dict[str, Any]]) -> float | None:
+    """KL of a reply to the reference in nats, at the end of a log. TRL's GRPO logs the mean over tokens."""
+    for entry in reversed(log):
+        if "objective/kl" in entry:
+            return round(float(entry["objective/kl"]), 3)
+        if "kl" in entry:
+            return round(float(entry["kl"]) * float(entry["completions/mean_length"]), 3)
+    return None
+
+
 def make_reference(arguments: GridArguments, console: Console) -> None:
     """The reference policy of all cells, from `reference_seed`; nothing if it is there."""
     folder = Path(arguments.output_dir) / "reference"
@@ -195,7 +205,6 @@ class SeedRun:
         seconds = {"cpu": round(time.process_time() - start, 1), "wall": round(time.perf_counter() - wall, 1)}
         after = sample(policy_of(trainer), tokenizer, asked, arguments.max_new_tokens, arguments.seed + 1)
         found = evaluate(self.gold, asked, {"reference": before, policy: after})
-        kl = [entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry]
         return {
             "trainer": arguments.trainer,
             "minority_share": share,
@@ -207,7 +216,7 @@ class SeedRun:
             "win_rate": found["win_rate"][policy],
             "replies": found["replies"],
             "num_prompts": found["num_prompts"],
-            "kl_last": round(float(kl[-1]), 3) if kl else None,
+            "kl_last": last_kl(trainer.state.log_history),
             "em": em if kind in models else None,
             "samples": samples(asked, {"reference": before, policy: after}, SAMPLES),
             "training_seconds": seconds,

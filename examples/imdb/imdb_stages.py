@@ -307,6 +307,5 @@ def _grpo_options(arguments: ImdbArguments) -> dict[str, Any]:
         "lr_scheduler_type": "linear",
         "beta": arguments.kl_coef,
         "max_completion_length": arguments.max_new_tokens,
-        "mask_truncated_completions": True,
         "gradient_checkpointing": False,
     }
