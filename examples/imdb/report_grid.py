@@ -4,6 +4,8 @@
 python examples/imdb/report_grid.py --cells imdb-small/cells
 python examples/imdb/report_grid.py --cells imdb-small/cells --against examples/imdb/results/small
 python examples/imdb/report_grid.py --cells examples/imdb/results/small --docs docs/reproduction.md --name imdb-small
+python examples/imdb/report_grid.py --cells examples/imdb/results/shares examples/imdb/results/small \\
+    --policies single maxmin oracle --docs docs/reproduction.md --name imdb-shares --figure docs/imdb_shares.png
 """
 
 from __future__ import annotations
@@ -23,19 +25,23 @@ from scipy.stats import t as student
 Cell = dict[str, Any]
 
 
-def read_cells(folder: Path) -> list[Cell]:
-    """All cells of a folder.
+def read_cells(*folders: Path, policies: Sequence[str] | None = None) -> list[Cell]:
+    """All cells of the folders, or those of some policies.
 
     Raises:
         ValueError: there are none, or they were made with different settings.
     """
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*_seed*.json"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("*_seed*.json"))]
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    cells = [cell for cell in cells if policies is None or cell["policy"] in policies]
+    where = " and ".join(str(folder) for folder in folders)
     if not cells:
-        raise ValueError(f"There are no cells (*_seed*.json) in {folder}. Make some with run_grid.py.")
+        of = f" of {', '.join(policies)}" if policies else ""
+        raise ValueError(f"There are no cells{of} (*_seed*.json) in {where}. Make some with run_grid.py.")
     settings = {json.dumps(cell["settings"], sort_keys=True) for cell in cells}
     if len(settings) > 1:
-        raise ValueError(f"The cells in {folder} were made with {len(settings)} different settings; keep them apart.")
-    return cells
+        raise ValueError(f"The cells in {where} were made with {len(settings)} different settings; keep them apart.")
+    return sorted(cells, key=_key)
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def summarise(cells: list[Cell]) -> list[dict[str, Any]]:
         the same, over the seeds that have both).
     """
     result = []
-    for trainer, share in sorted({(cell["trainer"], cell["minority_share"]) for cell in cells}, reverse=True):
+    for trainer, share in sorted({(cell["trainer"], cell["minority_share"]) for cell in cells}):
         table: dict[str, dict[int, dict[str, float]]] = {}
         for cell in cells:
             if (cell["trainer"], cell["minority_share"]) == (trainer, share):
@@ -106,34 +112,51 @@ def format_interval(value: dict[str, Any], signed: bool = False) -> str:
 
 
 def markdown(cells: list[Cell]) -> str:
-    """The tables of a grid, with what EM found."""
+    """The tables of each trainer, with what EM found."""
+    return "\n\n".join(
+        _tables([cell for cell in cells if cell["trainer"] == trainer])
+        for trainer in sorted({cell["trainer"] for cell in cells}, reverse=True)
+    )
+
+
+def _tables(cells: list[Cell]) -> str:
+    """The tables of one trainer."""
     groups, minority = cells[0]["groups"], cells[0]["minority"]
-    heads = [f"{group}{' (minority)' * (group == minority)}" for group in groups] + ["mean", "worst"]
     columns = [*groups, "mean", "worst"]
-    parts = []
+    heads = [f"{name}{' (minority)' * (name == minority)}" for name in columns]
+    rates_of, gains, found = [], [], []
     for block in summarise(cells):
-        lines = [
-            f"**{block['trainer'].upper()}, minority share {block['share']:.2f}.** Win rates against the reference: "
-            "mean over seeds with Student's 95 % interval over seeds (from three on).",
-            "",
-            f"| policy | seeds | {' | '.join(heads)} | tokens | KL, nats | worst - KL price |",
-            f"|{'---|' * (len(heads) + 5)}",
-        ]
-        mine = [c for c in cells if (c["trainer"], c["minority_share"]) == (block["trainer"], block["share"])]
+        share = f"{block['share']:.2f}"
+        mine = [cell for cell in cells if cell["minority_share"] == block["share"]]
         for name, values in block["policies"].items():
-            cells_of_policy = [c for c in mine if c["policy"] == name]
-            tokens = np.mean([c["replies"][name]["mean_tokens"] for c in cells_of_policy])
-            shown = " | ".join(format_interval(values[column]) for column in columns)
-            lines.append(
-                f"| {name} | {values['mean']['n']} | {shown} | {tokens:.1f} | {' | '.join(_price(cells_of_policy))} |"
-            )
-        if block["differences"]:
-            lines += ["", f"| paired difference | seeds | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 2)}"]
-            for name, values in block["differences"].items():
-                shown = " | ".join(format_interval(values[column], signed=True) for column in columns)
-                lines.append(f"| {name} | {values['mean']['n']} | {shown} |")
-        parts.append("\n".join([*lines, "", *_em_lines(mine, minority)]))
-    return "\n\n".join(parts)
+            cells_of_policy = [cell for cell in mine if cell["policy"] == name]
+            tokens = np.mean([cell["replies"][name]["mean_tokens"] for cell in cells_of_policy])
+            shown = [format_interval(values[column]) for column in columns]
+            rates_of.append([share, name, values["mean"]["n"], *shown, f"{tokens:.1f}", *_price(cells_of_policy)])
+        for name, values in block["differences"].items():
+            shown = [format_interval(values[column], signed=True) for column in columns]
+            gains.append([share, name, values["mean"]["n"], *shown])
+        found += [[share, *row] for row in _em_rows(mine, minority)]
+    tables = [
+        f"**{cells[0]['trainer'].upper()}.** Win rates against the reference: mean over seeds with Student's 95 % "
+        "interval over seeds (from three on).",
+        _table(["share", "policy", "seeds", *heads, "tokens", "KL, nats", "worst - KL price"], rates_of),
+        _table(["share", "paired difference", "seeds", *heads], gains),
+    ]
+    if found:
+        tables += [
+            "What EM found; accuracy on the minority's held-out pairs, where annotators are noisy (the gold utility):",
+            _table(
+                ["share", "seeds", "mixture", "single", "gold utility", "assigned as planted", "K = 2 chosen"], found
+            ),
+        ]
+    return "\n\n".join(table for table in tables if table)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """In Markdown; nothing without rows."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(str(value) for value in line)} |" for line in lines) if rows else ""
 
 
 def _price(cells: list[Cell]) -> tuple[str, str]:
@@ -145,20 +168,15 @@ def _price(cells: list[Cell]) -> tuple[str, str]:
     return f"{np.mean(divergence):.1f}", f"{np.mean(left):.3f}"
 
 
-def _em_lines(cells: list[Cell], minority: str) -> list[str]:
-    found = {cell["seed"]: cell["em"] for cell in cells if cell["em"]}
+def _em_rows(cells: list[Cell], minority: str) -> list[list[Any]]:
+    """One row for the cells of a share, none if all of them are the oracle's."""
+    found = list({cell["seed"]: cell["em"] for cell in cells if cell["em"]}.values())
     if not found:
         return []
-    mixture = interval([em["heldout_accuracy"]["mixture"][minority] for em in found.values()])
-    single = interval([em["heldout_accuracy"]["single"][minority] for em in found.values()])
-    ceiling = interval([em["heldout_ceiling"][minority] for em in found.values()])
-    assigned = interval([em["assignment_accuracy"] for em in found.values()])
-    chosen = [em["selected_num_components"] for em in found.values()]
-    return [
-        f"Held-out accuracy on the minority's pairs: mixture {mixture['mean']:.3f}, single {single['mean']:.3f}, "
-        f"the gold utility itself {ceiling['mean']:.3f} (annotators are noisy). Annotators assigned as planted: "
-        f"{assigned['mean']:.3f}. K = 2 was chosen over K = 1 in {sum(k == 2 for k in chosen)} of {len(chosen)} seeds."
-    ]
+    values = [[em["heldout_accuracy"][reward][minority] for em in found] for reward in ("mixture", "single")]
+    values += [[em["heldout_ceiling"][minority] for em in found], [em["assignment_accuracy"] for em in found]]
+    chosen = sum(em["selected_num_components"] == 2 for em in found)
+    return [[len(found), *(f"{np.mean(row):.3f}" for row in values), f"{chosen} of {len(found)}"]]
 
 
 def print_samples(cells: list[Cell], seed: int, count: int = 3) -> str:
@@ -181,27 +199,33 @@ def _code(text: str) -> str:
 
 
 def figure(cells: list[Cell], path: Path) -> None:
-    """The Pareto figure of the first trainer and share."""
-    from trl_maxmin.evaluation.plots import plot_pareto
+    """Of one share the Pareto figure; of several the minority's win rate against its share."""
+    from trl_maxmin.evaluation.plots import plot_pareto, plot_training
 
-    block = summarise(cells)[0]
+    blocks = summarise([cell for cell in cells if cell["trainer"] == cells[0]["trainer"]])
     groups, minority = cells[0]["groups"], cells[0]["minority"]
+    if len(blocks) > 1:
+        curves: dict[str, list] = {}
+        bands: dict[str, list] = {}
+        for block in blocks:
+            for name, values in block["policies"].items():
+                ends = _ends(values[minority])
+                curves.setdefault(name, []).append([block["share"], ends["mean"]])
+                bands.setdefault(name, []).append([block["share"], ends["low"], ends["high"]])
+        title, ylabel = f"The minority ({minority}), mean and 95 % over seeds", "win rate against the reference"
+        plot_training(curves, path, title, ylabel, "minority share of the annotators", bands)
+        return
     policies = {
-        name: {
-            "by_group": {
-                group: {
-                    "win_rate": {
-                        end: values[group][end if values[group]["n"] > 2 else "mean"]
-                        for end in ("mean", "low", "high")
-                    }
-                }
-                for group in groups
-            }
-        }
-        for name, values in block["policies"].items()
+        name: {"by_group": {group: {"win_rate": _ends(values[group])} for group in groups}}
+        for name, values in blocks[0]["policies"].items()
     }
     majority = next(group for group in groups if group != minority)
     plot_pareto({"groups": groups, "policies": policies}, path, majority, minority, "win_rate")
+
+
+def _ends(value: dict[str, Any]) -> dict[str, float]:
+    """What is drawn: no interval below three seeds."""
+    return {end: value[end if value["n"] > 2 else "mean"] for end in ("mean", "low", "high")}
 
 
 def replace_block(text: str, name: str, content: str) -> str:
@@ -264,14 +288,15 @@ def disagreements(cells: list[Cell], recorded: list[Cell]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables; write figure and docs where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=Path, required=True, help="Folder with cells.")
+    parser.add_argument("--cells", type=Path, required=True, nargs="+", help="Folders with cells of one grid.")
+    parser.add_argument("--policies", nargs="+", help="Only these policies.")
     parser.add_argument("--against", type=Path, help="Recorded cells that the others must agree with.")
     parser.add_argument("--docs", type=Path, help="Document with the lines `<!-- NAME: begin -->` and `... end -->`.")
     parser.add_argument("--name", default="imdb-small", help="NAME of the block in the document.")
-    parser.add_argument("--figure", type=Path, help="PNG file for the Pareto figure.")
+    parser.add_argument("--figure", type=Path, help="PNG file: Pareto figure, or the minority against shares.")
     arguments = parser.parse_args(argv)
     try:
-        cells = read_cells(arguments.cells)
+        cells = read_cells(*arguments.cells, policies=arguments.policies)
         print(block_of(cells))
         if arguments.docs:
             text = arguments.docs.read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ ROOT = EXAMPLE.parents[1]
 RECORDED = EXAMPLE / "results"
 # Folder of recorded cells, and block of the docs -> the recipe that they come from.
 RECIPES = {"small": "small.yaml", "shares": "grid.yaml", "grpo": "grpo.yaml"}
+# What else stands in a block.
+BESIDE = {"shares": (["small"], ["single", "maxmin", "oracle"])}
 MODULES = ("imdb_", "train_imdb", "run_grid", "report_")
 
 
@@ -260,8 +262,33 @@ def test_documents_get_their_block(report, tmp_path):
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "0.850" in text
     assert figure.stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="There are no cells of mirror"):
+        report.main(["--cells", str(tmp_path), "--policies", "mirror"])
     with pytest.raises(SystemExit, match="needs the lines `<!-- y: begin -->`"):
         report.main(["--cells", str(tmp_path), "--docs", str(document), "--name", "y"])
+
+
+def test_several_shares(report, tmp_path, capsys):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    em = {"heldout_accuracy": {"mixture": {"positive": 0.75}, "single": {"positive": 0.45}}}
+    em |= {"heldout_ceiling": {"positive": 0.9}, "assignment_accuracy": 1.0, "selected_num_components": 1}
+    low = [cell("single", 0, 0.99, 0.4, minority_share=0.05), cell("maxmin", 0, 0.9, 0.7, minority_share=0.05, em=em)]
+    for folder, cells in zip(folders, (TWO, [*low, cell("mirror", 0, 0.9, 0.65, minority_share=0.05)]), strict=True):
+        folder.mkdir()
+        for each in cells:
+            (folder / f"{each['policy']}_seed{each['seed']}.json").write_text(json.dumps(each))
+    figure = tmp_path / "shares.png"
+    options = ["--policies", "single", "maxmin", "--figure", str(figure)]
+    report.main(["--cells", *map(str, folders), *options])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:15] for line in lines if line.startswith("| 0.")] == [
+        *("| 0.05 | maxmin", "| 0.05 | single", "| 0.20 | maxmin", "| 0.20 | single"),
+        *("| 0.05 | maxmin", "| 0.20 | maxmin", "| 0.05 | 1 | 0."),
+    ]
+    # The minority gains 0.3 at the smaller share; nobody chose two components there.
+    assert any(line.startswith("| 0.05 | maxmin - single | 1 | -0.090 | +0.300 |") for line in lines)
+    assert "| 0.05 | 1 | 0.750 | 0.450 | 0.900 | 1.000 | 0 of 1 |" in lines
+    assert figure.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -271,7 +298,9 @@ def test_recorded_runs_are_what_the_docs_say(report, name):
     block = text.split(begin)[1].split(end)[0].removesuffix("\n")
     # Until a run is recorded the block is empty: no number without its file.
     folder = RECORDED / name
-    assert block == (report.block_of(report.read_cells(folder)) if folder.is_dir() else "")
+    folders, policies = BESIDE.get(name, ([], None))
+    folders = [folder, *(RECORDED / other for other in folders)]
+    assert block == (report.block_of(report.read_cells(*folders, policies=policies)) if folder.is_dir() else "")
 
 
 @pytest.mark.parametrize("name, recipe", RECIPES.items())
