@@ -59,13 +59,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def last_kl(log: list[dict[str, Any]]) -> float | None:
-    """KL of a reply to the reference in nats, at the end of a log. TRL's GRPO logs the mean over tokens."""
-    for entry in reversed(log):
-        if "objective/kl" in entry:
-            return round(float(entry["objective/kl"]), 3)
-        if "kl" in entry:
-            return round(float(entry["kl"]) * float(entry["completions/mean_length"]), 3)
-    return None
+    """KL of a reply to the reference in nats, at the end of a log. `None` for GRPO: TRL logs the estimate k3, whose
+    mean one token can decide that the policy finds unlikely and the reference does not."""
+    kl = [entry["objective/kl"] for entry in log if "objective/kl" in entry]
+    return round(float(kl[-1]), 3) if kl else None
 
 
 def make_reference(arguments: GridArguments, console: Console) -> None:
