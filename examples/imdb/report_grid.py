@@ -247,7 +247,9 @@ def block_of(cells: list[Cell]) -> str:
     share = cells[0]["minority_share"]
     shown = print_samples([cell for cell in cells if cell["minority_share"] == share], seed)
     count = sum(line.startswith("- ") for line in shown.splitlines())
-    return f"{markdown(cells)}\n\nReplies of seed {seed}, the first {count} test prompts:\n\n{shown}"
+    return (
+        f"{markdown(cells)}\n\nReplies of seed {seed} at share {share:.2f}, the first {count} test prompts:\n\n{shown}"
+    )
 
 
 def _key(cell: Cell) -> tuple:
