@@ -299,12 +299,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         cells = read_cells(*arguments.cells, policies=arguments.policies)
-        print(block_of(cells))
         if arguments.docs:
             text = arguments.docs.read_text(encoding="utf-8")
             arguments.docs.write_text(replace_block(text, arguments.name, block_of(cells)), encoding="utf-8")
         if arguments.figure:
             figure(cells, arguments.figure)
+        # After what was asked for is written: who reads the tables may stop reading.
+        print(block_of(cells))
         recorded = read_cells(arguments.against) if arguments.against and arguments.against.is_dir() else []
         differing = disagreements(cells, recorded)
     except ValueError as error:
