@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,20 @@ def read_cells(*folders: Path, policies: Sequence[str] | None = None) -> list[Ce
     """All cells of the folders, or those of some policies.
 
     Raises:
-        ValueError: there are none, or they were made with different settings.
+        ValueError: there are none of them or of one of the policies, a cell is there twice, or they were made with
+            different settings.
     """
     paths = [path for folder in folders for path in sorted(folder.glob("*_seed*.json"))]
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     cells = [cell for cell in cells if policies is None or cell["policy"] in policies]
     where = " and ".join(str(folder) for folder in folders)
-    if not cells:
-        of = f" of {', '.join(policies)}" if policies else ""
+    missing = sorted(set(policies or ()) - {cell["policy"] for cell in cells})
+    if missing or not cells:
+        of = f" of {', '.join(missing)}" if missing else ""
         raise ValueError(f"There are no cells{of} (*_seed*.json) in {where}. Make some with run_grid.py.")
+    twice = [key for key, count in Counter(map(_key, cells)).items() if count > 1]
+    if twice:
+        raise ValueError(f"The cell {twice[0]} is there more than once in {where}; name each folder of a grid once.")
     settings = {json.dumps(cell["settings"], sort_keys=True) for cell in cells}
     if len(settings) > 1:
         raise ValueError(f"The cells in {where} were made with {len(settings)} different settings; keep them apart.")

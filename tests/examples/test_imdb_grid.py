@@ -109,7 +109,7 @@ def test_grid_with_grpo(grid, data_dir, tmp_path):  # noqa: F811
     options = [*miniature(data_dir, tmp_path / "out"), "--policies", "maxmin", "--seeds", "0", "--trainer", "grpo"]
     grid.main([*options, "--train_trunk", "false", "--pooling", "mean", "--reference_completions", "4"])
     found = json.loads((tmp_path / "out" / "cells" / "grpo_share0.20_maxmin_seed0.json").read_text())
-    assert found["kl_last"] is None
+    assert found["kl_last"] is None and set(found["win_rate"]) == {"concise", "positive"}
 
 
 def test_kl_of_a_reply(grid):
@@ -260,7 +260,9 @@ def test_documents_get_their_block(report, tmp_path):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "0.850" in text
     assert figure.stat().st_size > 10_000
     with pytest.raises(SystemExit, match="There are no cells of mirror"):
-        report.main(["--cells", str(tmp_path), "--policies", "mirror"])
+        report.main(["--cells", str(tmp_path), "--policies", "mirror", "single"])
+    with pytest.raises(SystemExit, match=r"\('ppo', 0.2, 'single', 0\) is there more than once"):
+        report.main(["--cells", str(tmp_path), str(tmp_path)])
     with pytest.raises(SystemExit, match="needs the lines `<!-- y: begin -->`"):
         report.main(["--cells", str(tmp_path), "--docs", str(document), "--name", "y"])
 
@@ -286,6 +288,32 @@ def test_several_shares(report, tmp_path, capsys):
     assert any(line.startswith("| 0.05 | maxmin - single | 1 | -0.090 | +0.300 |") for line in lines)
     assert "| 0.05 | 1 | 0.750 | 0.450 | 0.900 | 1.000 | 0 of 1 |" in lines
     assert figure.stat().st_size > 10_000
+
+
+def test_documents_are_written_before_anything_is_printed(report, tmp_path, monkeypatch):
+    def closed(*args, **kwargs):
+        raise BrokenPipeError
+
+    (tmp_path / "ppo_seed0.json").write_text(json.dumps(TWO[0]))
+    document = tmp_path / "page.md"
+    document.write_text("<!-- x: begin -->\nold\n<!-- x: end -->\n")
+    monkeypatch.setattr(report, "print", closed, raising=False)
+    with pytest.raises(BrokenPipeError):
+        report.main(["--cells", str(tmp_path), "--docs", str(document), "--name", "x"])
+    assert "| single | 1 | 0.980 |" in document.read_text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"shares/ppo_share0.40_maxmin_seed{seed}.json" for seed in (2, 4)),
+        "grpo_rates/grpo_rate1e-3_maxmin_seed0.json",
+    ],
+)
+def test_single_runs_that_the_docs_name(report, path):
+    rates = report.rates(json.loads((RECORDED / path).read_text()))
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert f"{rates['concise']:.3f} / {rates['positive']:.3f}" in text
 
 
 @pytest.mark.parametrize("name", RECIPES)
