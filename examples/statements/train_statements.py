@@ -27,7 +27,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import SFTConfig, SFTTrainer
 
 from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
-from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.evaluation import adjusted_rand_index, win_rate
 from trl_maxmin.space.groups import describe_groups
 from trl_maxmin.trainer.rollout import sample_completions, sampling_config, seeded
@@ -51,6 +50,12 @@ def read_votes(path: str) -> Dataset:
         raise ValueError(f"{path} has fewer than two groups, so there is nobody to compare.")
     rows = {"annotator_id": [str(a) for a in votes["annotator"]], "group": [f"group {g}" for g in votes["group"]]}
     return Dataset.from_dict({"prompt": [""] * len(votes), **{c: votes[c] for c in ("chosen", "rejected")}, **rows})
+
+
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Behind BOS, if there is one: fine-tuning and prompts must agree, and not every tokenizer sets it by itself."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [*bos, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def split_people(votes: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -80,11 +85,7 @@ def train_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreT
     """The given policy, fine-tuned on the statements."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
     statements = sorted({*votes["chosen"], *votes["rejected"]})
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = []
-    for text in statements:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_new_tokens]
-        rows.append([*bos, *ids, tokenizer.eos_token_id])
+    cut = [token_ids(text, tokenizer)[: arguments.max_new_tokens + 1] for text in statements]
     args = SFTConfig(
         output_dir=str(arguments.output_dir / "logs"),
         max_steps=arguments.pretrain_steps,
@@ -96,7 +97,7 @@ def train_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreT
         **QUIET,
     )
     model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype="float32")
-    data = Dataset.from_dict({"input_ids": rows})
+    data = Dataset.from_dict({"input_ids": [[*ids, tokenizer.eos_token_id] for ids in cut]})
     SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer).train()
     arguments.reference = arguments.output_dir / "reference"
     model.save_pretrained(arguments.reference)
@@ -138,6 +139,7 @@ def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tok
         seed=arguments.seed,
         **QUIET,
     )
+    ids = [token_ids(prompt, tokenizer) for prompt in prompts]
     trainer = MaxMinPPOTrainer(
         args=args,
         model=copy.deepcopy(reference),
@@ -145,7 +147,7 @@ def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tok
         reward_model=reward,
         processing_class=tokenizer,
         # A rollout takes 64 rows; a few prompts come round again.
-        train_dataset=Dataset.from_dict({"prompt": prompts * math.ceil(64 / len(prompts))}),
+        train_dataset=Dataset.from_dict({"input_ids": ids * math.ceil(64 / len(ids))}),
     )
     trainer.train()
     trainer.save_model(str(arguments.output_dir / name))
@@ -154,7 +156,7 @@ def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tok
 
 def write_statements(policy: Any, tokenizer: Any, prompts: list[str], arguments: Any, name: str) -> list[str]:
     """One statement for every opening, the opening included."""
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = [token_ids(prompt, tokenizer) for prompt in prompts]
     with seeded(torch.device("cpu"), arguments.seed, name):
         config = sampling_config(1.0, arguments.max_new_tokens)
         replies = sample_completions(policy, ids, config, tokenizer.pad_token_id, [tokenizer.eos_token_id], 128)

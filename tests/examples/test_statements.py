@@ -63,6 +63,14 @@ def test_columns_and_groups_are_needed(example, tmp_path):
         example.read_votes(str(path))
 
 
+def test_statements_and_prompts_begin_with_bos(example, word_tokenizer):
+    """Also where the tokenizer does not set it by itself, as GPT-2's does not."""
+    words = word_tokenizer("the film", add_special_tokens=False)["input_ids"]
+    assert example.token_ids("the film", word_tokenizer) == [word_tokenizer.bos_token_id, *words]
+    word_tokenizer.bos_token = None
+    assert example.token_ids("the film", word_tokenizer) == words
+
+
 def a_report(seed, single, maxmin):
     groups = ("group 0", "group 1")
     return {
