@@ -8,7 +8,10 @@ The rows have `annotator`, `chosen`, `rejected` and `group` (who votes alike, as
 people teach: EM finds components in their votes (groups are not read), and one reward serves as control. The other
 half judges: one reward for each published group, fitted to their votes alone, so that no person has both taught and
 judged. A judge is a model of a group, not the group; its accuracy on its people's held-out votes is in the report.
-What each component prefers, its most typical votes, is in `typical_votes.json`.
+
+The policy is fine-tuned until it knows the statements, so that it learns which of them to write. Often these are
+people's own sentences: pass `report.json`, which shows a few, on only if the licence of the votes allows it. What each
+component prefers, its most typical votes, is in `typical_votes.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,6 @@ def read_votes(path: str) -> Dataset:
     return Dataset.from_dict({"prompt": [""] * len(votes), **{c: votes[c] for c in ("chosen", "rejected")}, **rows})
 
 
-def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Behind BOS, if there is one: fine-tuning and prompts must agree, and not every tokenizer sets it by itself."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [*bos, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
 def split_people(votes: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """Votes of one half of the people, and of the other half."""
     people = sorted(set(votes["annotator_id"]))
@@ -81,43 +77,47 @@ def fit_reward(votes: Dataset, components: int, arguments: argparse.Namespace) -
     return trainer
 
 
-def train_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The given policy, fine-tuned on the statements."""
+def load_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The policy that writes like people, from `--reference`, where it is made if it is not there.
+
+    Raises:
+        ValueError: the policy has no BOS token, behind which statements begin.
+    """
+    folder = arguments.reference or arguments.output_dir / "reference"
+    if not (folder / "config.json").exists():
+        train_reference(votes, folder, arguments)
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def train_reference(votes: Dataset, folder: Path, arguments: argparse.Namespace) -> None:
+    """The given policy, fine-tuned until it knows the statements: what it then learns is which of them to write."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
+    if tokenizer.bos_token_id is None:
+        raise ValueError(f"The tokenizer of {arguments.policy} has no BOS token, behind which a statement begins.")
     statements = sorted({*votes["chosen"], *votes["rejected"]})
-    cut = [token_ids(text, tokenizer)[: arguments.max_new_tokens + 1] for text in statements]
+    ids = tokenizer(statements, add_special_tokens=False)["input_ids"]
+    # With EOS. Those that the policy has no room for are not taught: cut, they would say something else.
+    short = [text for text in ids if len(text) < arguments.max_new_tokens]
+    rows = [[tokenizer.bos_token_id, *text, tokenizer.eos_token_id] for text in short]
     args = SFTConfig(
         output_dir=str(arguments.output_dir / "logs"),
         max_steps=arguments.pretrain_steps,
         per_device_train_batch_size=32,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
+        warmup_steps=20,
         max_length=None,
         gradient_checkpointing=False,
         seed=arguments.seed,
         **QUIET,
     )
     model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype="float32")
-    data = Dataset.from_dict({"input_ids": [[*ids, tokenizer.eos_token_id] for ids in cut]})
+    data = Dataset.from_dict({"input_ids": rows})
     SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer).train()
-    arguments.reference = arguments.output_dir / "reference"
-    model.save_pretrained(arguments.reference)
-    tokenizer.save_pretrained(arguments.reference)
-    return AutoModelForCausalLM.from_pretrained(arguments.reference), tokenizer
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def openings(votes: Dataset, count: int, seed: int) -> list[str]:
-    """Distinct first words of statements."""
-    rng = np.random.default_rng(seed)
-    statements = sorted({*votes["chosen"], *votes["rejected"]})
-    found: dict[str, None] = {}
-    for row in rng.permutation(len(statements)):
-        words = statements[row].split()
-        if len(words) > 3:
-            found[" ".join(words[: rng.integers(1, 4)])] = None
-    return list(found)[:count]
-
-
-def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tokenizer: Any, arguments: Any) -> Any:
+def train_policy(name: str, reward: Any, reference: Any, tokenizer: Any, arguments: Any) -> Any:
     """MaxMin-PPO; one component is conventional RLHF on the same utility and KL price."""
     args = MaxMinPPOConfig(
         output_dir=str(arguments.output_dir / "logs"),
@@ -127,7 +127,7 @@ def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tok
         gradient_accumulation_steps=2,
         learning_rate=1e-4,
         lr_scheduler_type="linear",
-        kl_coef=0.05,
+        kl_coef=arguments.kl_coef,
         cliprange_value=1.0,
         temperature=1.0,
         response_length=arguments.max_new_tokens,
@@ -139,29 +139,27 @@ def train_policy(name: str, reward: Any, prompts: list[str], reference: Any, tok
         seed=arguments.seed,
         **QUIET,
     )
-    ids = [token_ids(prompt, tokenizer) for prompt in prompts]
     trainer = MaxMinPPOTrainer(
         args=args,
         model=copy.deepcopy(reference),
         ref_model=None,
         reward_model=reward,
         processing_class=tokenizer,
-        # A rollout takes 64 rows; a few prompts come round again.
-        train_dataset=Dataset.from_dict({"input_ids": ids * math.ceil(64 / len(ids))}),
+        # Nothing is asked: every statement begins behind BOS.
+        train_dataset=Dataset.from_dict({"input_ids": [[tokenizer.bos_token_id]] * 256}),
     )
     trainer.train()
     trainer.save_model(str(arguments.output_dir / name))
     return trainer.policy_model
 
 
-def write_statements(policy: Any, tokenizer: Any, prompts: list[str], arguments: Any, name: str) -> list[str]:
-    """One statement for every opening, the opening included."""
-    ids = [token_ids(prompt, tokenizer) for prompt in prompts]
+def write_statements(policy: Any, tokenizer: Any, arguments: Any, name: str) -> list[str]:
+    """So many statements, as the policy writes them at temperature 1."""
+    ids = [[tokenizer.bos_token_id]] * arguments.statements
     with seeded(torch.device("cpu"), arguments.seed, name):
         config = sampling_config(1.0, arguments.max_new_tokens)
         replies = sample_completions(policy, ids, config, tokenizer.pad_token_id, [tokenizer.eos_token_id], 128)
-    texts = tokenizer.batch_decode([tokens for tokens, _ in replies], skip_special_tokens=True)
-    return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    return tokenizer.batch_decode([tokens for tokens, _ in replies], skip_special_tokens=True)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -171,10 +169,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--encoder", required=True, help="An encoder, frozen, for the rewards.")
     parser.add_argument("--output_dir", type=Path, default=Path("statements"))
     parser.add_argument("--num_components", type=int, default=2)
-    parser.add_argument("--pretrain_steps", type=int, default=300)
+    parser.add_argument("--reference", type=Path, help="A policy fine-tuned on the statements; made if not there.")
+    parser.add_argument("--pretrain_steps", type=int, default=600)
     parser.add_argument("--policy_steps", type=int, default=50)
+    parser.add_argument("--kl_coef", type=float, default=0.2)
     parser.add_argument("--max_new_tokens", type=int, default=40)
-    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--statements", type=int, default=256, help="How many each policy writes for the judges.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     disable_progress_bars()
@@ -187,18 +187,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     group_of = dict(zip(teachers["annotator_id"], teachers["group"], strict=True))
     found = mixture.assignments()
-    reference, tokenizer = train_reference(votes, arguments)
-    prompts = openings(votes, arguments.prompts, arguments.seed)
+    reference, tokenizer = load_reference(votes, arguments)
     policies = {"reference": reference}
     for name, trainer in (("single", single), ("maxmin", mixture)):
-        policies[name] = train_policy(name, trainer.mixture, prompts, reference, tokenizer, arguments)
-    written = {n: write_statements(p, tokenizer, prompts, arguments, n) for n, p in policies.items()}
+        policies[name] = train_policy(name, trainer.mixture, reference, tokenizer, arguments)
+    written = {n: write_statements(p, tokenizer, arguments, n) for n, p in policies.items()}
     scores: dict[str, dict[str, list[float]]] = {}
     for name, texts in written.items():
         nothing = [""] * len(texts)
         scores[name] = {g: judge.mixture.score(nothing, texts).flatten().tolist() for g, judge in by_group.items()}
     components = _components(mixture, teachers, found, group_of)
-    # People's own words stay in a file of their own: the report can be passed on.
     typical = {name: facts["examples"] for name, facts in components.items()}
     _write(arguments.output_dir / "typical_votes.json", typical)
     report = {
@@ -215,11 +213,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             name: {g: round(win_rate(scores[name][g], scores["reference"][g]).mean, 4) for g in by_group}
             for name in ("single", "maxmin")
         },
-        "samples": [{name: texts[row] for name, texts in written.items()} for row in range(min(5, len(prompts)))],
+        "written": {name: _kinds(texts, votes) for name, texts in written.items()},
+        "samples": [
+            {name: texts[row] for name, texts in written.items()} for row in range(min(5, arguments.statements))
+        ],
     }
     _write(arguments.output_dir / "report.json", report)
     print(json.dumps({name: report[name] for name in ("judge_accuracy", "win_rate")}, indent=1))
     return report
+
+
+def _kinds(texts: list[str], votes: Dataset) -> dict[str, float]:
+    """Of what was written: the share of distinct statements, and the share of those that people voted on."""
+    known = {*votes["chosen"], *votes["rejected"]}
+    return {
+        "distinct": round(len(set(texts)) / len(texts), 4),
+        "voted_on": round(sum(text in known for text in texts) / len(texts), 4),
+    }
 
 
 def _write(path: Path, content: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,19 @@ def test_columns_and_groups_are_needed(example, tmp_path):
         example.read_votes(str(path))
 
 
-def test_statements_and_prompts_begin_with_bos(example, word_tokenizer):
-    """Also where the tokenizer does not set it by itself, as GPT-2's does not."""
-    words = word_tokenizer("the film", add_special_tokens=False)["input_ids"]
-    assert example.token_ids("the film", word_tokenizer) == [word_tokenizer.bos_token_id, *words]
+def test_statements_begin_behind_bos(example, tmp_path, word_tokenizer):
     word_tokenizer.bos_token = None
-    assert example.token_ids("the film", word_tokenizer) == words
+    word_tokenizer.save_pretrained(tmp_path / "base")
+    votes = example.read_votes(str(write_votes(tmp_path / "votes.jsonl")))
+    arguments = Namespace(policy=tmp_path / "base", reference=tmp_path / "reference", output_dir=tmp_path)
+    with pytest.raises(ValueError, match="base has no BOS token"):
+        example.load_reference(votes, arguments)
+
+
+def test_what_was_written_is_counted_by_hand(example, tmp_path):
+    votes = example.read_votes(str(write_votes(tmp_path / "votes.jsonl")))
+    texts = ["the film is dull and awful", "the film is dull and awful", "the film", "a plot"]
+    assert example._kinds(texts, votes) == {"distinct": 0.75, "voted_on": 0.5}
 
 
 def a_report(seed, single, maxmin):
@@ -128,8 +136,14 @@ def test_whole_script_in_miniature(example, tmp_path, word_tokenizer):
     word_tokenizer.save_pretrained(tmp_path / "base")
     votes, output = write_votes(tmp_path / "votes.jsonl"), tmp_path / "out"
     options = ["--data", votes, "--policy", tmp_path / "base", "--encoder", tmp_path / "base", "--output_dir", output]
-    options += ["--pretrain_steps", "2", "--policy_steps", "1", "--max_new_tokens", "8", "--prompts", "4"]
+    options += ["--pretrain_steps", "2", "--policy_steps", "1", "--max_new_tokens", "8", "--statements", "4"]
+    options += ["--reference", tmp_path / "reference"]
     report = example.main([str(option) for option in options])
+    # Made once: a second run finds it.
+    made = (tmp_path / "reference" / "model.safetensors").stat().st_mtime_ns
+    again = example.main([str(option) for option in options])
+    assert (tmp_path / "reference" / "model.safetensors").stat().st_mtime_ns == made
+    assert again == report
     assert set(report["win_rate"]["maxmin"]) == {"group True", "group False"}
     assert all(0 <= rate <= 1 for rates in report["win_rate"].values() for rate in rates.values())
     assert json.loads((output / "report.json").read_text())["judge_accuracy"]
