@@ -308,6 +308,9 @@ class TestErrors:
             ({"component_names": ["a", "a"]}, "distinct"),
             ({"mixing_weights": [0.7, 0.7]}, "sum to 1"),
             ({"reward_scale": [1.0, -1.0]}, "reward_scale must be positive"),
+            ({"component_annotators": [3]}, "component_annotators has 1 entries.*2 components"),
+            ({"component_annotators": [3, -1]}, r"numbers of people.*\[3, -1\]"),
+            ({"component_annotators": [0, 0]}, r"not all of them 0, got \[0, 0\]"),
         ],
     )
     def test_config(self, kwargs, message):

@@ -12,6 +12,7 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, TrainerCallback
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.trainer.em_state import EM_STATE_NAME, EMState
+from trl_maxmin.trainer.rewards import build_reward_source
 
 
 GOOD, BAD, FILLER = ("great", "superb", "lovely"), ("dull", "awful", "weak"), ("the", "film", "plot", "story")
@@ -120,6 +121,23 @@ def test_three_components_and_text_of_different_length(word_tokenizer, tmp_path)
     trainer = fit(word_tokenizer, tmp_path, num_components=3)
     assert trainer.mixture.num_components == 3
     torch.testing.assert_close(trainer.em_state.log_responsibilities.exp().sum(-1), torch.ones(12).double())
+
+
+def test_a_component_too_many_describes_nobody_and_no_policy_serves_it(word_tokenizer, tmp_path, caplog):
+    """Three people want blame and nine praise, so that one of three components is left without anybody."""
+    with caplog.at_level(logging.WARNING):
+        trainer = fit(word_tokenizer, tmp_path, num_components=3)
+    assert sorted(trainer.mixture.config.component_annotators) == [0, 3, 9]
+    (empty,) = [k for k, count in enumerate(trainer.mixture.config.component_annotators) if count == 0]
+    assert f"component_{empty} describes no annotator" in caplog.text and "num_components=2" in caplog.text
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = AutoModel.from_pretrained(tmp_path / "saved")
+    with pytest.warns(UserWarning, match=f"component_{empty} of the mixture describes no annotator"):
+        source = build_reward_source(loaded, word_tokenizer)
+    assert source.names == [f"component_{k}" for k in range(3) if k != empty]
+    # The warning's other way: every component counts.
+    loaded.config.component_annotators = None
+    assert build_reward_source(loaded, word_tokenizer).num_components == 3
 
 
 def test_held_out_pairs_neither_train_nor_assign(word_tokenizer, tmp_path):

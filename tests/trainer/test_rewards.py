@@ -55,6 +55,22 @@ def mixture(tokenizer, num_components=2):
     return model
 
 
+def test_a_component_without_people_has_no_column(tokenizer):
+    model = mixture(tokenizer)
+    model.config.mixing_weights = [0.75, 0.25]
+    both = MixtureReward(model, tokenizer)
+    model.config.component_annotators = [0, 5]
+    with pytest.warns(UserWarning, match="short of the mixture describes no annotator.*1 of 2.*num_components=1"):
+        one = MixtureReward(model, tokenizer)
+    assert one.names == ["kind"] and one.num_components == 1 and one.mixing_weights.tolist() == [1.0]
+    prompts, completions, prompt_ids, completion_ids, finished = text_batch(tokenizer)
+    for batch in (
+        RewardBatch(prompts=prompts, completions=completions, finished=finished),
+        RewardBatch(prompt_ids=prompt_ids, completion_ids=completion_ids, finished=finished),
+    ):
+        torch.testing.assert_close(one(batch), both(batch)[:, 1:])
+
+
 def shifted(tokenizer):
     """The same words under other ids: `<eos>` first."""
     from tokenizers import Tokenizer

@@ -293,7 +293,7 @@ def _score(
             }
         elif source.mixing_weights is not None:
             weights = dict(zip(source.names, source.mixing_weights.tolist(), strict=True)) | weights
-        known = list(given.reward_scale.tolist()) if isinstance(given, MixtureRewardModel) else None
+        known = given.reward_scale[source.components].tolist() if isinstance(given, MixtureRewardModel) else None
         for name, values in standardise(raw, keys, reference, known).items():
             columns[name].append(values)
     utilities = {

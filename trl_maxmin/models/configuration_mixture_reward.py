@@ -33,6 +33,9 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             Names of the components, K distinct strings. Defaults to `component_0`, `component_1`, ...
         mixing_weights (`list[float]`, *optional*):
             Share of annotators that each component describes, on the simplex. Defaults to uniform.
+        component_annotators (`list[int]`, *optional*):
+            How many annotators each component describes best. Policies are not trained for a component with 0: nobody
+            stands behind it. `None`: not known, and every component counts.
         reward_shift (`list[float]`, *optional*):
             Mean reward of the reference policy's replies per component, Bradley-Terry log-odds. Defaults to zeros.
         reward_scale (`list[float]`, *optional*):
@@ -59,7 +62,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
     Raises:
         ValueError: unknown `component_type` or `pooling`, K below 1, `kernel_features` that are odd, negative or not
             of `"head"` components, a list whose length is not K, names that repeat, weights off the simplex, a scale
-            that is not positive.
+            that is not positive, numbers of annotators below 0 or all 0.
 
     Example:
 
@@ -79,6 +82,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         num_components: int = 2,
         component_names: list[str] | None = None,
         mixing_weights: list[float] | None = None,
+        component_annotators: list[int] | None = None,
         reward_shift: list[float] | None = None,
         reward_scale: list[float] | None = None,
         temperatures: list[float] | None = None,
@@ -97,6 +101,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         count = max(num_components, 1) if isinstance(num_components, int) else 1
         self.component_names = component_names or [f"component_{k}" for k in range(count)]
         self.mixing_weights = mixing_weights or [1.0 / count] * count
+        self.component_annotators = component_annotators
         self.reward_shift = reward_shift or [0.0] * count
         self.reward_scale = reward_scale or [1.0] * count
         self.temperatures = temperatures or [1.0] * count
@@ -131,7 +136,10 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             self.lora = resolve_lora_config(self.lora, self.base_config.model_type)
         if not isinstance(self.num_components, int) or self.num_components < 1:
             raise ValueError(f"num_components must be a whole number of at least 1, got {self.num_components!r}.")
-        for name in ("component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"):
+        lists = ["component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"]
+        if self.component_annotators is not None:
+            lists.append("component_annotators")
+        for name in lists:
             if len(getattr(self, name)) != self.num_components:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} entries, but there are {self.num_components} components. "
@@ -141,6 +149,9 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             raise ValueError(f"component_names must be distinct, got {self.component_names}.")
         if min(self.mixing_weights) < 0 or not math.isclose(sum(self.mixing_weights), 1.0, abs_tol=1e-3):
             raise ValueError(f"mixing_weights must be non-negative and sum to 1, got {self.mixing_weights}.")
+        counts = self.component_annotators
+        if counts is not None and (min(counts) < 0 or max(counts) == 0):
+            raise ValueError(f"component_annotators must be numbers of people, not all of them 0, got {counts}.")
         for name in ("reward_scale", "temperatures"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -254,7 +254,8 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         """Drop all components but the first `count`, for a K that is chosen after the model was made.
 
         Args:
-            count (`int`): new K, from 1 to the present one; the mixing weights become uniform.
+            count (`int`): new K, from 1 to the present one; the mixing weights become uniform, and who the components
+                describe is open.
 
         Raises:
             ValueError: another number.
@@ -278,6 +279,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         for name in ("component_names", "reward_shift", "reward_scale", "temperatures"):
             setattr(config, name, getattr(config, name)[:count])
         config.mixing_weights = [1.0 / count] * count
+        config.component_annotators = None
 
     @property
     def num_components(self) -> int:

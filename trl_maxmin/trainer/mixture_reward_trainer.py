@@ -348,13 +348,29 @@ class MixtureRewardTrainer(
                 )
         if self.args.calibrate_temperature and self.eval_dataset is not None:
             self._calibrate_temperatures()
-        mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        self._describe_components()
+        empty = [n for n, c in zip(mixture.component_names, mixture.config.component_annotators, strict=True) if not c]
+        if empty:
+            found = mixture.num_components - len(empty)
+            logger.warning(
+                f"{', '.join(empty)} describes no annotator: these preferences support {found} of "
+                f"{mixture.num_components} components. A policy is trained for those that describe somebody; fit with "
+                f"num_components={found} to be rid of the others."
+            )
         self.final_facts = {"converged": self.em_state.converged() if mixture.num_components > 1 else None}
         if self.eval_dataset is not None:
             self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
+    def _describe_components(self) -> None:
+        """Into the mixture's configuration: whom EM found, as numbers."""
+        state = self.em_state
+        self.mixture.config.mixing_weights = state.mixing_weights.tolist()
+        assigned = state.log_responsibilities.argmax(-1)
+        counts = torch.bincount(assigned, minlength=state.num_components)
+        self.mixture.config.component_annotators = counts.tolist()
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        self._describe_components()
         super()._save_checkpoint(model, trial)
 
     def _save_run_state(self, folder: Path) -> None:

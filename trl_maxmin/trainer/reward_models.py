@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,7 +15,10 @@ from .reward_batch import RewardBatch, RewardSource
 
 
 class MixtureReward(RewardSource):
-    """All K components of a mixture in one pass.
+    """The components of a mixture in one pass, a column each.
+
+    A component that describes no annotator (`config.component_annotators`) has no column, and a warning names it: the
+    worst-off group must be a group of people.
 
     Args:
         mixture ([`MixtureRewardModel`]):
@@ -25,6 +30,9 @@ class MixtureReward(RewardSource):
             The mixture's tokenizer, if not its own.
         batch_size (`int`, *optional*, defaults to 64):
             Replies per forward.
+
+    Attributes:
+        components (`list[int]`): the mixture's component behind each column.
     """
 
     def __init__(
@@ -38,8 +46,19 @@ class MixtureReward(RewardSource):
         self.policy_tokenizer = policy_tokenizer
         self.processing_class = processing_class or mixture.processing_class
         self.batch_size = batch_size
-        self.names = list(mixture.component_names)
-        self.mixing_weights = mixture.mixing_weights
+        counts = mixture.config.component_annotators or [1] * mixture.num_components
+        self.components = [k for k, count in enumerate(counts) if count > 0]
+        self.names = [mixture.component_names[k] for k in self.components]
+        self.mixing_weights = mixture.mixing_weights[self.components]
+        if len(self.components) < mixture.num_components:
+            empty = ", ".join(sorted(set(mixture.component_names) - set(self.names)))
+            warnings.warn(
+                f"{empty} of the mixture describes no annotator and is left out: the policy serves {len(self.names)} "
+                f"of {mixture.num_components} components. Fit the mixture with num_components={len(self.names)}, or "
+                "set `config.component_annotators` to None to count every component.",
+                stacklevel=2,
+            )
+            self.mixing_weights = self.mixing_weights / self.mixing_weights.sum()
         # An encoder frames its text with special tokens that ids of a policy do not have.
         frames = self.processing_class is not None and not mixture.family.is_decoder
         self._reads_ids = not frames and same_vocabulary(policy_tokenizer, self.processing_class)
@@ -47,17 +66,19 @@ class MixtureReward(RewardSource):
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
         """Score the replies, see [`RewardSource`]."""
         if batch.completion_ids is not None and batch.prompt_ids is not None and self._reads_ids:
-            return self.mixture.score(
+            rewards = self.mixture.score(
                 prompt_ids=batch.prompt_ids, completion_ids=batch.completion_ids, batch_size=self.batch_size
             )
-        prompts, completions, finished = batch.as_text(self.policy_tokenizer)
-        return self.mixture.score(
-            prompts,
-            completions,
-            finished=finished,
-            processing_class=self.processing_class,
-            batch_size=self.batch_size,
-        )
+        else:
+            prompts, completions, finished = batch.as_text(self.policy_tokenizer)
+            rewards = self.mixture.score(
+                prompts,
+                completions,
+                finished=finished,
+                processing_class=self.processing_class,
+                batch_size=self.batch_size,
+            )
+        return rewards[:, self.components]
 
     def to(self, device: torch.device | str) -> MixtureReward:
         """See [`RewardSource`]."""
