@@ -135,6 +135,18 @@ class TestCalibration:
         with pytest.raises(ValueError, match="sevens"):
             make(reward_model=[nines, sevens], reference_statistics=first.reference_statistics).calibrate()
 
+    def test_few_reference_replies_are_warned_about(self, make, caplog):
+        """The same prompt again and again is one prompt."""
+        rows = Dataset.from_dict({"prompt": ["the film is"] * 64})
+        with caplog.at_level(logging.WARNING):
+            make(num_reference_completions=25, train_dataset=rows).calibrate()
+        assert "25 reference replies in all (1 distinct prompts)" in caplog.text
+        assert "by 0.20 standard deviations" in caplog.text and "num_reference_completions to 100" in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            make(num_reference_completions=100, train_dataset=rows).calibrate()
+        assert "reference replies in all" not in caplog.text
+
     def test_max_calibration_prompts_limits_the_work(self, make):
         trainer = make(max_calibration_prompts=2)
         trainer.calibrate()

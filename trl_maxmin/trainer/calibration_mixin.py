@@ -23,6 +23,8 @@ from .maxmin_mixin import MaxMinMixin
 logger = get_logger(__name__)
 
 CALIBRATION_FOLDER = "calibration"
+#: Replies below which the zero of a utility is uncertain by more than a tenth of a standard deviation.
+FEW_REPLIES = 100
 
 
 @dataclass
@@ -108,6 +110,13 @@ class CalibrationMixin(MaxMinMixin):
         )
         spread = dict(zip(statistics.component_names, statistics.scale.tolist(), strict=True))
         logger.info(f"Calibrated on {len(distinct)} prompts with {count} reference replies each; spread {spread}.")
+        if len(distinct) * count < FEW_REPLIES and len(self.reward_func_names) > 1:
+            logger.warning(
+                f"Calibrated on {len(distinct) * count} reference replies in all ({len(distinct)} distinct prompts): "
+                f"the zero of each utility is uncertain by {(len(distinct) * count) ** -0.5:.2f} standard deviations, "
+                "and it decides who is worst off. Give more distinct prompts, or raise num_reference_completions to "
+                f"{math.ceil(FEW_REPLIES / len(distinct))} at least."
+            )
         return statistics
 
     def _without_truncated(self, rewards: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
