@@ -18,7 +18,7 @@ from scipy.stats import t as student
 
 
 BEGIN, END = "<!-- statements: begin -->", "<!-- statements: end -->"
-SAMPLES = 3
+SAMPLES = 5
 
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,11 @@ def markdown(reports: list[dict[str, Any]]) -> str:
     lines += ["", f"Judges right on held-out votes of their own people: {accuracy}."]
     lines += [f"Adjusted Rand index of the components with the published groups: {found}.", ""]
     lines += _components(reports[0])
-    lines += [f"What they write, seed {reports[0]['seed']}, the first {SAMPLES} openings:", ""]
+    lines += ["| policy | distinct | voted on by people |", "|---|---|---|"]
+    for policy in reports[0]["written"]:
+        cells = [shown([report["written"][policy][kind] for report in reports]) for kind in ("distinct", "voted_on")]
+        lines.append(f"| {policy} | {' | '.join(cells)} |")
+    lines += ["", f"What they write, seed {reports[0]['seed']}, the first {SAMPLES} statements:", ""]
     for row in reports[0]["samples"][:SAMPLES]:
         lines += [f"{'-' if n == 0 else '  -'} {name}: `{_code(text)}`" for n, (name, text) in enumerate(row.items())]
     return "\n".join(lines)

@@ -133,7 +133,7 @@ def train_policy(name: str, reward: Any, reference: Any, tokenizer: Any, argumen
         response_length=arguments.max_new_tokens,
         stop_token="eos",
         missing_eos_penalty=1.0,
-        num_reference_completions=4,
+        num_reference_completions=256,  # the one prompt that there is
         num_sample_generations=0,
         gradient_checkpointing=False,
         seed=arguments.seed,
@@ -172,9 +172,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--reference", type=Path, help="A policy fine-tuned on the statements; made if not there.")
     parser.add_argument("--pretrain_steps", type=int, default=600)
     parser.add_argument("--policy_steps", type=int, default=50)
-    parser.add_argument("--kl_coef", type=float, default=0.2)
+    parser.add_argument("--kl_coef", type=float, default=0.5)
     parser.add_argument("--max_new_tokens", type=int, default=40)
-    parser.add_argument("--statements", type=int, default=256, help="How many each policy writes for the judges.")
+    parser.add_argument("--statements", type=int, default=1024, help="How many each policy writes for the judges.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     disable_progress_bars()

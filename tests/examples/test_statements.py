@@ -89,6 +89,10 @@ def a_report(seed, single, maxmin):
         "win_rate": {
             name: dict(zip(groups, rates, strict=True)) for name, rates in (("single", single), ("maxmin", maxmin))
         },
+        "written": {
+            name: {"distinct": 0.5, "voted_on": rates[0]}
+            for name, rates in (("reference", (0.7,)), ("single", single))
+        },
         "samples": [{"reference": "The AI `may` err.", "single": "It should.", "maxmin": "It\nmust."}],
     }
 
@@ -103,6 +107,7 @@ def test_table_by_hand(tables):
         == "| maxmin - single | 3 | -0.100 [-0.100, -0.100] | +0.200 [+0.200, +0.200] | +0.200 [+0.200, +0.200] |"
     )
     assert "- component_0: 3 people (2 of group 0, 1 of group 1)" in lines
+    assert "| single | 0.500 [0.500, 0.500] | 0.900 [0.900, 0.900] |" in lines
     assert "- reference: `The AI 'may' err.`" in lines and "  - maxmin: `It must.`" in lines
     assert (
         tables.markdown([a_report(0, (0.9, 0.5), (0.8, 0.7))]).splitlines()[2]
