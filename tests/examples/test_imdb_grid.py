@@ -14,7 +14,7 @@ RECORDED = EXAMPLE / "results"
 # Folder of recorded cells, and block of the docs -> the recipe that they come from.
 RECIPES = {"small": "small.yaml", "shares": "grid.yaml", "grpo": "grpo.yaml"}
 # What else stands in a block.
-BESIDE = {"shares": (["small"], ["single", "maxmin", "oracle"])}
+BESIDE = {"shares": (["small"], ["single", "maxmin", "mirror", "sample_min", "oracle"])}
 MODULES = ("imdb_", "train_imdb", "run_grid", "report_")
 
 
@@ -306,7 +306,11 @@ def test_documents_are_written_before_anything_is_printed(report, tmp_path, monk
 @pytest.mark.parametrize(
     "path",
     [
-        *(f"shares/ppo_share0.40_maxmin_seed{seed}.json" for seed in (2, 4)),
+        *(
+            f"shares/ppo_share0.40_{name}_seed{seed}.json"
+            for name in ("maxmin", "mirror", "sample_min")
+            for seed in (2, 4)
+        ),
         "grpo_rates/grpo_rate1e-3_maxmin_seed0.json",
     ],
 )
