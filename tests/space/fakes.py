@@ -42,6 +42,7 @@ class FakeMixture:
     def __init__(self, names: Sequence[str] = ("long", "short")) -> None:
         self.component_names = list(names)
         self.num_components = len(self.component_names)
+        self.described_components = list(range(self.num_components))
         self.processing_class = SimpleNamespace(chat_template=None)
         self.reward_shift, self.reward_scale = torch.zeros(len(names)), torch.ones(len(names))
 

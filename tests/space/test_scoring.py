@@ -36,6 +36,17 @@ def test_without_a_mixture_there_are_answers_but_no_bars():
     assert compare_words(answers) == [] and sentence(answers) == ""
 
 
+def test_a_component_without_people_is_no_group():
+    mixture = FakeMixture(("long", "nobody", "longer"))
+    mixture.described_components = [0, 2]
+    made = studio(mixture=mixture, prompts=["p"])
+    made.prepare()
+    assert made.groups == ["long", "longer"]
+    (answer,) = made.with_utilities("p", [Answer("maxmin", "a long answer", True)])
+    # Both like length; `nobody` would not, and would be the worst-off group.
+    assert set(answer.utilities) == {"long", "longer"} and min(answer.utilities.values()) > 0
+
+
 def test_a_calibrated_mixture_keeps_its_scale():
     mixture = FakeMixture()
     mixture.reward_scale = mixture.reward_scale * 2

@@ -297,6 +297,12 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         return torch.tensor(self.config.mixing_weights, dtype=torch.float64)
 
     @property
+    def described_components(self) -> list[int]:
+        """Components that describe at least one annotator: the groups that there are. All where it is not known."""
+        counts = self.config.component_annotators or [1] * self.num_components
+        return [k for k, count in enumerate(counts) if count > 0]
+
+    @property
     def reward_shift(self) -> torch.Tensor:
         """`(K,)`: mean reward of the reference policy's replies, Bradley-Terry log-odds."""
         return torch.tensor(self.config.reward_shift, dtype=torch.float32)

@@ -187,8 +187,10 @@ class Studio:
 
     @property
     def groups(self) -> list[str]:
-        """Names of the mixture's components, which stand for the groups."""
-        return list(self.mixture.component_names) if self.mixture is not None else []
+        """Names of the mixture's components that describe anybody; they stand for the groups."""
+        if self.mixture is None:
+            return []
+        return [self.mixture.component_names[k] for k in self.mixture.described_components]
 
     @property
     def max_length(self) -> int:
@@ -286,7 +288,7 @@ class Studio:
         rewards = self._rewards(prompt, [(answer.text, answer.finished) for answer in answers])
         if rewards is None:
             return list(answers)
-        utilities = self._standardise(prompt, rewards)
+        utilities = self._standardise(prompt, rewards)[:, self.mixture.described_components]
         return [
             replace(answer, utilities={group: float(value) for group, value in zip(self.groups, row, strict=True)})
             for answer, row in zip(answers, utilities, strict=True)

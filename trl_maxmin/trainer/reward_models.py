@@ -46,8 +46,7 @@ class MixtureReward(RewardSource):
         self.policy_tokenizer = policy_tokenizer
         self.processing_class = processing_class or mixture.processing_class
         self.batch_size = batch_size
-        counts = mixture.config.component_annotators or [1] * mixture.num_components
-        self.components = [k for k, count in enumerate(counts) if count > 0]
+        self.components = mixture.described_components
         self.names = [mixture.component_names[k] for k in self.components]
         self.mixing_weights = mixture.mixing_weights[self.components]
         if len(self.components) < mixture.num_components:
