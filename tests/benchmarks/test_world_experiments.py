@@ -81,3 +81,11 @@ def test_docs_say_what_the_files_say():
     assert "imbalance" in found
     for name, content in found.items():
         assert text.split(f"<!-- {name}: begin -->\n")[1].split(f"\n<!-- {name}: end -->")[0] == content
+
+
+def test_the_run_with_an_empty_component_that_the_docs_name():
+    rows = json.loads((ROOT / "docs" / "results" / "ablation_components_empty_counted.json").read_text())["rows"]
+    (row,) = [row for row in rows if row["seed"] == 3 and row["variant"] == "3"]
+    assert len(rows) == 10 and min(row["component_sizes"]) == 0
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert f"{row['win_rate']['concise']:.3f} / {row['win_rate']['positive']:.3f}" in text
