@@ -84,7 +84,7 @@ def load_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreTr
         ValueError: the policy has no BOS token, behind which statements begin.
     """
     folder = arguments.reference or arguments.output_dir / "reference"
-    if not (folder / "config.json").exists():
+    if not (folder / "tokenizer_config.json").exists():  # written last
         train_reference(votes, folder, arguments)
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 

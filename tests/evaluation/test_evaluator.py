@@ -162,6 +162,25 @@ def test_components_of_a_mixture_with_their_shares_and_a_judge(word_tokenizer):
     assert math.copysign(1, gain) == math.copysign(1, raw[:, 0].mean().item())
 
 
+def test_a_component_without_people_is_no_group(word_tokenizer):
+    """Columns, shares and scales of the others stay theirs."""
+    from trl_maxmin.models import MixtureRewardModel
+
+    mixture = MixtureRewardModel.from_base(tiny(word_tokenizer, 7), 3, processing_class=word_tokenizer)
+    mixture.config.mixing_weights, mixture.config.reward_scale = [0.6, 0.1, 0.3], [1.0, 5.0, 2.0]
+    # Too few replies a prompt for a spread, so that the mixture's own scales are used.
+    replies = {"reference": Replies(["p", "q"], ["good", "bad"], [True] * 2)}
+    replies["a"] = Replies(["p", "q"], ["very good", "very bad"], [True] * 2)
+    every = evaluate_policies(replies, reference="reference", reward_model=mixture).results
+    mixture.config.component_annotators = [6, 0, 3]
+    with pytest.warns(UserWarning, match="component_1 of the mixture describes no annotator"):
+        found = evaluate_policies(replies, reference="reference", reward_model=mixture).results
+    assert list(found["groups"]) == ["component_0", "component_2"]
+    assert found["weights"] == pytest.approx({"component_0": 2 / 3, "component_2": 1 / 3})
+    for name in found["groups"]:
+        assert found["policies"]["a"]["by_group"][name] == every["policies"]["a"]["by_group"][name]
+
+
 class TestStandardise:
     def test_by_hand(self):
         """Two prompts of four reference replies: spread within prompts 2 / sqrt(3), whatever their levels."""

@@ -46,6 +46,15 @@ class TestWhatIsScored:
         assert functions.num_forwards == 2, "one for each of two rollouts, though three components were asked"
         assert trainer.reward_func_names == ["component_0", "component_1", "component_2"]
 
+    def test_a_component_without_people_is_not_served(self, trl_make, word_tokenizer):
+        mixture = mixture_of(word_tokenizer, 3)
+        mixture.config.component_annotators = [4, 0, 8]
+        with pytest.warns(UserWarning, match="component_1 of the mixture describes no annotator"):
+            trainer = trl_make(reward_funcs=mixture)
+        trainer.train()
+        assert trainer.reward_func_names == ["component_0", "component_2"]
+        assert trainer.reference_statistics.component_names == ["component_0", "component_2"]
+
     def test_the_score_is_that_of_the_mixture_and_of_ppo(self, trl_make, word_tokenizer, trl_class, tmp_path):
         mixture, seen = mixture_of(word_tokenizer), []
 

@@ -140,6 +140,24 @@ def test_a_component_too_many_describes_nobody_and_no_policy_serves_it(word_toke
     assert build_reward_source(loaded, word_tokenizer).num_components == 3
 
 
+def test_before_the_first_e_step_nobody_is_known_to_be_described(word_tokenizer, tmp_path):
+    """A checkpoint of such a moment must not say that the first component has everybody."""
+    trainer = fit(word_tokenizer, tmp_path)
+    flat = torch.full_like(trainer.em_state.log_responsibilities, 0.5).log()
+    trainer.em_state.log_responsibilities = flat
+    trainer._describe_components()
+    assert trainer.mixture.config.component_annotators is None
+    # One annotator is assigned, the others are still open; then all are.
+    trainer.em_state.log_responsibilities[4] = torch.tensor([0.2, 0.8]).log()
+    trainer._describe_components()
+    assert trainer.mixture.config.component_annotators is None
+    trainer.em_state.log_responsibilities[:] = torch.tensor([0.2, 0.8]).log()
+    trainer._describe_components()
+    assert trainer.mixture.config.component_annotators == [0, 12]
+    single = fit(word_tokenizer, tmp_path, num_components=1)
+    assert single.mixture.config.component_annotators == [12]
+
+
 def test_held_out_pairs_neither_train_nor_assign(word_tokenizer, tmp_path):
     """Held-out pairs that say the opposite change nothing in who is assigned where."""
     data = opposed_groups()

@@ -82,7 +82,6 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         num_components: int = 2,
         component_names: list[str] | None = None,
         mixing_weights: list[float] | None = None,
-        component_annotators: list[int] | None = None,
         reward_shift: list[float] | None = None,
         reward_scale: list[float] | None = None,
         temperatures: list[float] | None = None,
@@ -91,6 +90,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         lora: dict[str, Any] | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
+        component_annotators: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):

@@ -349,9 +349,9 @@ class MixtureRewardTrainer(
         if self.args.calibrate_temperature and self.eval_dataset is not None:
             self._calibrate_temperatures()
         self._describe_components()
-        empty = [n for n, c in zip(mixture.component_names, mixture.config.component_annotators, strict=True) if not c]
-        if empty:
-            found = mixture.num_components - len(empty)
+        found = len(mixture.described_components)
+        if found < mixture.num_components:
+            empty = [n for k, n in enumerate(mixture.component_names) if k not in mixture.described_components]
             logger.warning(
                 f"{', '.join(empty)} describes no annotator: these preferences support {found} of "
                 f"{mixture.num_components} components. A policy is trained for those that describe somebody; fit with "
@@ -362,12 +362,14 @@ class MixtureRewardTrainer(
             self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
     def _describe_components(self) -> None:
-        """Into the mixture's configuration: whom EM found, as numbers."""
+        """Into the mixture's configuration: whom EM found, as numbers. While anybody's posterior is flat, as before
+        the first E-step, it is not known that a component describes nobody."""
         state = self.em_state
         self.mixture.config.mixing_weights = state.mixing_weights.tolist()
-        assigned = state.log_responsibilities.argmax(-1)
-        counts = torch.bincount(assigned, minlength=state.num_components)
-        self.mixture.config.component_annotators = counts.tolist()
+        log_resp = state.log_responsibilities
+        counts = torch.bincount(log_resp.argmax(-1), minlength=state.num_components)
+        known = state.num_components == 1 or bool((log_resp.amax(-1) > log_resp.amin(-1)).all())
+        self.mixture.config.component_annotators = counts.tolist() if known else None
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._describe_components()
