@@ -6,13 +6,13 @@ heads.
 """
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peak_memory import PeakMemory
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -23,19 +23,16 @@ from transformers import (
 )
 
 
-def resident(what: str) -> float:
-    """`VmRSS` (now) or `VmHWM` (peak since the last reset) of this process, MiB. Linux only."""
-    return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-
 class Meter(TrainerCallback):
-    """Time, peak memory of rollout and update, optimizer steps. An update begins with the first backward pass after
-    a rollout, for either trainer."""
+    """Time, tokens, peak memory of rollout and update, optimizer steps. An update begins with the first backward pass
+    after a rollout, for either trainer; tokens are those of prompts and replies that the reward model reads."""
 
-    def __init__(self):
+    def __init__(self, device):
+        self.memory = PeakMemory(device)
         self.phase, self.peaks, self.times, self.steps = "rollout", {"rollout": [], "update": []}, [], 0
+        self.tokens, self.tokens_before = 0, []
 
-    def watch(self, trainer):
+    def watch(self, trainer, reward):
         """Hook in; memory above this point is above the weights."""
         backward = trainer.accelerator.backward
 
@@ -44,20 +41,25 @@ class Meter(TrainerCallback):
             return backward(*args, **kwargs)
 
         trainer.accelerator.backward = watched
-        self.base = resident("VmRSS")
-        self.reset()
-        self.times.append(time.perf_counter())
+        reward.base_model.register_forward_pre_hook(self.read, with_kwargs=True)
+        self.base = self.memory.now()
+        self.memory.reset()
+        self.lap()
 
-    @staticmethod
-    def reset():
-        Path("/proc/self/clear_refs").write_text("5")
+    def lap(self):
+        """Time and tokens up to here."""
+        self.times.append(time.perf_counter())
+        self.tokens_before.append(int(self.tokens))
+
+    def read(self, module, args, kwargs):
+        self.tokens += kwargs["attention_mask"].sum()
 
     def enter(self, phase):
         """The peak of the phase that ends."""
         if phase != self.phase:
-            self.peaks[self.phase].append(resident("VmHWM") - self.base)
+            self.peaks[self.phase].append(self.memory.peak() - self.base)
             self.phase = phase
-            self.reset()
+            self.memory.reset()
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self.count)
@@ -67,11 +69,11 @@ class Meter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.enter("rollout")
-        self.times.append(time.perf_counter())
+        self.lap()
 
 
 def build(side, folder, s):
-    """The trainer of a side on the same policy, prompts and reward."""
+    """The trainer of a side on the same policy, prompts and reward; and the model that reads the replies."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
     settings = {
@@ -80,8 +82,9 @@ def build(side, folder, s):
         "per_device_train_batch_size": s["micro_batch"], "gradient_accumulation_steps": s["batch"] // s["micro_batch"],
         "total_episodes": s["batch"] * s["updates"], "num_ppo_epochs": s["epochs"], "response_length": s["limit"],
         "stop_token": "eos", "temperature": 1.0, "learning_rate": s["lr"], "lr_scheduler_type": "constant",
-        "logging_steps": 1, "gradient_checkpointing": False, "bf16": False, "use_cpu": True, "kl_coef": 0.01,
-        "num_sample_generations": 0, "local_rollout_forward_batch_size": s["batch"],
+        "logging_steps": 1, "gradient_checkpointing": s["checkpointing"], "bf16": s["bf16"],
+        "use_cpu": s["device"] == "cpu", "kl_coef": 0.01, "num_sample_generations": 0,
+        "local_rollout_forward_batch_size": s["batch"],
     }  # fmt: skip
     generator = torch.Generator().manual_seed(s["seed"])
     # More prompts than are used: in 1.12 the last batch of a pass makes other steps.
@@ -96,28 +99,29 @@ def build(side, folder, s):
         base = GPT2ForSequenceClassification(GPT2Config(**width, num_labels=1))
         mixture = MixtureRewardModel.from_base(base, int(side[1:]), processing_class=tokenizer)
         args = MaxMinPPOConfig(**settings, utility="raw")
-        return MaxMinPPOTrainer(args, ref_model=None, reward_model=mixture, **objects)
+        trainer = MaxMinPPOTrainer(args, ref_model=None, reward_model=mixture, **objects)
+        return trainer, mixture.components[0]
     reward = AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1)
     if side == "ours":
         from trl_maxmin import PPOConfig, PPOTrainer
 
-        return PPOTrainer(PPOConfig(**settings), ref_model=None, reward_model=reward, **objects)
+        return PPOTrainer(PPOConfig(**settings), ref_model=None, reward_model=reward, **objects), reward
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     torch.manual_seed(0)
     # 1.12 needs a critic with a trunk of its own: one like the policy's.
     critic = GPT2ForSequenceClassification(GPT2Config(**policy.config.to_dict() | {"num_labels": 1}))
     args = PPOConfig(**settings)
-    return PPOTrainer(args, ref_model=None, reward_model=reward, value_model=critic, **objects)
+    return PPOTrainer(args, ref_model=None, reward_model=reward, value_model=critic, **objects), reward
 
 
 def main() -> None:
     """Run a side, write what was measured."""
     side, folder, settings, out = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(settings["threads"])
-    trainer, meter = build(side, folder, settings), Meter()
+    (trainer, reward), meter = build(side, folder, settings), Meter(settings["device"])
     trainer.add_callback(meter)
-    meter.watch(trainer)
+    meter.watch(trainer, reward)
     trainer.train()
     history = trainer.state.log_history
     # The first update warms caches and allocates the optimizer's state.
@@ -126,6 +130,8 @@ def main() -> None:
         "side": side,
         "seed": settings["seed"],
         "episodes_per_second": settings["batch"] * (len(meter.times) - 2) / seconds,
+        "tokens_per_second": (meter.tokens_before[-1] - meter.tokens_before[1]) / seconds,
+        "held_before_mib": meter.base,
         "peak_rollout_mib": max(meter.peaks["rollout"]),
         "peak_update_mib": max(meter.peaks["update"]),
         "optimizer_steps": meter.steps,

@@ -4,23 +4,26 @@
     python benchmarks/ppo_vs_trl.py --out ppo_vs_trl.json                   # V = 50,257, five paired seeds
     python benchmarks/ppo_vs_trl.py --vocabulary 512 --out small.json       # where trunk and overhead dominate
     python benchmarks/ppo_vs_trl.py --sides k1 k8                           # what eight components cost
+    python benchmarks/ppo_vs_trl.py --device cuda --bf16 --checkpointing --layers 18 --width 2048 --limit 256 \
+        --seeds 2 --updates 4 --out ppo_vs_trl_gpu.json                     # about 1 B parameters on a GPU
 
-TRL 1.12.0 is installed into a folder of its own. Both sides run in float32 without gradient checkpointing (1.12
-ignores both settings), each run in a process of its own, the order changing from pair to pair. The policy is first
-trained to end its replies after a quarter to the whole of the length limit: a random one never does. The reward is the
-share of half of the words. Prints medians and ratios; figures mean something on an idle machine only. Linux.
+TRL 1.12.0 is installed into a folder of its own. Both sides run in float32 without gradient checkpointing unless
+`--bf16` and `--checkpointing` are given (1.12 gets them too, and ignores both). Each run is a process of its own, the
+order changing from pair to pair. The policy is first trained to end its replies after a quarter to the whole of the
+length limit: a random one never does. The reward is the share of half of the words. Prints medians and ratios; figures
+mean something on an idle machine only. Linux.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from peak_memory import machine
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -42,17 +45,23 @@ def install_trl() -> None:
             )
 
 
+def heads(width: int) -> int:
+    """Attention heads of width 48 where that divides, else of 64."""
+    return width // 48 if width % 48 == 0 else width // 64 or 1
+
+
 def sft_policy(args: argparse.Namespace) -> GPT2LMHeadModel:
     """A policy whose replies are random words that end, evenly, after a quarter to the whole of the limit."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=args.vocabulary, n_layer=args.layers, n_embd=args.width, n_head=args.width // 48 or 1,
+            vocab_size=args.vocabulary, n_layer=args.layers, n_embd=args.width, n_head=heads(args.width),
             n_positions=args.limit + 32, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
         )
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    used = torch.arange(2 + WORDS)
+    ).to(args.device)  # fmt: skip
+    rate = 3e-3 * min(1.0, 192 / args.width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    used = torch.arange(2 + WORDS, device=args.device)
     others = min(512, args.vocabulary - len(used))
     for step in range(args.sft_steps):
         prompt = torch.randint(2, 2 + WORDS, (16, 12))
@@ -60,22 +69,23 @@ def sft_policy(args: argparse.Namespace) -> GPT2LMHeadModel:
         ends = torch.randint(args.limit // 4, args.limit, (16,))
         places = torch.arange(args.limit)
         reply[places == ends.unsqueeze(1)] = EOS
-        hidden = model.transformer(torch.cat([prompt, reply], 1)).last_hidden_state[:, 11:-1]
+        reply = reply.to(args.device)
+        hidden = model.transformer(torch.cat([prompt.to(args.device), reply], 1)).last_hidden_state[:, 11:-1]
         # Softmax over the words and a sample of all other tokens, weighted for those left out.
-        sample = torch.randint(len(used), args.vocabulary, (others,)) if others else used[:0]
+        sample = torch.randint(len(used), args.vocabulary, (others,)).to(used) if others else used[:0]
         logits = hidden @ model.lm_head.weight[torch.cat([used, sample])].T
         if others:
             left_out = torch.tensor((args.vocabulary - len(used)) / others).log()
             logits = torch.cat([logits[..., : len(used)], logits[..., len(used) :] + left_out], -1)
-        mask = places <= ends.unsqueeze(1)
+        mask = (places <= ends.unsqueeze(1)).to(args.device)
         loss = torch.nn.functional.cross_entropy(logits[mask], reply[mask])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / args.sft_steps)
+            group["lr"] = rate * (1 - step / args.sft_steps)
     print(f"policy: {loss.item():.2f} nats per token (words alone: {torch.tensor(float(WORDS)).log():.2f})")
-    return model
+    return model.cpu()
 
 
 @torch.no_grad()
@@ -114,6 +124,7 @@ def prepare(args: argparse.Namespace) -> Path:
 def run_side(side: str, seed: int, folder: Path, args: argparse.Namespace) -> dict:
     """One run in a process of its own."""
     settings = {name: getattr(args, name) for name in ("vocabulary", "batch", "micro_batch", "updates", "epochs")}
+    settings |= {name: getattr(args, name) for name in ("device", "bf16", "checkpointing")}
     settings |= {"limit": args.limit, "lr": args.lr, "threads": args.threads, "seed": seed, "words": WORDS}
     path = [str(ROOT)] if side != "trl" else [str(TRL_FOLDER), str(ROOT)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(args.threads)}
@@ -125,6 +136,7 @@ def run_side(side: str, seed: int, folder: Path, args: argparse.Namespace) -> di
     result = json.loads(out.read_text())
     print(
         f"{side:>4} seed {seed}: {result['episodes_per_second']:6.2f} episodes/s, "
+        f"{result['tokens_per_second']:6.0f} tokens/s, "
         f"{result['peak_rollout_mib']:6.0f} MiB rollout, {result['peak_update_mib']:6.0f} MiB update, "
         f"{result['optimizer_steps']} steps, score {result['scores'][0]:.3f} -> {result['scores'][-1]:.3f}",
         flush=True,
@@ -135,7 +147,7 @@ def run_side(side: str, seed: int, folder: Path, args: argparse.Namespace) -> di
 def compare(results: list[dict], sides: list[str]) -> dict:
     """Medians of the paired ratios, second side over first, and the paired difference of the mean score."""
     first, second = ([r for r in results if r["side"] == side] for side in sides)
-    names = ("episodes_per_second", "peak_rollout_mib", "peak_update_mib", "optimizer_steps")
+    names = ("episodes_per_second", "tokens_per_second", "peak_rollout_mib", "peak_update_mib", "optimizer_steps")
     summary = {
         f"{name}_ratio": statistics.median(b[name] / a[name] for a, b in zip(first, second, strict=True))
         for name in names
@@ -164,9 +176,13 @@ def main() -> None:
     for name, default in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--bf16", action="store_true", help="autocast")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    install_trl()
+    if "trl" in args.sides:
+        install_trl()
     folder = prepare(args)
     results = []
     for seed in range(args.seeds):
@@ -175,9 +191,9 @@ def main() -> None:
     summary = compare(results, args.sides)
     print(f"{args.sides[1]} against {args.sides[0]}: {json.dumps(summary, indent=2)}")
     if args.out:
-        machine = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
-        settings = {name: getattr(args, name) for name in (*numbers, "lr", "seeds", "sides")}
-        record = {"settings": settings, "machine": machine, "summary": summary, "runs": results}
+        names = (*numbers, "lr", "seeds", "sides", "device", "bf16", "checkpointing")
+        settings = {name: getattr(args, name) for name in names}
+        record = {"settings": settings, "machine": machine(), "summary": summary, "runs": results}
         Path(args.out).write_text(json.dumps(record, indent=2))
 
 

@@ -1,0 +1,71 @@
+"""The measurements of speed and memory, in miniature: that they run, and that their ratios are those they name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import base_memory
+from benchmarks.peak_memory import PeakMemory
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script, *options):
+    """A benchmark as printed in its docstring."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *map(str, options)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_peak_memory_sees_what_is_held_for_a_moment():
+    memory = PeakMemory("cpu")
+    memory.reset()
+    before = memory.now()
+    held = bytearray(os.urandom(2**20)) * 64
+    del held
+    assert memory.peak() >= before + 63
+    memory.reset()
+    assert memory.peak() <= before + 32
+
+
+def test_the_ratio_is_to_one_base_and_the_activations_of_one_component():
+    one = {"one_base": 100.0, "weights": 110.0, "peak": 150.0}
+    several = {"one_base": 100.0, "weights": 140.0, "peak": 182.0}
+    assert base_memory.summarise(one, several) == {"activations_k1": 40.0, "ratio": 1.3}
+
+
+@pytest.mark.slow
+def test_base_memory_in_miniature(tmp_path):
+    out = tmp_path / "memory.json"
+    sizes = {"vocabulary": 50, "layers": 2, "width": 32, "inner": 64, "heads": 2, "tokens": 16, "prompt": 8}
+    run("base_memory.py", "--out", out, *(text for name, value in sizes.items() for text in (f"--{name}", value)))
+    record = json.loads(out.read_text())
+    assert list(record["runs"]) == ["score_k1", "score_k4", "ppo_k1", "ppo_k4"]
+    assert all(0 < values["weights"] <= values["peak"] for values in record["runs"].values())
+    assert record["machine"]["gpu"] is None
+    assert record["settings"]["tokens"] == 16
+
+
+@pytest.mark.slow
+def test_ppo_sides_in_half_precision_and_with_checkpointing(tmp_path):
+    out = tmp_path / "sides.json"
+    run(
+        "ppo_vs_trl.py", "--sides", "ours", "k1", "--seeds", 1, "--updates", 3, "--vocabulary", 80, "--layers", 1,
+        "--width", 48, "--limit", 16, "--batch", 8, "--micro-batch", 4, "--sft-steps", 5, "--bf16", "--checkpointing",
+        "--work", tmp_path / "work", "--out", out,
+    )  # fmt: skip
+    record = json.loads(out.read_text())
+    assert record["settings"]["bf16"] and record["settings"]["checkpointing"]
+    for side in record["runs"]:
+        # A reply has at most 16 tokens and a prompt from 8 to 16.
+        per_episode = side["tokens_per_second"] / side["episodes_per_second"]
+        assert 8 < per_episode <= 32
+        assert side["optimizer_steps"] == 12
