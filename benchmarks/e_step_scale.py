@@ -2,7 +2,7 @@
 """The E-step's bookkeeping at scale: cached scores in, responsibilities and mixing weights out.
 
     python benchmarks/e_step_scale.py                      # 10 million pairs, 1 million annotators, K = 8
-    python benchmarks/e_step_scale.py --num_pairs 100000 --num_annotators 10000
+    python benchmarks/e_step_scale.py --num_pairs 100000 --num_annotators 10000 --output e_step_scale.json
 
 Prints seconds and the peak memory of the process, the scores themselves (320 MB at full size) included.
 """
@@ -12,8 +12,10 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
+from peak_memory import machine
 
 from trl_maxmin.trainer.em_state import EMState
 
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("--num_pairs", type=int, default=10_000_000)
     parser.add_argument("--num_annotators", type=int, default=1_000_000)
     parser.add_argument("--num_components", type=int, default=8)
+    parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(arguments.num_annotators, (arguments.num_pairs,), generator=generator)
@@ -41,11 +44,11 @@ def main() -> None:
     assert abs(total - arguments.num_annotators) < 1e-3 * arguments.num_annotators, "rows must sum to 1"
     unit = 2**30 if sys.platform == "darwin" else 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    print(
-        json.dumps(
-            {**vars(arguments), "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": round(peak, 2), **result}
-        )
-    )
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    report = {**settings, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": round(peak, 2), **result}
+    print(json.dumps(report))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report | {"machine": machine()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

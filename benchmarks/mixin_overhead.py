@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from peak_memory import machine
 from transformers import GPT2LMHeadModel, PrinterCallback
 from transformers.utils import logging as transformers_logging
 
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--replies", type=int, default=96)
     parser.add_argument("--utility", default="zscore")
+    parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -118,6 +120,8 @@ def main() -> None:
         "calibration_seconds": round(trainer.record[0][2], 2),
     }
     print(json.dumps(report))
+    if options.output:
+        options.output.write_text(json.dumps(report | {"machine": machine()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

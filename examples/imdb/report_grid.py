@@ -5,8 +5,7 @@ python examples/imdb/report_grid.py --cells imdb-small/cells
 python examples/imdb/report_grid.py --cells imdb-small/cells --against examples/imdb/results/small
 python examples/imdb/report_grid.py --cells examples/imdb/results/small --docs docs/reproduction.md --name imdb-small
 python examples/imdb/report_grid.py --cells examples/imdb/results/shares examples/imdb/results/small \\
-    --policies single maxmin mirror sample_min oracle --docs docs/reproduction.md --name imdb-shares \\
-    --figure docs/imdb_shares.png
+    --docs docs/reproduction.md --name imdb-shares --figure docs/imdb_shares.png
 """
 
 from __future__ import annotations

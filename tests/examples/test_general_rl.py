@@ -114,6 +114,8 @@ def test_max_min_reaches_the_optimum_and_the_sum_does_not(gridworld):
 def test_the_readmes_numbers_are_those_of_the_results(gridworld):
     """Every share in the README's tables is computed anew from the runs in `results/`."""
     text = (FOLDER / "README.md").read_text()
+    seconds = [run["cpu_seconds"] for run in json.loads((FOLDER / "results" / "gridworld.json").read_text())["runs"]]
+    assert f"A run takes {min(seconds)} to {max(seconds)} seconds" in text
     for path in sorted((FOLDER / "results").glob("*.json")):
         report = json.loads(path.read_text())
         for rule, name in itertools.product(dict.fromkeys(run["rule"] for run in report["runs"]), ("last", "average")):
