@@ -7,8 +7,8 @@
     PYTHONPATH=. python benchmarks/ablations.py policy --output docs/results/ablation_policy.json
 
 em          soft against hard assignment, annealed or not, with and without the short starts
-trunk       one trunk with K heads against K models, at minority shares 0.01 to 0.2; the groups are known, so that
-            only what the components share differs
+trunk       one trunk with K heads, trained or frozen, against K models, at minority shares 0.01 to 0.2; the groups are
+            known, so that only what the components share differs
 components  K = 1, 2, 3, 5 where two groups were planted: rewards, and the policy trained on them
 policy      on one mixture: standardised against raw utilities, the minimum of means against the mean of minima, a
             critic of K outputs against one of the worst group's reward alone
@@ -44,6 +44,11 @@ EM_VARIANTS = {
     "soft, not annealed, no starts": {"n_init": 0, "annealing_start": 1.0},
     "hard, no starts": {"n_init": 0, "em": "hard"},
 }
+TRUNKS = {
+    "head": {},
+    "full": {"component_type": "full"},
+    "frozen": {"train_trunk": False, "pooling": "mean", "kernel_features": 0},
+}
 SHARES = {"0.01": (99, 1), "0.05": (95, 5), "0.10": (90, 10), "0.20": (80, 20)}
 COMPONENTS = ("1", "2", "3", "5")
 POLICY_VARIANTS = (
@@ -73,10 +78,9 @@ def trunk(bench: Bench, seed: int, missing: list[str]) -> Iterator[Row]:
     """One trunk or several, with known groups."""
     for share in dict.fromkeys(variant.split(", ")[0] for variant in missing):
         train, heldout = bench.preferences(planted(*SHARES[share], seed), seed)
-        for kind in ("head", "full"):
+        for kind, options in TRUNKS.items():
             if f"{share}, {kind}" in missing:
-                options = {"component_type": kind, "group_column": "group"}
-                trainer = bench.fit(train, heldout, 2, seed, **options)
+                trainer = bench.fit(train, heldout, 2, seed, group_column="group", **options)
                 yield {"variant": f"{share}, {kind}", "heldout_accuracy": heldout_accuracy(trainer)}
 
 
@@ -160,7 +164,7 @@ def _mean_of_log(trainer: MaxMinPPOTrainer, name: str) -> float:
 
 ABLATIONS: dict[str, tuple[Callable[..., Iterator[Row]], list[str]]] = {
     "em": (em, list(EM_VARIANTS)),
-    "trunk": (trunk, [f"{share}, {kind}" for share in SHARES for kind in ("head", "full")]),
+    "trunk": (trunk, [f"{share}, {kind}" for share in SHARES for kind in TRUNKS]),
     "components": (components, list(COMPONENTS)),
     "policy": (policy, list(POLICY_VARIANTS)),
 }
@@ -192,6 +196,7 @@ def main(argv: list[str] | None = None, settings: DemoSettings | None = None) ->
             seconds = time.process_time() - start
             rows.append({"seed": seed, **row, "cpu_seconds": round(seconds, 1)})
             print(rows[-1], flush=True)
+            rows.sort(key=lambda row: (row["seed"], variants.index(row["variant"])))
             save(arguments.output, {"ablation": arguments.ablation, "settings": vars(settings), "rows": rows})
             start = time.process_time()
 

@@ -4,9 +4,10 @@
     PYTHONPATH=. python benchmarks/token_costs.py --output docs/results/token_costs.json
 
 `loss`: log-probabilities and their gradient, `cross_entropy` against `token_logprobs`, with the arrays of the logits'
-size that each holds at its peak beside the logits. `without_gradient`: projection and log-probabilities in one piece
-against chunks of the size that PPO takes. `draw`: softmax and `torch.multinomial` against `SampleByCdf`, and the
-projection onto the vocabulary that precedes both. Processor time on one thread, medians; ratios are second over first.
+size that each holds at its peak beside the logits. `without_gradient`: projection, temperature, log-probabilities and
+entropy in one piece against chunks of the size that PPO takes. `draw`: softmax and `torch.multinomial` against
+`SampleByCdf`, and the projection onto the vocabulary that precedes both. Processor time on one thread, medians; ratios
+are second over first.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def without_gradient(s: argparse.Namespace) -> dict:
 
     def pieces(size: int) -> list[torch.Tensor]:
         chunks = zip(hidden.split(size), tokens.split(size), strict=True)
-        return [token_logprobs(states @ head.T, ids)[0] for states, ids in chunks]
+        return [token_logprobs((states @ head.T) / 0.7, ids, with_entropy=True)[0] for states, ids in chunks]
 
     chunk = max(CACHED_LOGITS // s.vocabulary, 64)
     sides = {"one_piece": lambda: pieces(s.tokens), "chunks": lambda: pieces(chunk)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import base_memory
+from benchmarks import base_memory, token_costs
 from benchmarks.peak_memory import PeakMemory
 
 
@@ -69,3 +69,15 @@ def test_ppo_sides_in_half_precision_and_with_checkpointing(tmp_path):
         per_episode = side["tokens_per_second"] / side["episodes_per_second"]
         assert 8 < per_episode <= 32
         assert side["optimizer_steps"] == 12
+
+
+def test_token_costs_in_miniature(tmp_path):
+    out = tmp_path / "costs.json"
+    sizes = {"vocabulary": 600, "tokens": 32, "width": 8, "rows": 2, "repeats": 1}
+    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    token_costs.main([*options, "--output", str(out)])
+    record = json.loads(out.read_text())
+    assert record["without_gradient"]["chunk"] >= 64 and record["settings"]["repeats"] == 1
+    for name, sides in {"loss": 2, "without_gradient": 2, "draw": 3}.items():
+        seconds = list(record[name]["seconds"].values())
+        assert len(seconds) == sides and record[name]["ratio"] == pytest.approx(seconds[1] / seconds[0])

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 
 import pytest
 
@@ -253,3 +253,27 @@ def test_what_diagnose_finds(share, label):
     verdict = f"{ordered} of {len(worlds)}" if share else "one group"
     says("diagnose", f"| {label} | {groups} | {shares} % | {verdict} |")
     assert all(1.5 < world["cpu_seconds"] < 2.5 for world in worlds)  # "about two seconds"
+
+
+def test_what_is_said_of_trunks():
+    """Paired differences over the five seeds; 2.776 is Student's t for four degrees of freedom."""
+    right = {(row["variant"], row["seed"]): row["heldout_accuracy"] for row in read("ablation_trunk")["rows"]}
+
+    def gain(share, one, other, group="positive"):
+        pairs = [(right[f"{share}, {one}", seed], right[f"{share}, {other}", seed]) for seed in range(5)]
+        return [ours[group] - theirs[group] for ours, theirs in pairs]
+
+    for one, other, form in [("full", "head", "{:.3f}"), ("frozen", "full", "{:+.3f}"), ("frozen", "head", "{:+.3f}")]:
+        values = gain("0.01", one, other)
+        margin = 2.776 * stdev(values) / 5**0.5
+        low, high = mean(values) - margin, mean(values) + margin
+        says("reproduction", f"{form.format(mean(values))} [{low:+.3f}, {high:+.3f}]")
+        if other == "head":
+            assert sum(value > 0 for value in values) == 4  # "in four of five seeds"
+    costs = [
+        -mean(gain(share, "frozen", other, group))
+        for share in ("0.05", "0.10", "0.20")
+        for other in ("head", "full")
+        for group in ("positive", "concise")
+    ]
+    assert (round(min(costs), 2), round(max(costs), 2)) == (0.01, 0.03)

@@ -348,6 +348,26 @@ def test_runs_below_080_and_ranges_that_the_docs_name(report):
         assert f"{words} ({min(means):.2f} to {max(means):.2f})" in text
 
 
+def test_mirror_against_hard_switching_under_grpo(report):
+    runs = {
+        policy: [
+            report.rates(json.loads((RECORDED / "grpo" / f"grpo_share0.20_{policy}_seed{seed}.json").read_text()))
+            for seed in range(5)
+        ]
+        for policy in ("maxmin", "mirror")
+    }
+    text = " ".join((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").split())
+    for group, words in {
+        "positive": "the minority gains {mean:.3f} [{low:+.3f}, {high:+.3f}] over it",
+        "concise": "the majority's difference is {mean:+.3f} [{low:+.3f}, {high:+.3f}]",
+        "worst": "the worst group's {mean:+.3f} [{low:+.3f}, {high:+.3f}] (paired over the five seeds)",
+    }.items():
+        values = np.subtract(*([run[group] for run in runs[policy]] for policy in ("mirror", "maxmin")))
+        margin = 2.776 * values.std(ddof=1) / 5**0.5  # Student's t for four degrees of freedom
+        mean = values.mean()
+        assert words.format(mean=mean, low=mean - margin, high=mean + margin) in text
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recorded_runs_are_what_the_docs_say(report, name):
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")

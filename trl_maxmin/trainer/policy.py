@@ -175,7 +175,7 @@ class PolicyWithCritic(nn.Module):
         """Log-probabilities `(n,)` of the tokens and entropies `(n,)`, from hidden states `(n, H)`, chunk by chunk."""
         size = self.logits_chunk_size
         if hidden.device.type == "cpu" and not torch.is_grad_enabled():
-            # Nothing is kept, so chunks may be as small as a processor's cache: a third less time.
+            # Nothing is kept, so chunks may be as small as a processor's cache, which is faster.
             vocabulary = self.causal_lm.config.get_text_config().vocab_size
             size = min(size, max(CACHED_LOGITS // vocabulary, 64))
         pairs = list(zip(hidden.split(size), ids.split(size), strict=True))
