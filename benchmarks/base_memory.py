@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of one base that carries a policy's adapter and K reward components: scoring, and a MaxMin-PPO step.
+r"""Memory of one base that carries a policy's adapter and K reward components: scoring, and a MaxMin-PPO step.
 
     PYTHONPATH=. python benchmarks/base_memory.py --device cuda --out base_memory.json    # 7 B parameters, bf16
-    PYTHONPATH=. python benchmarks/base_memory.py --layers 8 --width 512 --vocabulary 8000 --tokens 128   # on a CPU
+    PYTHONPATH=. python benchmarks/base_memory.py --layers 8 --width 512 --inner 1376 --heads 8 \
+        --vocabulary 8000 --tokens 128 --prompt 96                                        # on a CPU
 
 A Llama of random weights in bfloat16. Each measurement is a process of its own, with one component and with
 `--components`; the policy has a LoRA adapter, its reference is the base with the adapter off, its critic stands on the
-policy's trunk. `ratio` is the peak with K components over (weights of one base + what the peak with one component
-holds beyond the weights).
+policy's trunk. `ratio` is the peak with K components, less what the peak with one component holds beyond its weights
+(the activations), over the weights of one base.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ def measure(stage: str, components: int, s: dict[str, Any], folder: str) -> dict
 
 
 def summarise(one: dict[str, float], several: dict[str, float]) -> dict[str, float]:
-    """The ratio of the module's docstring, and the activations it takes."""
+    """The ratio of the module's docstring, and the activations it takes off."""
     activations = one["peak"] - one["weights"]
-    return {"activations_k1": activations, "ratio": several["peak"] / (several["one_base"] + activations)}
+    return {"activations_k1": activations, "ratio": (several["peak"] - activations) / several["one_base"]}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,6 +109,10 @@ def main(argv: list[str] | None = None) -> None:
     for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args(argv)
+    if not 0 < args.prompt < args.tokens:
+        parser.error(
+            f"--prompt must leave room for a reply: from 1 to {args.tokens - 1} (--tokens), got {args.prompt}."
+        )
     settings = {name: getattr(args, name) for name in (*NUMBERS, "device")}
     if args.worker:
         stage, components = args.worker
@@ -126,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
             print(stage, f"K = {k}:", {name: round(value) for name, value in runs[f"{stage}_k{k}"].items()}, "MiB")
         summary[stage] = summarise(runs[f"{stage}_k1"], runs[f"{stage}_k{args.components}"])
         ratio = summary[stage]["ratio"]
-        print(f"{stage}: {ratio:.3f} of one base and the activations of one component ({BAR} at most)", flush=True)
+        print(f"{stage}: {ratio:.3f} of one base beside the activations of one component ({BAR} at most)", flush=True)
     if args.out:
         record = {"settings": settings, "machine": machine(), "runs": runs, "summary": summary}
         Path(args.out).write_text(json.dumps(record, indent=2) + "\n")
