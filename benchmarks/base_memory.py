@@ -6,9 +6,9 @@ r"""Memory of one base that carries a policy's adapter and K reward components: 
         --vocabulary 8000 --tokens 128 --prompt 96                                        # on a CPU
 
 A Llama of random weights in bfloat16. Each measurement is a process of its own, with one component and with
-`--components`; the policy has a LoRA adapter, its reference is the base with the adapter off, its critic stands on the
-policy's trunk. `ratio` is the peak with K components, less what the peak with one component holds beyond its weights
-(the activations), over the weights of one base.
+`--components` of the default rank. The policy has a LoRA adapter of `--rank`, its reference is the base with the
+adapter off, its critic stands on the policy's trunk. `ratio` is the peak with K components, less what the peak with
+one component holds beyond its weights (the activations), over the weights of one base.
 """
 
 from __future__ import annotations
