@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,9 +54,23 @@ class Watched:
         if parts.scheme not in ("data", "blob") and parts.hostname not in ("127.0.0.1", "localhost"):
             self._note(f"request off loopback: {request.url}")
 
-    def compare(self) -> None:
-        self.page.click("#mm-compare")
-        self.page.wait_for_selector("#mm-answers [aria-busy=false]")
+    def compare(self, start: Callable[[], None] | None = None) -> None:
+        """Start a comparison (by a click, or by `start`) and wait until its answers stand there whole.
+
+        The answers of the comparison before are whole as well, and stay until the first new ones arrive: they are
+        marked, and a marked panel does not count.
+        """
+        self.page.evaluate("document.querySelector('#mm-answers [aria-busy]')?.setAttribute('data-old', '')")
+        if start is None:
+            self.page.click("#mm-compare")
+        else:
+            start()
+        self.page.wait_for_selector("#mm-answers [aria-busy=false]:not([data-old])")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until what came with the last message is drawn in every part of the page."""
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def close(self) -> None:
         self.context.close()

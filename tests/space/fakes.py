@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,14 @@ from trl_maxmin.space.scoring import Studio
 
 
 class FakePolicy:
-    """Answers with `reply(prompt, settings)`, one character a token."""
+    """Answers with `reply(prompt, settings)`, one character a token; half of it before `gate` opens."""
 
     def __init__(self, name: str, reply: Callable[[str, Settings], str], context: int | None = None) -> None:
         self.name, self.reply, self.context = name, reply, context
         self.source = name
         self.tokenizer = SimpleNamespace(chat_template=None)
+        self.gate = threading.Event()
+        self.gate.set()
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
@@ -30,6 +33,7 @@ class FakePolicy:
     def stream(self, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Reply]:
         text = self.reply("".join(map(chr, prompt_ids)), settings)
         yield Reply([], text[: len(text) // 2])
+        assert self.gate.wait(60)
         yield Reply([], text, finished=True, done=True)
 
     def sample(self, prompt_ids: Sequence[int], settings: Settings, count: int) -> list[Reply]:

@@ -77,13 +77,16 @@ class Handlers:
         blind: bool,
         request: gr.Request,
     ) -> Iterator[tuple]:
-        """Answers as they grow, then utilities, the line in words and the form of the vote."""
+        """Answers as they grow, then utilities, the line in words and the form of the vote.
+
+        While they grow there is nothing to vote on: the comparison before is no longer what the visitor sees.
+        """
+        shown, answers = 0.0, []
         try:
             self.limit.check(request.session_hash or "")
             settings = Settings(_number(temperature), _whole(seed), _whole(length))
             self.studio.check(prompt, list(policies or []), settings)
             order: list[int] | None = None
-            shown, answers = 0.0, []
             for answers in self._compare(prompt, list(policies or []), settings):
                 if order is None:
                     order = list(range(len(answers)))
@@ -92,9 +95,9 @@ class Handlers:
                         random.SystemRandom().shuffle(order)
                 answers = [answers[i] for i in order]
                 if time.monotonic() - shown > _SECONDS_BETWEEN_UPDATES:
+                    ballot = (gr.skip(), gr.skip(), gr.skip()) if shown else self._no_vote()
                     shown = time.monotonic()
-                    panel = html.answers_panel(answers, hidden=blind, streaming=True)
-                    yield panel, "", "", gr.skip(), gr.skip(), gr.skip()
+                    yield html.answers_panel(answers, hidden=blind, streaming=True), "", "", *ballot
         except Refused as refusal:
             yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip(), gr.skip()
             return
@@ -103,7 +106,8 @@ class Handlers:
             # A Space that lends GPUs says in a gr.Error, for instance, that a visitor's share of today is used up.
             said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
             text = f"{said} Please try again."
-            yield gr.skip(), gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip(), gr.skip()
+            panel = html.answers_panel(answers, hidden=blind) if shown else gr.skip()
+            yield panel, gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip(), gr.skip()
             return
         seen = Comparison(prompt, tuple(answers), hidden=bool(blind), blind=bool(blind))
         yield (*self._shown(seen), seen, self._choices(seen), gr.update(interactive=True))
@@ -114,6 +118,10 @@ class Handlers:
         if seen.hidden and not message:
             message = "The policies are hidden until you vote."
         return panel, line, html.notice(message)
+
+    def _no_vote(self) -> tuple[None, Any, Any]:
+        # Made anew for every use: Gradio takes pieces out of the updates that it is given.
+        return None, gr.update(value=None, interactive=False), gr.update(interactive=False)
 
     def _choices(self, seen: Comparison) -> Any:
         names = [html.letter(i) if seen.hidden else label(answer.policy) for i, answer in enumerate(seen.answers)]
@@ -133,7 +141,7 @@ class Handlers:
             if self.ballot is None:
                 raise Refused("This page takes no votes.")
             if seen is None:
-                raise Refused("Please compare some answers first.")
+                raise Refused("Please compare some answers first, and wait until they are complete.")
             if seen.voted:
                 raise Refused("You have voted on these answers. Compare again to vote once more.")
             if not isinstance(choice, int) or isinstance(choice, bool):
