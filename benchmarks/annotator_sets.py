@@ -9,7 +9,9 @@ For each seed it does what this command does, the texts being encoded once for a
     trl-maxmin reward --dataset_name DATA --annotator_column annotator --model_name_or_path ENCODER \\
         --train_trunk false --pooling mean --select 1,2,3,4 --seed SEED --output_dir OUT
 
-and, with the chosen K, asks about statements and about people that training never saw.
+and asks, for each K, about held-out pairs of the same people, about statements of which a person's training pairs say
+nothing, about statements that nobody had judged, and, with the chosen K, about new people. A person's pairs share
+statements in these sets, so held-out pairs are half known: who preferred A to C and B to D has said something of A, D.
 """
 
 import argparse
@@ -53,16 +55,11 @@ def fit(pairs, people, k, seed):
     return fit_feature_mixture(pairs, people, k, generator=torch.Generator().manual_seed(seed), num_init=12)
 
 
-def unseen_statements(pairs, people, candidates, seed):
-    """A fifth of the texts is kept from training; judged are the pairs of which both texts are new."""
-    generator = torch.Generator().manual_seed(seed)
-    new = torch.rand(len(pairs.features), generator=generator) < 0.2
-    judged = new[pairs.chosen] & new[pairs.rejected]
-    trained = ~new[pairs.chosen] & ~new[pairs.rejected]
-    result = {"num_pairs": int(judged.sum()), "num_texts": int(new.sum())}
-    held = pairs.select(judged)
+def table_of_fits(train, held, people, candidates, seed):
+    """Each K, fitted on `train`, on `held`."""
+    result = {"num_pairs": len(held)}
     for k in candidates:
-        fitted = fit(pairs.select(trained), people, k, seed)
+        fitted = fit(train, people, k, seed)
         scores = predictive_log_likelihood(
             held.log_likelihood(fitted.weight), fitted.log_responsibilities, held.annotator_index
         )
@@ -70,19 +67,42 @@ def unseen_statements(pairs, people, candidates, seed):
     return result
 
 
+def unseen_votes(pairs, people, candidates, seed):
+    """A third of each person's statements is kept from that person's training pairs; those of others may hold them.
+    Judged are the pairs of which both statements are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(people, len(pairs.features), generator=generator) < 1 / 3
+    chosen, rejected = kept[pairs.annotator_index, pairs.chosen], kept[pairs.annotator_index, pairs.rejected]
+    return table_of_fits(
+        pairs.select(~chosen & ~rejected), pairs.select(chosen & rejected), people, candidates, seed
+    )  # fmt: skip
+
+
+def unseen_statements(pairs, people, candidates, seed):
+    """A fifth of the texts is kept from training; judged are the pairs of which both texts are new."""
+    generator = torch.Generator().manual_seed(seed)
+    new = torch.rand(len(pairs.features), generator=generator) < 0.2
+    judged = new[pairs.chosen] & new[pairs.rejected]
+    trained = ~new[pairs.chosen] & ~new[pairs.rejected]
+    table = table_of_fits(pairs.select(trained), pairs.select(judged), people, candidates, seed)
+    return {"num_texts": int(new.sum()), **table}
+
+
 def unseen_annotators(pairs, people, k, seed):
-    """A fifth of the people is kept from training; they are assigned on 0, 1, 2, ... of their pairs."""
+    """A fifth of the people is kept from training; they are assigned on 0, 1, 2, 4, 8 of their pairs, and judged on
+    pairs that share no statement with these."""
     generator = torch.Generator().manual_seed(seed)
     new = torch.rand(people, generator=generator) < 0.2
     theirs = new[pairs.annotator_index]
     fitted = fit(pairs.select(~theirs), people, k, seed)
     held = pairs.select(theirs)
     curve = assignment_curve(
-        held.log_likelihood(fitted.weight), held.annotator_index, fitted.mixing_weights, generator=generator
-    )
+        held.log_likelihood(fitted.weight), held.annotator_index, fitted.mixing_weights, generator=generator,
+        sizes=(0, 1, 2, 4, 8), texts=torch.stack([held.chosen, held.rejected], dim=1),
+    )  # fmt: skip
     return [
         {"pairs_seen": p.num_seen, "accuracy": round(p.accuracy, 4), "standard_error": round(p.standard_error, 4),
-         "log_likelihood": round(p.log_likelihood, 4), "num_annotators": p.num_annotators}
+         "log_likelihood": round(p.log_likelihood, 4), "num_annotators": p.num_annotators, "num_pairs": p.num_pairs}
         for p in curve
     ]  # fmt: skip
 
@@ -93,6 +113,14 @@ def everything(trainer):
     features = parts[-1].features
     joined = [torch.cat([getattr(p, name) for p in parts]) for name in ("chosen", "rejected", "annotator_index")]
     return FeaturePairs(features, *joined)
+
+
+def familiar_pairs(trainer):
+    """Share of the held-out pairs of which the same person judged both statements in training pairs."""
+    train, held = (trainer.feature_pairs(part) for part in (trainer.train_dataset, trainer.eval_dataset))
+    own = [p.annotator_index.unsqueeze(1) * len(held.features) + torch.stack([p.chosen, p.rejected], 1)
+           for p in (train, held)]  # fmt: skip
+    return round(torch.isin(own[1], own[0]).all(1).double().mean().item(), 4)
 
 
 def heldout_table(trainer, candidates, seed):
@@ -142,6 +170,9 @@ def main():
         selection, pairs, people = trainer.selection, everything(trainer), len(trainer.annotators)
         report["seeds"][str(seed)] = {
             "verdict": selection.verdict(),
+            "heads": "linear" if trainer.mixture.feature_map is None else "kernel",
+            "familiar_heldout_pairs": familiar_pairs(trainer),
+            "cross_validated_pairs": selection.num_pairs,
             "num_components": selection.num_components,
             "cross_validated": {
                 str(k): {
@@ -154,6 +185,7 @@ def main():
             },
             "chosen": {"accuracy": accuracy(heldout), "log_likelihood": round(heldout.mean().item(), 4)},
             "heldout": heldout_table(trainer, candidates, seed),
+            "unseen_votes": unseen_votes(pairs, people, candidates, seed),
             "unseen_statements": unseen_statements(pairs, people, candidates, seed),
             "unseen_annotators": unseen_annotators(pairs, people, selection.num_components, seed),
             "num_texts": len(pairs.features),

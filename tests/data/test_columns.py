@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
-from trl_maxmin.data.columns import AnnotatorIndex, prepare_preferences, split_by_annotator
+from trl_maxmin.data.columns import AnnotatorIndex, prepare_preferences, share_of_familiar_pairs, split_by_annotator
 
 
 def preferences(**columns):
@@ -106,6 +106,28 @@ def test_split_holds_out_a_share_of_every_annotator():
     again, _ = split_by_annotator(data, 0.3, seed=1)
     other, _ = split_by_annotator(data, 0.3, seed=2)
     assert list(again["chosen"]) == list(train["chosen"]) != list(other["chosen"])
+
+
+def votes(people=20):
+    """Each of four statements that a person agrees with against each of four that they do not."""
+    return [
+        {"prompt": "p", "chosen": f"a{i}", "rejected": f"d{j}", "annotator_id": who}
+        for who in range(people) for i in range(4) for j in range(4)
+    ]  # fmt: skip
+
+
+def test_held_out_pairs_that_training_pairs_imply_are_counted_and_said(caplog):
+    train, heldout = split_by_annotator(Dataset.from_list(votes()), 0.2, seed=0)
+    judged = {(row["annotator_id"], row[side]) for row in train for side in ("chosen", "rejected")}
+    by_hand = [all((row["annotator_id"], row[side]) in judged for side in ("chosen", "rejected")) for row in heldout]
+    assert share_of_familiar_pairs(train, heldout) == sum(by_hand) / len(by_hand) > 0.9
+    assert "of the held-out pairs consist of two texts that the same annotator judges" in caplog.text
+    caplog.clear()
+    others = [row | {"annotator_id": f"{row['annotator_id']} {n}"} for n, row in enumerate(votes())]
+    assert share_of_familiar_pairs(Dataset.from_list(others[:300]), Dataset.from_list(others[300:])) == 0.0
+    prompts = Dataset.from_list([row | {"prompt": str(n)} for n, row in enumerate(votes())])
+    split_by_annotator(prompts, 0.2, seed=0)  # the same words in reply to another prompt are another text
+    assert caplog.text == ""
 
 
 def test_nothing_to_hold_out():

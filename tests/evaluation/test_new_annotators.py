@@ -33,6 +33,24 @@ def test_by_hand():
     assert all(p.accuracy == 1.0 and p.standard_error == 0.0 for p in points)
 
 
+def test_pairs_that_share_a_text_with_those_seen_do_not_judge():
+    scores, annotator = two_kinds(people=4, pairs=6)
+    texts = torch.arange(48).view(24, 2)
+    assert curve_of(scores, annotator, texts).num_pairs == 4 * 4
+    # One text in all pairs of annotators 0 and 1: nothing of theirs can judge. Of another's pairs, it takes nothing.
+    texts[:12, 0] = 0
+    point = curve_of(scores, annotator, texts)
+    assert (point.num_annotators, point.num_pairs) == (2, 8)
+    texts[:18, 0] = 0
+    with pytest.raises(ValueError, match="1 annotators have more than 2 pairs and some that share no text with those"):
+        curve_of(scores, annotator, texts)
+
+
+def curve_of(scores, annotator, texts):
+    weights, generator = torch.tensor([0.5, 0.5]), torch.Generator().manual_seed(0)
+    return assignment_curve(scores, annotator, weights, generator=generator, sizes=(0, 2), texts=texts)[-1]
+
+
 def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match="0 annotators have more than 24 pairs"):
         curve(sizes=(0, 24))

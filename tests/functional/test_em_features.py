@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """EM on a table of texts: against scikit-learn for one component, against the planted groups for several."""
 
+import math
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
 from tests.functional.test_em_linear import agreement_of_the_true_posterior, planted
+from trl_maxmin.functional import em_features
 from trl_maxmin.functional.em_features import (
     FeaturePairs,
     cross_validated_scores,
@@ -72,10 +75,75 @@ def test_principal_directions_leave_the_differences_uncorrelated():
 
 def test_folds_deal_out_every_annotator_evenly():
     annotator = torch.tensor([0] * 10 + [1] * 7 + [2])
-    fold = deal_folds(annotator, 5, torch.Generator().manual_seed(0))
+    folds = deal_folds(table(torch.ones(18, 1), annotator), 5, torch.Generator().manual_seed(0))
+    assert (folds[:, 0] == folds[:, 1]).all()
+    fold = folds[:, 0]
     assert torch.bincount(fold[:10]).tolist() == [2] * 5
     counts = torch.bincount(fold[10:17], minlength=5)
     assert counts.min() >= 1 and counts.max() <= 2
+
+
+def votes(num_people, num_texts=40, agreed=5, disagreed=6, seed=0):
+    """Each statement that a person agrees with against each that they disagree with, by tossed coins: no groups, and
+    nothing to know about a person's other votes."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for person in range(num_people):
+        texts = torch.randperm(num_texts, generator=generator)[: agreed + disagreed].tolist()
+        rows += [(a, d, person) for a in texts[:agreed] for d in texts[agreed:]]
+    chosen, rejected, annotator = (torch.tensor(column) for column in zip(*rows, strict=True))
+    features = torch.randn(num_texts, 12, generator=generator)
+    return FeaturePairs(features, chosen, rejected, annotator)
+
+
+def test_what_scores_a_pair_knows_neither_of_its_texts_from_the_same_annotator():
+    pairs = votes(20)
+    folds = deal_folds(pairs, 5, torch.Generator().manual_seed(0))
+    scored = 0
+    for part in range(5):
+        out, rest = (folds == part).all(1), (folds != part).all(1)
+        for person in range(20):
+            own = pairs.annotator_index == person
+            held = {t for side in (pairs.chosen, pairs.rejected) for t in side[own & out].tolist()}
+            seen = {t for side in (pairs.chosen, pairs.rejected) for t in side[own & rest].tolist()}
+            assert not held & seen
+        scored += int(out.sum())
+    assert len(pairs) / 10 < scored < len(pairs) / 3  # a fifth in the mean
+
+
+def test_pairs_that_hang_together_stay_together_where_they_are_few():
+    # Ten rankings of three texts each: 30 pairs of one person, and one person whose pairs share nothing.
+    first = torch.arange(0, 30, 3).repeat_interleave(3)
+    chosen = torch.cat([first + torch.tensor([0, 0, 1] * 10), torch.arange(30, 40)])
+    rejected = torch.cat([first + torch.tensor([1, 2, 2] * 10), torch.arange(40, 50)])
+    pairs = FeaturePairs(torch.eye(50), chosen, rejected, torch.tensor([0] * 30 + [1] * 10))
+    folds = deal_folds(pairs, 5, torch.Generator().manual_seed(0))
+    assert (folds[:, 0] == folds[:, 1]).all()
+    assert (folds[:30, 0].view(10, 3) == folds[:30:3, 0].view(10, 1)).all()
+    assert torch.bincount(folds[:30:3, 0], minlength=5).tolist() == [2] * 5
+    assert torch.bincount(folds[30:, 0], minlength=5).tolist() == [2] * 5
+
+
+def test_coin_tosses_are_no_evidence_of_groups(monkeypatch):
+    pairs, coin = votes(60), math.log(0.5)
+
+    def likelihood():
+        scores = {k: cross_validated_scores(pairs, 60, k, seed=0, num_init=3) for k in (1, 4)}
+        kept = scores[1].isfinite()
+        assert (kept == scores[4].isfinite()).all()
+        return {k: value[kept].mean().item() for k, value in scores.items()}, kept.sum()
+
+    dealt_by_text, kept = likelihood()
+    assert dealt_by_text[4] < dealt_by_text[1] < coin
+    assert len(pairs) / 10 < kept < len(pairs) / 3
+
+    def by_pair(pairs, num_folds, generator):
+        return torch.randint(num_folds, (len(pairs), 1), generator=generator).repeat(1, 2)
+
+    # Why: what a person's own votes imply is remembered, the better the more components there are.
+    monkeypatch.setattr(em_features, "deal_folds", by_pair)
+    dealt_by_pair, _ = likelihood()
+    assert dealt_by_pair[4] > dealt_by_pair[1] > coin
 
 
 def test_a_pair_is_never_scored_by_what_has_seen_it():

@@ -134,6 +134,15 @@ class TestSelection:
         assert (tmp_path / "selection.png").read_bytes()[:4] == b"\x89PNG"
         assert [row[0] for row in selection.rows()] == ["1", "2 *"]
 
+    def test_pairs_that_could_not_be_held_out_do_not_count(self):
+        nan = float("nan")
+        scores = {1: torch.tensor([-0.9, nan, -0.9, nan]), 2: torch.tensor([-0.1, nan, -0.2, -9.0])}
+        selection = ComponentSelection.from_scores(scores, torch.tensor([0, 0, 1, 2]))
+        assert selection.num_components == 2 and selection.num_pairs == 2 and selection.num_annotators == 2
+        assert selection.log_likelihood == pytest.approx({1: -0.9, 2: -0.15})
+        with pytest.raises(ValueError, match="Of 4 pairs 2 can be held out, of fewer than 2 annotators"):
+            ComponentSelection.from_scores(scores, torch.zeros(4).long())
+
     def test_the_smaller_of_two_that_cannot_be_told_apart(self):
         scores = {1: torch.tensor([-0.5, -0.5, -0.5, -0.5]), 2: torch.tensor([-0.1, -0.8, -0.1, -0.8])}
         selection = ComponentSelection.from_scores(scores, torch.arange(4))

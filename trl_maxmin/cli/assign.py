@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from trl import ScriptArguments
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
@@ -91,7 +92,7 @@ def run(argv: Sequence[str]) -> None:
     sure = (probability.max(-1).values >= 0.9).double().mean()
     print(f"assigned with a posterior of at least 0.9: {sure:.0%}; mean entropy {posterior.entropy.mean():.3f} nats")
     if arguments.curve:
-        print_curve(log_likelihood, people, mixture.mixing_weights, arguments.seed)
+        print_curve(log_likelihood, people, mixture.mixing_weights, arguments.seed, text_numbers(rows))
     print(f"wrote {arguments.output_file} (it names annotators: keep it on this machine)")
 
 
@@ -116,12 +117,30 @@ def write_posterior(posterior: AnnotatorPosterior, names: list[str], path: str |
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def print_curve(log_likelihood: torch.Tensor, people: torch.Tensor, weights: torch.Tensor, seed: int) -> None:
-    """The curve of accuracy against pairs seen, for the sizes that leave somebody pairs to be judged on."""
-    counts = torch.bincount(people)
-    sizes = [size for size in CURVE_SIZES if int((counts > size).sum()) >= 2]
+def text_numbers(rows: Dataset) -> torch.Tensor:
+    """`(N, 2)`: equal numbers for equal prompt and reply."""
+    numbers: dict[str, int] = {}
+    prompts = rows["prompt"] if "prompt" in rows.column_names else [None] * len(rows)
+    pairs = zip(prompts, rows["chosen"], rows["rejected"], strict=True)
+    return torch.tensor(
+        [[numbers.setdefault(repr((p, reply)), len(numbers)) for reply in replies] for p, *replies in pairs]
+    )
+
+
+def print_curve(
+    log_likelihood: torch.Tensor, people: torch.Tensor, weights: torch.Tensor, seed: int, texts: torch.Tensor
+) -> None:
+    """The curve of accuracy against pairs seen, for the sizes that leave two people pairs of other texts to judge."""
     generator = torch.Generator().manual_seed(seed)
-    points = assignment_curve(log_likelihood, people, weights, generator=generator, sizes=sizes)
+    for end in range(len(CURVE_SIZES), 0, -1):
+        try:
+            points = assignment_curve(
+                log_likelihood, people, weights, generator=generator, sizes=CURVE_SIZES[:end], texts=texts
+            )
+            break
+        except ValueError:
+            if end == 1:
+                raise
     print_table(
         f"Accuracy on further pairs ({points[0].num_annotators} annotators, {points[0].num_pairs} pairs)",
         ["pairs seen", "accuracy", "log-likelihood", "entropy (nats)"],

@@ -43,11 +43,13 @@ def assignment_curve(
     *,
     generator: torch.Generator,
     sizes: Sequence[int] = CURVE_SIZES,
+    texts: torch.Tensor | None = None,
 ) -> list[AssignmentPoint]:
     """Assign each annotator by some of their pairs and score the rest.
 
     Every size is judged on the same annotators and the same pairs, so the curve rises or falls for one reason only:
-    annotators with more than `max(sizes)` pairs take part, and the pairs beyond that number judge.
+    annotators with more than `max(sizes)` pairs take part, and the pairs beyond that number judge. With `texts`,
+    pairs that share a text with the first `max(sizes)` of their annotator do not: they would partly repeat those.
 
     Args:
         log_likelihood (`torch.Tensor` of shape `(N, K)`): of the pairs of annotators who did not train, nats.
@@ -55,12 +57,13 @@ def assignment_curve(
         mixing_weights (`torch.Tensor` of shape `(K,)`): the posterior of who has shown nothing.
         generator (`torch.Generator`): of the order of each annotator's pairs.
         sizes (`Sequence[int]`): numbers of pairs seen.
+        texts (`torch.Tensor` of shape `(N, 2)`, *optional*): numbers of the two texts of each pair.
 
     Returns:
         `list[AssignmentPoint]`, one per size.
 
     Raises:
-        ValueError: fewer than two annotators have more pairs than the largest size.
+        ValueError: fewer than two annotators have pairs left to judge beyond the largest size.
 
     Example:
 
@@ -76,17 +79,27 @@ def assignment_curve(
     counts = torch.bincount(people)
     starts = counts.cumsum(0) - counts
     position = torch.arange(len(people)) - starts[people]
-    enough = counts > max(sizes)
+    judged = position >= max(sizes)
+    if texts is not None:
+        judged &= ~_shown(texts[order], people, ~judged).any(1)
+    enough = torch.bincount(people[judged], minlength=len(counts)) > 0
     if int(enough.sum()) < 2:
         raise ValueError(
-            f"{int(enough.sum())} annotators have more than {max(sizes)} pairs, but the curve needs two at least. "
-            "Give smaller sizes, or more pairs of the same people."
+            f"{int(enough.sum())} annotators have more than {max(sizes)} pairs"
+            f"{' and some that share no text with those' if texts is not None else ''}, but the curve needs two at "
+            "least. Give smaller sizes, or more pairs of the same people."
         )
-    order, people, position = (t[enough[people]] for t in (order, people, position))
+    taking_part = enough[people]
+    order, people, position, judged = (t[taking_part] for t in (order, people, position, judged))
     people = torch.unique(people, return_inverse=True)[1]
     scores = log_likelihood[order].double()
-    judged = position >= max(sizes)
     return [_point(size, scores, people, position < size, judged, mixing_weights.double()) for size in sizes]
+
+
+def _shown(texts: torch.Tensor, people: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Which of the texts `(N, 2)` stand in one of the same annotator's pairs of `seen`."""
+    keys = people.unsqueeze(1) * (int(texts.max()) + 1) + texts
+    return torch.isin(keys, keys[seen])
 
 
 def _point(

@@ -11,6 +11,7 @@ Letters: M texts, D features, N pairs, H annotators, K components, F folds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -289,7 +290,7 @@ class _Run:
 def cross_validated_scores(
     pairs: FeaturePairs, num_annotators: int, num_components: int, *, seed: int, num_folds: int = 5, **kwargs: Any
 ) -> Tensor:
-    """Predictive log-likelihood of every pair from a mixture, and an assignment, that never saw it.
+    """Predictive log-likelihood of pairs from a mixture, and an assignment, that never saw them.
 
     Args:
         pairs ([`FeaturePairs`]): all pairs.
@@ -300,20 +301,20 @@ def cross_validated_scores(
         **kwargs: of [`fit_feature_mixture`].
 
     Returns:
-        `Tensor` of shape `(N,)`, nats: `log sum_k gamma[h, k] p_k(pair)`, where `gamma` and the rewards come from the
-        pairs of the other folds.
+        `Tensor` of shape `(N,)`, nats: `log sum_k gamma[h, k] p_k(pair)`, where `gamma` and the rewards come from
+        pairs of the other folds; NaN where a pair is in no fold as a whole (see [`deal_folds`]).
     """
-    fold = deal_folds(pairs.annotator_index, num_folds, torch.Generator().manual_seed(seed))
+    folds = deal_folds(pairs, num_folds, torch.Generator().manual_seed(seed))
     # Once for all folds: directions in which no pair differs are dropped. That looks at texts, not at preferences.
     directions, _ = principal_directions(pairs)
     pairs = _in_directions(pairs, directions)
-    scores = torch.zeros(len(pairs), dtype=torch.float64)
+    scores = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
     for part in range(num_folds):
-        out = fold == part
-        if not out.any() or out.all():
+        out, rest = (folds == part).all(1), (folds != part).all(1)
+        if not out.any() or not rest.any():
             continue
         fitted = fit_feature_mixture(
-            pairs.select(~out), num_annotators, num_components, generator=torch.Generator().manual_seed(seed), **kwargs
+            pairs.select(rest), num_annotators, num_components, generator=torch.Generator().manual_seed(seed), **kwargs
         )
         held = pairs.select(out)
         scores[out] = predictive_log_likelihood(
@@ -322,10 +323,81 @@ def cross_validated_scores(
     return scores
 
 
-def deal_folds(annotator_index: Tensor, num_folds: int, generator: torch.Generator) -> Tensor:
-    """Fold `(N,)` of each pair; every annotator's pairs are dealt out evenly."""
-    order = torch.randperm(len(annotator_index), generator=generator)
-    by_annotator = order[torch.argsort(annotator_index[order], stable=True)]
-    fold = torch.empty(len(annotator_index), dtype=torch.long)
-    fold[by_annotator] = torch.arange(len(annotator_index)) % num_folds
-    return fold
+def deal_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of the chosen and of the rejected text of each pair; every annotator's are dealt out evenly.
+
+    Who has said that A beats B and B beats C has said that A beats C. Where an annotator judged a text in several
+    pairs, a held-out pair of texts that the other pairs hold would therefore score what is known of this annotator
+    already, and the more components there are, the better they remember it. Pairs that hang together by such texts go
+    into one fold; where that would be more than the share of a fold (each statement that a person agrees with against
+    each that they disagree with, say), the annotator's texts are dealt out instead. A pair with texts of two folds
+    belongs to neither: it is not scored, and what scores either fold has not seen it.
+
+    Args:
+        pairs ([`FeaturePairs`]): the pairs; equal rows of `features` are equal texts.
+        num_folds (`int`): number of folds.
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `Tensor` of shape `(N, 2)`, integers; both entries are the same for every pair whose texts its annotator judged
+        nowhere else.
+
+    Example:
+
+    >>> chosen, rejected = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 3, 2, 3])
+    >>> votes = FeaturePairs(torch.eye(4), chosen, rejected, torch.zeros(4).long())
+    >>> deal_folds(votes, 2, torch.Generator().manual_seed(0)).shape
+    torch.Size([4, 2])
+    """
+    order = torch.randperm(len(pairs), generator=generator)
+    by_annotator = order[torch.argsort(pairs.annotator_index[order], stable=True)]
+    fold = torch.empty(len(pairs), dtype=torch.long)
+    fold[by_annotator] = torch.arange(len(pairs)) % num_folds
+    folds = fold.unsqueeze(1).repeat(1, 2)
+    for rows in _rows_that_share_texts(pairs):
+        folds[rows] = _deal_texts(pairs.chosen[rows].tolist(), pairs.rejected[rows].tolist(), num_folds, generator)
+    return folds
+
+
+def _rows_that_share_texts(pairs: FeaturePairs) -> list[Tensor]:
+    """Rows of each annotator who judged a text in more than one pair."""
+    sides = torch.stack([pairs.chosen, pairs.rejected], dim=1) + pairs.annotator_index.unsqueeze(1) * len(
+        pairs.features
+    )
+    judged, times = torch.unique(sides, return_counts=True)
+    sharing = torch.unique(judged[times > 1] // max(len(pairs.features), 1))
+    order = torch.argsort(pairs.annotator_index, stable=True)
+    owners, counts = torch.unique(pairs.annotator_index[order], return_counts=True)
+    return [rows for owner, rows in zip(owners, order.split(counts.tolist()), strict=True) if owner in sharing]
+
+
+def _deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds `(n, 2)` of one annotator's pairs: connected pairs together, or text by text where they are too many."""
+    root = {text: text for text in [*chosen, *rejected]}
+
+    def find(text: int) -> int:
+        while root[text] != text:
+            root[text] = text = root[root[text]]
+        return text
+
+    for one, other in zip(chosen, rejected, strict=True):
+        root[find(one)] = find(other)
+    members: dict[int, list[int]] = {}
+    for text in root:
+        members.setdefault(find(text), []).append(text)
+    sizes = dict.fromkeys(members, 0)
+    for text in chosen:
+        sizes[find(text)] += 1
+    units: list[list[int]] = []
+    for name, texts in members.items():
+        if sizes[name] <= max(1, math.ceil(len(chosen) / num_folds)):
+            units.append(texts)
+            continue
+        # At least two texts in each part, since a part of one text holds no pair.
+        parts = min(num_folds, max(1, len(texts) // 2))
+        shuffled = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
+        units += [shuffled[part::parts] for part in range(parts)]
+    fold = {}
+    for position, unit in enumerate(torch.randperm(len(units), generator=generator).tolist()):
+        fold.update(dict.fromkeys(units[unit], position % num_folds))
+    return torch.tensor([[fold[one], fold[other]] for one, other in zip(chosen, rejected, strict=True)])

@@ -25,7 +25,7 @@ class ComponentSelection:
         standard_error (`dict[int, float]`): of that paired difference, clustered by annotator.
         accuracy (`dict[int, float]`): share of pairs to whose chosen reply the annotator's posterior gives more than
             one half.
-        num_pairs, num_annotators (`int`): what the numbers rest on.
+        num_pairs, num_annotators (`int`): what the numbers rest on: held-out pairs, and whose they are.
     """
 
     num_components: int
@@ -41,9 +41,20 @@ class ComponentSelection:
     def from_scores(cls, scores: dict[int, torch.Tensor], annotator_index: torch.Tensor) -> ComponentSelection:
         """Decide from the predictive log-likelihoods `(N,)` of the same held-out pairs under each K.
 
+        NaN marks pairs that could not be held out ([`deal_folds`][trl_maxmin.functional.em_features.deal_folds]); they
+        do not count.
+
         Raises:
-            ValueError: as [`select_num_components`].
+            ValueError: pairs of fewer than two annotators have scores; else as [`select_num_components`].
         """
+        scored = torch.stack([value.isfinite() for value in scores.values()]).all(0)
+        if len(annotator_index[scored].unique()) < 2:
+            raise ValueError(
+                f"Of {len(scored)} pairs {int(scored.sum())} can be held out, of fewer than 2 annotators: nearly all "
+                "consist of texts that the same annotator judges in other pairs too. Give num_components, or more "
+                "texts for each annotator."
+            )
+        scores, annotator_index = {k: value[scored] for k, value in scores.items()}, annotator_index[scored]
         chosen: NumComponentsSelection = select_num_components(scores, annotator_index)
         accuracy = {k: (value.exp() > 0.5).double().mean().item() for k, value in scores.items()}
         return cls(
