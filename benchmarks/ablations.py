@@ -146,7 +146,7 @@ def policy(bench: Bench, seed: int, missing: list[str]) -> Iterator[Row]:
             "heldout_accuracy": heldout_accuracy(rewards),
             "win_rate": bench.win_rates(trainer.policy_model, seed),
             "switches": sum(a != b for a, b in zip(worst, worst[1:], strict=False)),
-            "value_loss": _mean_of_log(trainer, "loss/value_avg"),
+            "explained_variance": _mean_of_log(trainer, "val/explained_variance"),
             "kl": _mean_of_log(trainer, "objective/kl"),
         }
 

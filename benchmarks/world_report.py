@@ -74,7 +74,10 @@ TABLES: dict[str, tuple[str, dict[str, Callable[[Row], float]]]] = {
     "ablation_em": ("variant", {**ACCURACY, "assigned as planted": _of("assigned_as_planted")}),
     "ablation_trunk": ("variant", ACCURACY),
     "ablation_components": ("variant", {**ACCURACY, **WINS}),
-    "ablation_policy": ("variant", {**WINS, "switches": _of("switches"), "value loss": _of("value_loss")}),
+    "ablation_policy": (
+        "variant",
+        {**WINS, "switches": _of("switches"), "explained variance": _of("explained_variance")},
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
+from sklearn.metrics import explained_variance_score
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorWithPadding,
@@ -105,6 +106,11 @@ class TestOneStepByHand:
         mask = rollout.completion_mask
         np.testing.assert_allclose(rollout.advantages[mask].numpy(), whitened, atol=1e-4)
         np.testing.assert_allclose(rollout.returns[mask].numpy(), np.concatenate(returns), atol=1e-5)
+        weighted = [
+            np.concatenate(part) @ [*self.reward_weights, self.kl_coef] for part in (returns, [v for _, v in old])
+        ]
+        (foreseen,) = trainer._metrics["train"]["val/explained_variance"]
+        assert foreseen == pytest.approx(explained_variance_score(*weighted), abs=1e-4)
 
         # Move the policy, so that ratios leave 1 and both clips are at work.
         generator = torch.Generator().manual_seed(0)

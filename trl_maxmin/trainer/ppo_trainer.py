@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -396,13 +397,17 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         return moments_to_mean_var(sum_over_ranks(self.accelerator, masked_moments(values, mask)))
 
     def _advantages(self, rollout: Rollout, rewards: torch.Tensor, channel_weights: torch.Tensor) -> None:
-        """Advantages per channel, weighted, then whitened over all ranks."""
+        """Advantages per channel, weighted, then whitened over all ranks; logs how much of the returns the critic
+        foresaw."""
         advantages, rollout.returns = generalized_advantage_estimate(
             rewards, rollout.values, rollout.completion_mask, self.args.gamma, self.args.lam
         )
         combined = combine_advantages(advantages, channel_weights)
         mean, var = self._global_mean_var(combined, rollout.loss_mask)
         rollout.advantages = whiten(combined, rollout.loss_mask, mean, var)
+        returns = combine_advantages(rollout.returns, channel_weights)
+        _, spread = self._global_mean_var(returns, rollout.loss_mask)
+        self._metrics["train"]["val/explained_variance"].append((1 - var / spread).item() if spread > 0 else math.nan)
 
     # ------------------------------------------------------------------------------------------------ 3 optimisation
     def _optimise(self, rollout: Rollout) -> torch.Tensor:
