@@ -67,9 +67,13 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def rates(cell: Cell) -> dict[str, float]:
-    """Win rates of a cell by group, their mean and their minimum."""
+    """Win rates of a cell by group, their mean and their minimum; where the KL is known, `net`: the minimum less what
+    the KL cost."""
     by_group = {group: cell["win_rate"][group]["mean"] for group in cell["groups"]}
-    return {**by_group, "mean": float(np.mean(list(by_group.values()))), "worst": min(by_group.values())}
+    found = {**by_group, "mean": float(np.mean(list(by_group.values()))), "worst": min(by_group.values())}
+    if cell["kl_last"] is not None:
+        found["net"] = found["worst"] - cell["settings"]["kl_coef"] * cell["kl_last"]
+    return found
 
 
 def summarise(cells: list[Cell]) -> list[dict[str, Any]]:
@@ -79,8 +83,8 @@ def summarise(cells: list[Cell]) -> list[dict[str, Any]]:
         cells (`list[dict]`): of one grid.
 
     Returns:
-        `list[dict]` with `policies` (policy -> group, `mean`, `worst` -> interval) and `differences` (`"a - b"` ->
-        the same, over the seeds that have both).
+        `list[dict]` with `policies` (policy -> group, `mean`, `worst`, `net` -> interval) and `differences`
+        (`"a - b"` -> the same, over the seeds that have both).
     """
     result = []
     for trainer, share in sorted({(cell["trainer"], cell["minority_share"]) for cell in cells}):
@@ -138,16 +142,18 @@ def _tables(cells: list[Cell]) -> str:
             cells_of_policy = [cell for cell in mine if cell["policy"] == name]
             tokens = np.mean([cell["replies"][name]["mean_tokens"] for cell in cells_of_policy])
             shown = [format_interval(values[column]) for column in columns]
-            rates_of.append([share, name, values["mean"]["n"], *shown, f"{tokens:.1f}", *_price(cells_of_policy)])
+            divergence = [cell["kl_last"] for cell in cells_of_policy]
+            kl = "" if None in divergence else f"{np.mean(divergence):.1f}"
+            rates_of.append([share, name, values["mean"]["n"], *shown, f"{tokens:.1f}", kl, _net(values)])
         for name, values in block["differences"].items():
             shown = [format_interval(values[column], signed=True) for column in columns]
-            gains.append([share, name, values["mean"]["n"], *shown])
+            gains.append([share, name, values["mean"]["n"], *shown, _net(values, signed=True)])
         found += [[share, *row] for row in _em_rows(mine, minority)]
     tables = [
         f"**{cells[0]['trainer'].upper()}.** Win rates against the reference: mean over seeds with Student's 95 % "
         "interval over seeds (from three on).",
         _table(["share", "policy", "seeds", *heads, "tokens", "KL, nats", "worst - KL price"], rates_of),
-        _table(["share", "paired difference", "seeds", *heads], gains),
+        _table(["share", "paired difference", "seeds", *heads, "worst - KL price"], gains),
     ]
     if found:
         tables += [
@@ -165,13 +171,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(str(value) for value in line)} |" for line in lines) if rows else ""
 
 
-def _price(cells: list[Cell]) -> tuple[str, str]:
-    """KL to the reference, and the worst group's win rate less what the KL cost: what max-min is after, by gold."""
-    if any(cell["kl_last"] is None for cell in cells):
-        return "", ""
-    divergence = [cell["kl_last"] for cell in cells]
-    left = [rates(cell)["worst"] - cell["settings"]["kl_coef"] * cell["kl_last"] for cell in cells]
-    return f"{np.mean(divergence):.1f}", f"{np.mean(left):.3f}"
+def _net(values: dict[str, Any], signed: bool = False) -> str:
+    return format_interval(values["net"], signed) if "net" in values else ""
 
 
 def _em_rows(cells: list[Cell], minority: str) -> list[list[Any]]:

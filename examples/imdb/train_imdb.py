@@ -83,8 +83,9 @@ def run(arguments: ImdbArguments, console: Console) -> dict[str, Any]:
     with stage("evaluation", "7/7 Ask the gold utilities, which training never saw"):
         # Short beginnings such as "This movie" occur in both splits; those are left out.
         asked = prompts(reviews.test, tokenizer, arguments.eval_prompts, next(streams), exclude=train_prompts)
+        # Not with the reference's random numbers: a policy that is next to it would mostly tie.
         replies = {
-            name: sample(policy, tokenizer, asked, arguments.max_new_tokens, arguments.seed)
+            name: sample(policy, tokenizer, asked, arguments.max_new_tokens, arguments.seed + (name != "reference"))
             for name, policy in policies.items()
         }
         results = evaluate(gold, asked, replies)

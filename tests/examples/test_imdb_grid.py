@@ -348,6 +348,26 @@ def test_runs_below_080_and_ranges_that_the_docs_name(report):
         assert f"{words} ({min(means):.2f} to {max(means):.2f})" in text
 
 
+def test_what_the_majority_has_from_the_smoother_rules(report):
+    cells = [
+        json.loads(path.read_text()) for name in ("shares", "small") for path in (RECORDED / name).rglob("*.json")
+    ]
+    majority = {(c["minority_share"], c["policy"], c["seed"]): c["win_rate"]["concise"]["mean"] for c in cells}
+    text = " ".join((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").split())
+    for policy, words in {
+        "mirror": "({mean:+.3f} [{low:+.3f}, {high:+.3f}] over hard switching, the four shares averaged seed by seed)",
+        "sample_min": "({mean:+.3f} [{low:+.3f}, {high:+.3f}])",
+    }.items():
+        by_seed = [
+            np.mean(
+                [majority[share, policy, seed] - majority[share, "maxmin", seed] for share in (0.05, 0.1, 0.2, 0.4)]
+            )
+            for seed in range(5)
+        ]
+        mean, margin = np.mean(by_seed), 2.776 * np.std(by_seed, ddof=1) / 5**0.5
+        assert words.format(mean=mean, low=mean - margin, high=mean + margin) in text
+
+
 def test_mirror_against_hard_switching_under_grpo(report):
     runs = {
         policy: [
