@@ -16,21 +16,32 @@ def mean(values: list[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
+JUDGED = {"heldout": "held-out pairs", "unseen_votes": "new votes", "unseen_statements": "new statements"}
+
+
 def rows(report: dict) -> list[str]:
-    """One line per K: accuracy and log-likelihood on held-out pairs of known people, then on statements never seen."""
+    """One line per K: accuracy and log-likelihood by what is judged, agreement with the groups, how often chosen."""
     seeds = list(report["seeds"].values())
     lines = []
     for k in seeds[0]["heldout"]:
-        held = [s["heldout"][k] for s in seeds]
-        new = [s["unseen_statements"][k] for s in seeds]
-        ari = [h["ari_with_group"] for h in held if "ari_with_group" in h]
-        chosen = sum(s["num_components"] == int(k) for s in seeds)
-        cells = [
-            k, mean([h["accuracy"] for h in held]), mean([h["log_likelihood"] for h in held]),
-            mean(ari, 2) if ari and k != "1" else "", mean([n["accuracy"] for n in new]), f"{chosen} of {len(seeds)}",
-        ]  # fmt: skip
+        cells = [k]
+        for name in JUDGED:
+            cells += [mean([s[name][k][of] for s in seeds]) for of in ("accuracy", "log_likelihood")]
+        ari = [s["heldout"][k]["ari_with_group"] for s in seeds if "ari_with_group" in s["heldout"][k]]
+        cells += [mean(ari, 2) if ari and k != "1" else "", f"{sum(s['num_components'] == int(k) for s in seeds)}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def gains(report: dict) -> str:
+    """What more than one component gains over one, nats a new vote, paired by seed."""
+    seeds = list(report["seeds"].values())
+    values = {
+        k: [s["unseen_votes"][k]["log_likelihood"] - s["unseen_votes"]["1"]["log_likelihood"] for s in seeds]
+        for k in seeds[0]["heldout"]
+        if k != "1"
+    }
+    return ", ".join(f"K = {k} {statistics.mean(v):+.3f} ± {statistics.stdev(v):.3f}" for k, v in values.items())
 
 
 def curve(report: dict) -> list[str]:
@@ -45,18 +56,21 @@ def main() -> None:
     """Print one table per file."""
     for path in sys.argv[1:]:
         report = json.loads(Path(path).read_text())
-        automatic = [s["chosen"] for s in report["seeds"].values()]
+        seeds = list(report["seeds"].values())
+        heads = [f"{title}: {of}" for title in JUDGED.values() for of in ("accuracy", "log-likelihood")]
+        familiar = mean([s["familiar_heldout_pairs"] for s in seeds], 2)
+        kernel = sum(s["heads"] == "kernel" for s in seeds)
         print(
             f"\n**{report['data']}**, {report['num_pairs']:,} pairs ([{Path(path).name}](results/{Path(path).name}))\n"
         )
-        print("| K | accuracy | log-likelihood | ARI with the set's groups | accuracy, both statements new | chosen |")
-        print("|---|---|---|---|---|---|")
+        print(f"| K | {' | '.join(heads)} | ARI with the set's groups | chosen, of {len(seeds)} |")
+        print("|---" * (len(heads) + 3) + "|")
         print("\n".join(rows(report)))
-        accuracy, likelihood = (mean([a[name] for a in automatic]) for name in ("accuracy", "log_likelihood"))
+        print(f"\nAgainst K = 1, nats a new vote: {gains(report)}. Share of held-out pairs of which the same person's")
         print(
-            f"\nAutomatic K: accuracy {accuracy}, log-likelihood {likelihood}. New people, accuracy after so many of"
+            f"training pairs hold both texts: {familiar}. Kernel features: {kernel} of {len(seeds)} seeds. New people,"
         )
-        print(f"their pairs: {', '.join(curve(report))}.")
+        print(f"accuracy after so many of their pairs: {', '.join(curve(report))}.")
 
 
 if __name__ == "__main__":

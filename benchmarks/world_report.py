@@ -74,10 +74,7 @@ TABLES: dict[str, tuple[str, dict[str, Callable[[Row], float]]]] = {
     "ablation_em": ("variant", {**ACCURACY, "assigned as planted": _of("assigned_as_planted")}),
     "ablation_trunk": ("variant", ACCURACY),
     "ablation_components": ("variant", {**ACCURACY, **WINS}),
-    "ablation_policy": (
-        "variant",
-        {**WINS, "switches": _of("switches"), "explained variance": _of("explained_variance")},
-    ),
+    "ablation_policy": ("variant", {**WINS, "switches": _of("switches"), "KL, nats": _of("kl")}),
 }
 
 

@@ -277,3 +277,17 @@ def test_what_is_said_of_trunks():
         for group in ("positive", "concise")
     ]
     assert (round(min(costs), 2), round(max(costs), 2)) == (0.01, 0.03)
+
+
+def test_what_raw_rewards_cost_whom():
+    wins = {(row["variant"], row["seed"]): row["win_rate"] for row in read("ablation_policy")["rows"]}
+
+    def change(variant, group):
+        values = [wins[variant, seed][group] - wins["raw", seed][group] for seed in range(5)]
+        margin = 2.776 * stdev(values) / 5**0.5  # Student's t for four degrees of freedom
+        return mean(values), mean(values) - margin, mean(values) + margin
+
+    middle, low, high = change("raw, majority x 3", "concise")
+    says("reproduction", f"the majority loses {-middle:.3f} [{-high:.3f}, {-low:.3f}] of its wins")
+    middle, low, high = change("raw, minority x 3", "positive")
+    says("reproduction", f"most of it in one seed ({middle:+.3f} [{low:+.3f}, {high:+.3f}])")
