@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gathering and reducing, with one process and with two gloo processes on loopback."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tests.launcher import launch
 from trl_maxmin.distributed import (
@@ -11,6 +15,7 @@ from trl_maxmin.distributed import (
     backward,
     gather_objects,
     gather_rows,
+    keep_float32_outputs,
     local_slice,
     mean_over_ranks,
     rows_per_rank,
@@ -48,6 +53,38 @@ def test_accumulate_says_when_gradients_are_shared_and_restores(accelerator):
     assert model.weight.grad.tolist() == [[2.0, 2.0]]
 
 
+class TestFloat32Outputs:
+    """What FSDP2 hands out, from the policy that accelerate makes of `mixed_precision` or from the user's."""
+
+    @staticmethod
+    def policy(mixed_precision=None, version=2, **settings):
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=version, **settings)
+        if mixed_precision:
+            plugin.set_mixed_precision(mixed_precision)
+        keep_float32_outputs(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+        return plugin.mixed_precision_policy
+
+    @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+    def test_computing_stays_in_halves_and_nothing_else(self, name, dtype):
+        assert self.policy(name) == MixedPrecisionPolicy(dtype, torch.float32, None)
+
+    @pytest.mark.parametrize("output_dtype", [None, torch.float32])
+    def test_a_policy_of_the_users_own_is_kept(self, output_dtype):
+        own = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, output_dtype, cast_forward_inputs=False)
+        assert self.policy("bf16", mixed_precision_policy=own) is own
+
+    def test_a_policy_of_the_users_own_that_rounds_is_refused(self):
+        own = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.bfloat16)
+        with pytest.raises(ValueError, match="output_dtype=torch.bfloat16.*Set it to torch.float32 or None"):
+            self.policy(mixed_precision_policy=own)
+
+    def test_full_precision_and_others_than_fsdp2_are_left_alone(self, accelerator):
+        assert self.policy() is None
+        assert self.policy("fp32") == MixedPrecisionPolicy(torch.float32, torch.float32, torch.float32)
+        assert self.policy("bf16", version=1).reduce_dtype == torch.bfloat16
+        keep_float32_outputs(accelerator)
+
+
 COLLECTIVES = """
 import json, os, sys, torch
 from accelerate import Accelerator
@@ -79,6 +116,52 @@ result = {
 }
 open(sys.argv[1] + f".{rank}", "w").write(json.dumps(result))
 """
+
+
+SHARDED = """
+import json, sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from trl_maxmin.distributed import accumulate
+
+torch.set_num_threads(1)
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+assert accelerator.is_fsdp2
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+fully_shard(model[0])
+fully_shard(model, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+data = torch.randn(3, 2, 5, 4)  # micro-batches, ranks, rows
+held = []
+for number, rows in enumerate(data[:, rank]):
+    with accumulate(accelerator, model, is_last=number == len(data) - 1):
+        model(rows).square().sum().backward()
+    held.append([p.grad is not None and type(p.grad).__name__ for p in model.parameters()])
+result = {
+    "held": held, "data": data.tolist(),
+    "gradients": [p.grad.full_tensor().flatten().tolist() for p in model.parameters()],
+}
+Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+def test_fsdp2_holds_shards_of_the_gradients_between_micro_batches(tmp_path):
+    results = launch(SHARDED, 2, tmp_path / "run")
+    torch.manual_seed(0)
+    whole = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+    (whole(torch.tensor(results[0]["data"])).square().sum() / 2).backward()  # ranks are averaged
+    for result in results:
+        assert result["held"] == [["DTensor"] * 4] * 3
+        for gradient, parameter in zip(result["gradients"], whole.parameters(), strict=True):
+            assert gradient == pytest.approx(parameter.grad.flatten().tolist(), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -106,13 +108,46 @@ def mean_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Ten
     return sum_over_ranks(accelerator, tensor) / accelerator.num_processes
 
 
+def _fsdp2_plugin(accelerator: Accelerator) -> Any:
+    """accelerate's settings of FSDP2, or `None` where something else shards or nothing does."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    return plugin if getattr(plugin, "fsdp_version", 1) == 2 else None
+
+
+def keep_float32_outputs(accelerator: Accelerator) -> None:
+    """Let FSDP2 hand out what a root module returns as it is, and add gradients up in float32.
+
+    accelerate's own mixed precision rounds the outputs of every sharded module, the root's too: log-probabilities
+    and values would keep the 8 significant bits of bfloat16. Has to come before `prepare`.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's; its `fsdp_plugin` is changed in place. A policy of
+            the user's own (`mixed_precision_policy`) is kept.
+
+    Raises:
+        ValueError: a policy of the user's own that rounds outputs.
+    """
+    plugin = _fsdp2_plugin(accelerator)
+    policy = None if plugin is None else plugin.mixed_precision_policy
+    if policy is None or policy.output_dtype in (None, torch.float32):
+        return
+    # The three types are one where accelerate chose them from `mixed_precision`.
+    if not policy.param_dtype == policy.reduce_dtype == policy.output_dtype:
+        raise ValueError(
+            f"The `mixed_precision_policy` of FSDP2 has output_dtype={policy.output_dtype}, which would round "
+            "log-probabilities and values. Set it to torch.float32 or None, or leave the policy out: "
+            "`mixed_precision` alone gives one that keeps them."
+        )
+    plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+
+
 @contextmanager
 def accumulate(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Iterator[None]:
-    """Forward and backward of one micro-batch: gradients meet across ranks on the last one only.
+    """Forward and backward of one micro-batch: gradients meet across ranks on the last one only, if waiting is free.
 
     `transformers` decides by itself when gradients are shared; a step that is made inside `training_step` has to say
-    so for DDP and FSDP (`no_sync`), and for DeepSpeed, whose engine steps in the backward pass that is marked as the
-    last.
+    so for DDP and FSDP1 (`no_sync`), and for DeepSpeed, whose engine steps in the backward pass that is marked as the
+    last. Under FSDP2 every micro-batch shares them: until then each rank would hold those of the whole model.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): the trainer's.
@@ -123,7 +158,8 @@ def accumulate(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) 
     previous = state.sync_gradients
     state._set_sync_gradients(is_last)
     # DeepSpeed does without: ZeRO-2 and ZeRO-3 reduce in every backward pass and refuse `no_sync`.
-    waits = not is_last and accelerator.distributed_type != DistributedType.DEEPSPEED
+    shards = accelerator.distributed_type == DistributedType.DEEPSPEED or _fsdp2_plugin(accelerator) is not None
+    waits = not is_last and not shards
     try:
         with accelerator.no_sync(model) if waits else nullcontext():
             yield

@@ -142,6 +142,17 @@ def test_head_starts_small_and_neither_reads_nor_moves_the_random_state():
     assert torch.equal(first, second.weight) and first.abs().max() < 0.5 and not second.bias.any()
 
 
+@torch.no_grad()
+def test_values_are_float32_where_a_wrapper_has_cast_the_head():
+    """DeepSpeed casts every parameter to bfloat16, FSDP2 the gathered ones; the optimizer keeps float32."""
+    root = PolicyWithCritic(build().to(torch.bfloat16), 2).to(torch.bfloat16)
+    _, _, values = root(**batch())
+    hidden = root.policy.transformer(torch.tensor([[9, 10, 11, 12, 13]])).last_hidden_state[0, :-1]
+    expected = hidden.double() @ root.value_head.weight.double().T + root.value_head.bias.double()
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values[1].double(), expected, atol=1e-5, rtol=1e-5)
+
+
 class TestValueModel:
     config = GPT2Config(
         vocab_size=VOCABULARY, n_layer=1, n_head=2, n_embd=8, n_positions=32, num_labels=3, pad_token_id=0
@@ -154,6 +165,17 @@ class TestValueModel:
         _, _, values = PolicyWithCritic(build(), 3, value_model=critic)(**batch())
         hidden = critic.transformer(torch.tensor([[5, 6, 7, 8, 2]])).last_hidden_state[0, 2:-1]
         torch.testing.assert_close(values[0, :2], critic.score(hidden), atol=1e-5, rtol=1e-5)
+
+    @torch.no_grad()
+    def test_autocast_does_not_round_its_values(self):
+        torch.manual_seed(3)
+        critic = GPT2ForSequenceClassification(self.config).eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            _, _, values = PolicyWithCritic(build(), 3, value_model=critic)(**batch())
+            hidden = critic.transformer(torch.tensor([[9, 10, 11, 12, 13]])).last_hidden_state[0, :-1]
+        assert values.dtype == torch.float32
+        expected = hidden.double() @ critic.score.weight.double().T
+        torch.testing.assert_close(values[1].double(), expected, atol=1e-5, rtol=1e-5)
 
     def test_wrong_number_of_labels(self):
         with pytest.raises(ValueError, match="3 labels, but the critic needs 2"):

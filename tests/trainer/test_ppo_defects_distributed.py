@@ -149,6 +149,84 @@ Path(f"{out}.{rank}").write_text(json.dumps(result))
 """
 
 
+MIXED = """
+import json, sys, torch, transformers.trainer
+from pathlib import Path
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from tests.conftest import build_word_tokenizer
+from tests.trainer.ppo_helpers import SIZE, brevity, build_ppo_trainer, history, sevens
+from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+
+torch.set_num_threads(1)
+out, kind = sys.argv[1], sys.argv[2]
+
+class Sharding(Accelerator):
+    "accelerate leaves FSDP out on a CPU; what it does on a GPU, on the CPU."
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT",
+            reshard_after_forward=True, cpu_ram_efficient_loading=False,
+        )
+        plugin.set_mixed_precision(self.mixed_precision)
+        self.state.fsdp_plugin = plugin
+        for state in (PartialState, AcceleratorState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+
+if kind == "fsdp2":
+    transformers.trainer.Accelerator = Sharding
+
+class Spy(PPOTrainer):
+    seen = []
+    def _ppo_loss(self, logprobs, values, batch):
+        now = (logprobs, values, logprobs - batch["logprobs"])
+        self.seen.append([t.detach()[batch["loss_mask"]].flatten() for t in now])
+        return super()._ppo_loss(logprobs, values, batch)
+
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=SIZE, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, bos_token_id=1, eos_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+def build():
+    return build_ppo_trainer(
+        out + "-run", build_word_tokenizer(), Spy, model=llama(), reward_model=[sevens, brevity], use_cpu=True,
+        bf16=True, learning_rate=1e-3, per_device_train_batch_size=2, max_steps=4, save_strategy="steps", save_steps=2,
+        generation_kwargs={"do_sample": False}, seed=3,
+    )
+
+trainer = build()
+trainer.train()
+trainer.save_model(out + "-final")
+resumed = build()
+resumed.train(resume_from_checkpoint=f"{out}-run/checkpoint-2")
+resumed.save_model(out + "-again")
+logprobs, values, change = (torch.cat(parts) for parts in zip(*Spy.seen[:2]))  # before the first step
+parameters = list(trainer.model_wrapped.parameters())
+result = {
+    "type": type(trainer.model_wrapped).__name__,
+    "dtypes": [str(logprobs.dtype), str(values.dtype)],
+    "rounded": [(t == t.bfloat16().float()).float().mean().item() for t in (logprobs, values)],
+    "logprobs": logprobs.tolist(), "values": values.tolist(),
+    "change": change.abs().max().item(), "loss": history(trainer, "loss"),
+    "sharded": all(type(p).__name__ == "DTensor" and p.dtype == torch.float32 for p in parameters),
+}
+if trainer.args.process_index == 0:
+    start = llama().state_dict()
+    files = [load_file(f"{out}-{name}/model.safetensors") for name in ("final", "again")]
+    moves = [torch.cat([(file[name] - start[name]).flatten() for name in sorted(file)]) for file in files]
+    result["move"], result["resumed"] = moves[0].tolist(), torch.equal(*moves)
+Path(f"{out}.{trainer.args.process_index}").write_text(json.dumps(result))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("whiten_rewards", [False, True])
 def test_c16_whitening_is_over_all_ranks(tmp_path, whiten_rewards):
@@ -197,3 +275,20 @@ def test_c23_a_root_sharded_by_fsdp2_steps_like_a_whole_one(tmp_path):
         assert result["sharded"] and result["replies"]
         assert result["logprobs"] < 1e-5 and result["weights"] < 1e-5
         assert result["moved"] > 1e-2
+
+
+@pytest.mark.slow
+def test_c23_fsdp2_in_mixed_precision_trains_like_ddp_under_autocast(tmp_path):
+    """The whole trainer on accelerate's own FSDP2 with bf16. Near -3.5 bfloat16 rounds by up to 2**-7."""
+    results = {kind: launch(MIXED, 2, tmp_path / kind / "run", kind) for kind in ("ddp", "fsdp2")}
+    for ddp, fsdp2 in zip(results["ddp"], results["fsdp2"], strict=True):
+        assert ddp["type"] == "DistributedDataParallel" and fsdp2["type"] == "FSDPPolicyWithCritic"
+        assert fsdp2["sharded"]
+        assert fsdp2["dtypes"] == ["torch.float32"] * 2 and max(fsdp2["rounded"]) < 0.2
+        assert fsdp2["change"] < 1e-5, "rollout and training see the same policy"
+        assert fsdp2["logprobs"] == pytest.approx(ddp["logprobs"], abs=2**-9)
+        assert fsdp2["values"] == pytest.approx(ddp["values"], abs=2**-8)
+        assert fsdp2["loss"] == pytest.approx(ddp["loss"], abs=2e-2)
+    ddp, fsdp2 = (np.array(results[kind][0]["move"]) for kind in ("ddp", "fsdp2"))
+    assert np.linalg.norm(fsdp2 - ddp) < 0.1 * np.linalg.norm(ddp)
+    assert results["fsdp2"][0]["resumed"], "a resumed run is the run"

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ..functional.logprobs import token_logprobs
+from ..models.heads import Float32Linear, compute_in_float32
 from ..models.lora import without_reward_adapters
 from .policy_adapters import (
     CRITIC_ADAPTER,
@@ -111,6 +112,7 @@ class PolicyWithCritic(nn.Module):
         self.value_head = None
         if value_model is not None:
             _require_scorer(value_model, num_channels)
+            compute_in_float32(base_model(value_model).score)
         elif num_channels:
             self.value_head = _value_head(base_model(policy).get_output_embeddings(), num_channels)
 
@@ -210,9 +212,7 @@ class PolicyWithCritic(nn.Module):
         if self._critic_adapter is not None:
             with active_adapter(self.policy, self._critic_adapter):
                 hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
-        hidden = hidden.detach() if self.critic_detach else hidden
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.value_head(hidden.float())
+        return self.value_head(hidden.detach() if self.critic_detach else hidden)
 
     def generate(self, *args, **kwargs):
         """The policy's `generate`; a wrapper that shards the root (FSDP2) hooks in here."""
@@ -455,11 +455,11 @@ def _require_scorer(value_model: nn.Module, num_channels: int) -> None:
         )
 
 
-def _value_head(lm_head: nn.Linear, num_channels: int) -> nn.Linear:
+def _value_head(lm_head: nn.Linear, num_channels: int) -> Float32Linear:
     """A float32 head that starts near zero and does not touch the global random state."""
     # Of the layer, not of its weight: under ZeRO-3 that is empty until it is used.
     width = lm_head.in_features
-    head = nn.utils.skip_init(nn.Linear, width, num_channels, device=lm_head.weight.device, dtype=torch.float32)
+    head = nn.utils.skip_init(Float32Linear, width, num_channels, device=lm_head.weight.device, dtype=torch.float32)
     start = torch.randn((num_channels, width), generator=torch.Generator().manual_seed(0)) / (width + 1)
     with torch.no_grad():
         head.weight.copy_(start)

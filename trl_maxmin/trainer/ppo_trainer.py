@@ -18,7 +18,15 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import has_length
 
 from .._compat import _BaseTrainer, unwrap_model_for_generation
-from ..distributed import accumulate, backward, gather_rows, local_slice, rows_per_rank, sum_over_ranks
+from ..distributed import (
+    accumulate,
+    backward,
+    gather_rows,
+    keep_float32_outputs,
+    local_slice,
+    rows_per_rank,
+    sum_over_ranks,
+)
 from ..functional.ppo import (
     combine_advantages,
     generalized_advantage_estimate,
@@ -163,6 +171,7 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         )
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
+        keep_float32_outputs(self.accelerator)
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
             self.reference = place_reference(self.reference, self.accelerator)
