@@ -42,6 +42,20 @@ def without_reward_adapters(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in state_dict.items() if ".maxmin_reward_" not in name}
 
 
+def freeze_reward_adapters(policy: nn.Module) -> None:
+    """Keep the reward adapters that may stand on a policy's base out of its training.
+
+    They take no part in the policy's loss: DDP, which counts on a gradient of every trainable parameter, would stop.
+    They stay frozen afterwards: a mixture that is to be trained on needs `requires_grad_(True)` on them first.
+
+    Args:
+        policy (`nn.Module`): changed in place.
+    """
+    for name, parameter in policy.named_parameters():
+        if ".maxmin_reward_" in name:
+            parameter.requires_grad_(False)
+
+
 def resolve_lora_config(peft_config: LoraConfig | dict[str, Any] | None, model_type: str) -> dict[str, Any]:
     """The fields of a LoRA configuration that rebuild the adapters, as JSON can hold them.
 

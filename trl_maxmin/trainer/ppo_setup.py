@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
 from .._compat import disable_dropout_in_model, prepare_deepspeed
+from ..models.lora import freeze_reward_adapters
 from .policy import PolicyWithCritic, base_model, check_head
 from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
@@ -166,6 +167,7 @@ def build_root(
         args.logits_chunk_size,
         args.critic_adapter,
     )
+    freeze_reward_adapters(root)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("No parameter of the policy is trainable. Load an adapter with `is_trainable=True`.")
     if not is_deepspeed_zero3_enabled():

@@ -16,6 +16,7 @@ from trl.data_utils import is_conversational
 
 from .._compat import unwrap_model_for_generation, use_adapter
 from ..distributed import gather_rows, local_slice, rows_per_rank
+from ..models.lora import freeze_reward_adapters
 from .calibration import ReferenceStatistics, prompt_key
 from .calibration_mixin import CalibrationMixin, ReferenceReplies
 from .maxmin_mixin import check_welfare
@@ -75,6 +76,8 @@ class TRLPolicyMixin(CalibrationMixin):
             raise ValueError(
                 "`reward_funcs` is empty; pass a `MixtureRewardModel`, or a list or a dict of one reward a group."
             )
+        if isinstance(model, torch.nn.Module):
+            freeze_reward_adapters(model)
         super().__init__(
             model=model,
             reward_funcs=[] if rewards is None else list(rewards.functions),
