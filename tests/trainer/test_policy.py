@@ -250,6 +250,16 @@ class TestAdapters:
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         assert trainable and all(".default." in n for n in trainable)
 
+    @pytest.mark.parametrize("given", [False, True])
+    def test_the_reference_freezes_no_adapter(self, given):
+        root = self.critic()
+        name = add_reference_adapter(root.policy) if given else None
+        before = {n for n, p in root.named_parameters() if p.requires_grad}
+        assert any(CRITIC_ADAPTER in n for n in before)
+        with pytest.raises(RuntimeError, match="inside"), root.reference_mode(name):
+            raise RuntimeError("inside")
+        assert {n for n, p in root.named_parameters() if p.requires_grad} == before
+
     def critic(self, seed=0):
         """A root whose critic's adapter differs from the policy's."""
         root = PolicyWithCritic(self.lora(seed), 2, critic_adapter=True)

@@ -29,6 +29,7 @@ from tests.trainer.ppo_helpers import (
     sevens,
     weights,
 )
+from trl_maxmin.trainer.policy_adapters import CRITIC_ADAPTER
 from trl_maxmin.trainer.ppo_trainer import PPOTrainer
 
 
@@ -402,6 +403,16 @@ def test_lora_policy(make, tmp_path):
     loaded = PeftModel.from_pretrained(gpt2(), tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(loaded(ids).logits, trainer._root.policy.eval()(ids).logits)
+
+
+def test_a_critic_adapter_learns_at_every_rollout(make):
+    trainer = make(peft_config=lora(), critic_adapter=True, max_steps=1)
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
+    for adapter in ("default", CRITIC_ADAPTER):
+        assert any(f"lora_B.{adapter}." in name for name in moved), adapter
+    assert all("lora_" in name or "value_head" in name for name in moved)
 
 
 def test_model_by_name(make, tmp_path, word_tokenizer):

@@ -28,6 +28,7 @@ from ..models.lora import without_reward_adapters
 from .policy_adapters import (
     CRITIC_ADAPTER,
     active_adapter,
+    adapters_off,
     add_critic_adapter,
     checkpoint_contexts,
 )
@@ -289,11 +290,7 @@ class PolicyWithCritic(nn.Module):
         Args:
             adapter (`str`, *optional*): the adapter of the reference; `None` switches adapters off.
         """
-        if adapter is None:
-            with self.policy.disable_adapter():
-                yield
-            return
-        with active_adapter(self.policy, adapter):
+        with adapters_off(self.policy) if adapter is None else active_adapter(self.policy, adapter):
             yield
 
     def save_critic(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:

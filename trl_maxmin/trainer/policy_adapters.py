@@ -15,19 +15,38 @@ REFERENCE_ADAPTER = "trl_maxmin_reference"
 CRITIC_ADAPTER = "trl_maxmin_critic"
 
 
+@contextmanager
+def _same_trainable(policy: PeftModel) -> Iterator[None]:
+    """What is trainable before is trainable afterwards: PEFT's switches freeze all adapters but the active one, which
+    here train together with it."""
+    trainable = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+
+
 def activate(policy: PeftModel, name: str) -> None:
     """Make an adapter the active one, and leave what is trainable as it is.
-
-    `PeftModel.set_adapter` freezes all other adapters, which here train together with the active one.
 
     Args:
         policy (`peft.PeftModel`): changed in place.
         name (`str`): of an adapter it has.
     """
-    trainable = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
-    policy.set_adapter(name)
-    for parameter, flag in trainable:
-        parameter.requires_grad_(flag)
+    with _same_trainable(policy):
+        policy.set_adapter(name)
+
+
+@contextmanager
+def adapters_off(policy: PeftModel) -> Iterator[None]:
+    """The policy without its adapters inside; afterwards they are as they were, what is trainable included.
+
+    Args:
+        policy (`peft.PeftModel`): with adapters.
+    """
+    with _same_trainable(policy), policy.disable_adapter():
+        yield
 
 
 @contextmanager
