@@ -23,6 +23,13 @@ def test_inner_products_are_the_kernel_with_the_median_as_bandwidth():
     np.testing.assert_allclose((features @ features.T).numpy(), kernel, atol=0.03)
 
 
+def test_autocast_changes_nothing():
+    mapping = RandomFourierFeatures(6, 64).fit(vectors(), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        features = mapping(vectors())
+    assert features.dtype == torch.float32 and torch.equal(features, mapping(vectors()))
+
+
 def test_the_generator_decides():
     maps = [RandomFourierFeatures(6, 8).fit(vectors(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(maps[0].frequencies, maps[1].frequencies)

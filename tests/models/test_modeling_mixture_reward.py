@@ -73,6 +73,38 @@ def batch():
     return ids, (ids != 0).long()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "component_type", "kernel_features"),
+    [
+        *((family, kind, 0) for family in ("gpt2", "roberta") for kind in ("head", "lora", "full")),
+        ("gpt2", "head", 32),
+    ],
+)
+@torch.no_grad()
+def test_heads_do_not_round_under_autocast(model_type, component_type, kernel_features):
+    """What the trunk gives is bfloat16; the reward is the float64 product of it and the head, to float32."""
+    model = make(model_type, component_type, kernel_features=kernel_features)
+    for component in model.components:
+        get_linear(component).weight.mul_(100)
+    with torch.autocast("cpu", torch.bfloat16):
+        rewards, features = model(*batch()).rewards, model.features(*batch())
+    rows = torch.cat([get_linear(component).weight for component in model.components]).double()
+    bias = [get_linear(component).bias for component in model.components]
+    expected = (features.double() * rows).sum(-1) + (0 if bias[0] is None else torch.cat(bias))
+    assert rewards.dtype == torch.float32
+    torch.testing.assert_close(rewards.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_heads_of_a_half_precision_mixture_do_not_round():
+    model = make("llama").to(torch.bfloat16)
+    hidden = model.trunk(*batch()).last_hidden_state[[0, 1], [5, 3]]
+    expected = hidden.double() @ get_linear(model.components[0]).weight.double().T
+    rewards = model(*batch()).rewards
+    assert rewards.dtype == torch.float32
+    torch.testing.assert_close(rewards.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("component_type", ["head", "lora", "full"])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 class TestEveryFamily:

@@ -73,6 +73,7 @@ class RandomFourierFeatures(nn.Module):
         return self
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """`(..., D)` pooled vectors to `(..., F)` features of length 1, in float32."""
-        angles = (vectors.float() - self.center.float()) @ self.frequencies.float()
+        """`(..., D)` pooled vectors to `(..., F)` features of length 1, in float32 under autocast too."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            angles = (vectors.float() - self.center.float()) @ self.frequencies.float()
         return torch.cat([angles.cos(), angles.sin()], dim=-1) * math.sqrt(2 / self.out_features)

@@ -27,6 +27,7 @@ from .components import ComponentsMixin
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
 from .feature_map import RandomFourierFeatures
+from .heads import Float32Linear, compute_in_float32
 from .lora import active_adapter, add_adapters, drop_adapters, keep_adapter_in_checkpoints, resolve_lora_config
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
 from .pushing import HubMixin
@@ -91,6 +92,8 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
                 get_linear(self.components[0]).in_features, config.kernel_features
             )
             self._widen_head(config.kernel_features)
+        for component in self.components:
+            compute_in_float32(get_linear(component))
         self.processing_class: PreTrainedTokenizerBase | None = None
         self._base_folder: str | None = None
         if config.component_type == "lora":
@@ -240,7 +243,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
 
     def _widen_head(self, width: int) -> None:
         head = get_linear(self.components[0])
-        new = nn.Linear(width, head.out_features, bias=head.bias is not None, dtype=head.weight.dtype)
+        new = Float32Linear(width, head.out_features, bias=head.bias is not None, dtype=head.weight.dtype)
         self.components[0].set_submodule(self.family.linear, new.to(head.weight.device))
 
     def drop_feature_map(self) -> None:
@@ -400,13 +403,13 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         return (hidden * mask).sum(1) / (length.sqrt() if self.config.pooling == "mean_sqrt_len" else length)
 
     def rewards_from_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Apply the heads: `(B, 1 or K, D)` from [`~MixtureRewardModel.features`] to rewards `(B, K)`."""
-        if self.config.component_type == "lora":
-            head = get_linear(self.components[0])
-            rewards = torch.einsum("bkd,kd->bk", features.to(head.weight.dtype), head.weight)
-            return rewards if head.bias is None else rewards + head.bias
+        """Apply the heads: `(B, 1 or K, D)` from [`~MixtureRewardModel.features`] to rewards `(B, K)`, in float32
+        whatever the trunk computes in: differences of rewards say who belongs to which group."""
+        if self.config.component_type == "lora" and features.shape[1] > 1:
+            # Row k of the head reads what the trunk with adapter k gave.
+            return get_linear(self.components[0])(features).diagonal(dim1=1, dim2=2)
         heads = [get_linear(component) for component in self.components]
-        return torch.cat([head(features[:, k].to(head.weight.dtype)) for k, head in enumerate(heads)], dim=-1)
+        return torch.cat([head(features[:, k]) for k, head in enumerate(heads)], dim=-1)
 
     def forward(
         self,
