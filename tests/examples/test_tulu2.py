@@ -131,3 +131,31 @@ def test_memory_table_is_the_estimates():
         for row, name in names.items():
             (line,) = [line for line in page.splitlines() if line.startswith(f"| {row} |")]
             assert float(line.split("|")[column]) == pytest.approx(found[name], abs=0.051)
+
+
+def test_memory_under_fsdp2_is_the_arithmetic_on_the_page():
+    page = (RECIPE / "README.md").read_text(encoding="utf-8")
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    block, rest = (
+        sum(p.numel() for p in part) / 1e9
+        for part in (
+            model.model.layers[0].parameters(),
+            (p for name, p in model.named_parameters() if ".layers." not in name),
+        )
+    )
+    everything = sum(p.numel() for p in model.parameters()) / 1e9
+    expected = {
+        # bfloat16 weights, and gradients in bfloat16 and float32
+        "two blocks gathered": 2 * 2 * block + 2 * block + 4 * block,
+        "embeddings and head": (2 + 2 + 4) * rest,
+        "in shards": 16 * everything / 8,
+        "reference, a whole": 2 * everything,
+        "mixture, whole": 14.1,  # the estimate's, tested above
+    }
+    rows = {name: float(line.split("|")[3]) for name in expected for line in page.splitlines() if f"| {name}" in line}
+    assert rows == pytest.approx(expected, abs=0.051)
+    (together,) = [line for line in page.splitlines() if line.startswith("| together")]
+    assert float(together.split("|")[3]) == pytest.approx(sum(rows.values()))
+    assert f"| {16 * everything:.1f} / N |" in page and f"\n{4 * everything:.1f} GB in float32" in page
