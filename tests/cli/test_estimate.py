@@ -28,7 +28,11 @@ def test_one_base_serves_all_components():
     one, many = sizes["scoring: one base, K adapters or heads"], sizes["scoring: K models"]
     assert one.weights < 1.02 * 2 * 6_738_415_616
     assert many.weights == pytest.approx(4 * 2 * 6_738_415_616)
-    assert sizes["MaxMin-PPO, one base for all"].total < 25e9 < sizes["rewards, head, trained trunk"].total
+    one_base = sizes["MaxMin-PPO, one base for all"]
+    assert one_base.total < 25e9 < sizes["rewards, head, trained trunk"].total
+    # What `trl-maxmin ppo` does: the same adapters, and the base once more.
+    apart = sizes["MaxMin-PPO, a base for policy and reference, one for K adapters"]
+    assert apart.total - one_base.total == pytest.approx(2 * 6_738_415_616)
 
 
 def test_four_bits_and_checkpointing_make_it_smaller():

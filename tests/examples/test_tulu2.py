@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForC
 
 from trl_maxmin.cli import main
 from trl_maxmin.cli.estimate import EstimateArguments, estimate_memory
+from trl_maxmin.trainer.reward_callables import load_reward_model
 
 
 RECIPE = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "tulu2"
@@ -73,21 +74,26 @@ def test_prepare_names_missing_columns(tmp_path, monkeypatch):
         prepare(monkeypatch, "--comparisons", files[0], files[0], "--output_dir", tmp_path / "data")
 
 
-@pytest.mark.slow
-def test_recipe_from_beginning_to_end(comparisons, tmp_path, word_tokenizer, monkeypatch):
+def save_base(folder, tokenizer, width):
+    """A tiny Llama in place of the recipe's."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(word_tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=64,
-        eos_token_id=word_tokenizer.eos_token_id,
-        pad_token_id=word_tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    word_tokenizer.save_pretrained(tmp_path / "base")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_recipe_from_beginning_to_end(comparisons, tmp_path, word_tokenizer, monkeypatch):
+    save_base(tmp_path / "base", word_tokenizer, 16)
     monkeypatch.chdir(tmp_path)
     options = ["--ratio", "2:1", "--annotators", "6", "--pairs", "8", "--output_dir", tmp_path]
     prepare(monkeypatch, "--comparisons", *comparisons, *options)
@@ -107,6 +113,26 @@ def test_recipe_from_beginning_to_end(comparisons, tmp_path, word_tokenizer, mon
     AutoModelForCausalLM.from_pretrained(tmp_path / "ppo_zero3")
 
 
+@pytest.mark.slow
+def test_recipe_in_four_bits(comparisons, tmp_path, word_tokenizer, monkeypatch):
+    """The files for one GPU as they are; bitsandbytes has kernels for a CPU."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install bitsandbytes)")
+    save_base(tmp_path / "base", word_tokenizer, 64)
+    monkeypatch.chdir(tmp_path)
+    options = ["--ratio", "2:1", "--annotators", "6", "--pairs", "8", "--output_dir", tmp_path]
+    prepare(monkeypatch, "--comparisons", *comparisons, *options)
+    reward = ["reward", "--config", str(RECIPE / "reward_qlora.yaml"), "--dataset_name", "preferences.jsonl"]
+    assert main([*reward, "--output_dir", "mixture", "--max_steps", "2", *CPU]) == 0
+    mixture = load_reward_model("mixture")
+    for module in (mixture.trunk.layers[0].mlp.up_proj, mixture.trunk.layers[0].self_attn.q_proj.base_layer):
+        assert isinstance(module, bitsandbytes.nn.Linear4bit)
+    ppo = ["ppo", "--config", str(RECIPE / "ppo_qlora.yaml"), "--dataset_name", "prompts.jsonl"]
+    ppo += ["--reward_model", "mixture", "--output_dir", "policy", "--max_steps", "1", "--response_length", "6"]
+    ppo += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    assert main([*ppo, *CPU]) == 0
+    assert (tmp_path / "policy" / "adapter_config.json").is_file()
+
+
 def test_launch_lines_name_files_that_are_there():
     for path in RECIPE.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
@@ -123,7 +149,10 @@ def test_memory_table_is_the_estimates():
     names = {
         "rewards, K = 2 adapters on one base": "rewards, lora",
         "scoring: one base, two adapters": "scoring: one base, K adapters or heads",
-        "MaxMin-PPO of an adapter (reference: the base)": "MaxMin-PPO, one base for all",
+        "MaxMin-PPO of an adapter (reference: the base) by the command, the mixture on a base of its own": (
+            "MaxMin-PPO, a base for policy and reference, one for K adapters"
+        ),
+        "the same from Python, everything on one base": "MaxMin-PPO, one base for all",
     }
     for column, dtype in enumerate(("bfloat16", "int4"), start=2):
         sizes = EstimateArguments(dtype=dtype, batch_size=4, sequence_length=1024, lora_r=16)

@@ -110,6 +110,12 @@ def estimate_memory(arguments: EstimateArguments, config: Any) -> list[MemoryEst
         MemoryEstimate("rewards, head, trained trunk", base + head_only, 12.0 * parameters, 2 * kept),
         MemoryEstimate("rewards, full", k * base, 12.0 * k * parameters, 2 * k * kept),
         MemoryEstimate("MaxMin-PPO, one base for all", base + (k + 1) * adapter, 3 * adapter, kept + logits),
+        MemoryEstimate(
+            "MaxMin-PPO, a base for policy and reference, one for K adapters",
+            2 * base + (k + 1) * adapter,
+            3 * adapter,
+            kept + logits,
+        ),
         MemoryEstimate("MaxMin-PPO, policy + reference + K models", (2 + k) * base, 12.0 * parameters, kept + logits),
     ]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..models import MixtureRewardModel
 from ..trainer.reward_callables import load_reward_model
 from .io import read_dataset
+from .loading import quantization_options
 from .parser import CommandParser
 
 
@@ -29,7 +29,8 @@ class PolicyArguments(ScriptArguments):
     reward_model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of a mixture or of one-label reward models (comma separated: one a group)."
+            "help": "Folder or Hub id of a mixture or of one-label reward models (comma separated: one a group). The "
+            "base of a LoRA mixture is quantised as it was when the mixture was trained."
         },
     )
 
@@ -91,13 +92,10 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
 
 def _loading_options(model: ModelConfig) -> dict[str, Any]:
     """How the policy is loaded; in 4 or 8 bits (`--load_in_4bit`) it needs adapters to be trained."""
-    options = {"revision": model.model_revision, "dtype": model.dtype}
-    quantization = get_quantization_config(model)
-    if quantization is None:
-        return options
-    if not model.use_peft:
+    quantization = quantization_options(model)
+    if quantization and not model.use_peft:
         raise ValueError(
             "--load_in_4bit and --load_in_8bit load frozen weights, so there is nothing to train: add --use_peft, or "
             "leave them out."
         )
-    return {**options, "quantization_config": quantization, "device_map": {"": PartialState().local_process_index}}
+    return {"revision": model.model_revision, "dtype": model.dtype, **quantization}

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft import LoraConfig
-from trl import ModelConfig, ScriptArguments, get_quantization_config
+from trl import ModelConfig, ScriptArguments
 
 from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 from .io import print_table, read_dataset
+from .loading import quantization_options
 from .parser import CommandParser
 
 
@@ -37,8 +38,7 @@ def run(argv: Sequence[str]) -> None:
     args.model_init_kwargs = {"revision": model.model_revision, "dtype": model.dtype}
     peft_config = None
     if args.component_type == "lora":
-        if quantization := get_quantization_config(model):
-            args.model_init_kwargs["quantization_config"] = quantization
+        args.model_init_kwargs |= quantization_options(model)
         peft_config = lora_config(model)
     train, test = read_dataset(script)
     trainer = MixtureRewardTrainer(

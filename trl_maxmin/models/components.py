@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_linear
 from .lora import adapter_name, merged_classifier, save_adapter_folder
+from .quantization import load_as_fitted
 
 
 #: Where the base of `"lora"` components is saved, when it is known by no name.
@@ -180,7 +182,9 @@ class ComponentsMixin:
         """Load weights, config and, where it was saved beside them, the tokenizer. See `PreTrainedModel`.
 
         Of `"lora"` components the base is loaded by its name; what `PreTrainedModel` takes beyond the place of the
-        files (`dtype`, `device_map`, `quantization_config`, ...) is for the base.
+        files (`dtype`, `device_map`, `quantization_config`, ...) is for the base. Without `quantization_config` it is
+        quantised as it was when the components were fitted (`config.base_quantization`); a warning says where it is
+        not.
         """
         where = {
             k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only") if k in kwargs
@@ -210,9 +214,14 @@ class ComponentsMixin:
         else:
             subfolder = "/".join(filter(None, (where.get("subfolder"), BASE_FOLDER)))
             base, source = name, {**where, "subfolder": subfolder}
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=config.num_components, ignore_mismatched_sizes=True, **source, **rest
+        load = partial(
+            AutoModelForSequenceClassification.from_pretrained,
+            base,
+            num_labels=config.num_components,
+            ignore_mismatched_sizes=True,
+            **source,
         )
+        classifier = load_as_fitted(load, str(name), config.base_quantization, rest)
         vocabulary = config.base_config.get_text_config().vocab_size
         if classifier.get_input_embeddings().num_embeddings < vocabulary:
             # The pad token that reward training added. It is masked, so its embedding is never read.

@@ -58,6 +58,9 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             Hub id or folder of the base of `"lora"` components. `None`: the base is saved beside them, in `base/`.
         base_model_revision (`str`, *optional*):
             Its revision.
+        base_quantization (`dict`, *optional*):
+            How the base of `"lora"` components was quantised when they were fitted, fields of a `quantization_config`:
+            it is loaded so again. `None`: it was not.
 
     Raises:
         ValueError: unknown `component_type` or `pooling`, K below 1, `kernel_features` that are odd, negative or not
@@ -90,6 +93,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         lora: dict[str, Any] | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
+        base_quantization: dict[str, Any] | None = None,
         component_annotators: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -110,6 +114,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         self.lora = lora
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
+        self.base_quantization = base_quantization
         kwargs.pop("num_labels", None)
         kwargs.pop("id2label", None)
         kwargs.pop("label2id", None)

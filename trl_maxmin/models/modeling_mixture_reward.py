@@ -31,6 +31,7 @@ from .heads import Float32Linear, compute_in_float32
 from .lora import active_adapter, add_adapters, drop_adapters, keep_adapter_in_checkpoints, resolve_lora_config
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
 from .pushing import HubMixin
+from .quantization import quantization_of
 from .scoring import pool_last_token, position_ids_from_mask
 from .text_interface import TextInterfaceMixin
 
@@ -202,6 +203,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             classifier.init_weights()
             setattr(classifier, prefix, getattr(model, model.base_model_prefix, model))
         config.dtype = classifier.dtype
+        config.base_quantization = quantization_of(classifier)
         if get_family(config.base_config.model_type).is_decoder:
             # A head is trained at a learning rate that bfloat16 cannot follow.
             get_linear(classifier).float()

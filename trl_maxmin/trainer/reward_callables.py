@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from .._compat import prepare_deepspeed
@@ -27,6 +27,8 @@ from .rewards import build_reward_source
 def load_reward_model(name: str) -> Any:
     """A mixture, or a pair of a one-label model and its tokenizer, by what a folder or Hub id holds.
 
+    The base of a LoRA mixture is quantised as it was when the mixture was fitted, on this process's device.
+
     Args:
         name (`str`): folder or Hub id.
 
@@ -36,8 +38,11 @@ def load_reward_model(name: str) -> Any:
     Raises:
         `OSError`: there is no such model.
     """
-    if AutoConfig.from_pretrained(name).model_type == "mixture_reward":
-        return MixtureRewardModel.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == "mixture_reward":
+        # A quantised base cannot be moved later.
+        where = {"device_map": {"": PartialState().device}} if config.base_quantization else {}
+        return MixtureRewardModel.from_pretrained(name, **where)
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
     return model, AutoTokenizer.from_pretrained(name)
 

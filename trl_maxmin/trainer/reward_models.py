@@ -199,5 +199,6 @@ class SequenceClassificationReward(RewardSource):
 
 def _move(model: PreTrainedModel, device: torch.device | str) -> None:
     # Quantised and dispatched models were placed when they were loaded and refuse to move.
-    if not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None:
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not any(getattr(part, "is_quantized", False) or getattr(part, "hf_device_map", None) for part in parts):
         model.to(device)
