@@ -14,25 +14,30 @@ from trl_maxmin.trainer import MaxMinPPOConfig, MaxMinPPOTrainer
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_step_moves_the_policy_and_nothing_else(tmp_path, word_tokenizer):
-    policy = get_peft_model(gpt2(), LoraConfig(task_type="CAUSAL_LM", r=2, fan_in_fan_out=True))
-    mixture = MixtureRewardModel.from_base(policy.get_base_model(), 2, "lora", processing_class=word_tokenizer)
+@pytest.mark.parametrize("first", ["policy", "rewards"])
+def test_a_step_moves_the_policy_and_nothing_else(tmp_path, word_tokenizer, first):
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, fan_in_fan_out=True)
+    base = gpt2()
+    policy = get_peft_model(base, config) if first == "policy" else base
+    mixture = MixtureRewardModel.from_base(base, 2, "lora", processing_class=word_tokenizer)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in mixture.named_parameters():
             if "maxmin_reward" in name and "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
         mixture.components[0].score.weight.copy_(torch.randn(2, 16, generator=generator))
-    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     heads = mixture.components[0].score.weight.detach().clone()
     texts = ["the film"] * 2, ["is great", "is dull and weak"]
     scores = mixture.score(*texts)
     trainer = build_ppo_trainer(
         tmp_path, word_tokenizer, MaxMinPPOTrainer, MaxMinPPOConfig, model=policy, ref_model=None,
         reward_model=mixture, max_steps=1, num_reference_completions=4,
+        peft_config=None if first == "policy" else config,
     )  # fmt: skip
-    trainable = {name for name, parameter in trainer._root.named_parameters() if parameter.requires_grad}
-    assert trainable and not any("maxmin_reward" in name for name in trainable)
+    policy = trainer.model.policy
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name and ".default." in name for name in trained)
     trainer.train()
     after = dict(policy.named_parameters())
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}

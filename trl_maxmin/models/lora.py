@@ -143,6 +143,18 @@ def drop_adapters(trunk: nn.Module, components: Iterable[int]) -> None:
         trunk.peft_config.pop(adapter_name(k), None)
 
 
+def carries_adapters(model: nn.Module) -> bool:
+    """Whether some layer of the model has an adapter, a component's or another's."""
+    return bool(_layers(model))
+
+
+def freeze_reward_adapters(model: nn.Module) -> None:
+    """Leave the adapters of components that stand on a policy's base out of the policy's training."""
+    for name, parameter in model.named_parameters():
+        if ".maxmin_reward_" in name:
+            parameter.requires_grad_(False)
+
+
 def _layers(trunk: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in trunk.modules() if isinstance(module, BaseTunerLayer)]
 

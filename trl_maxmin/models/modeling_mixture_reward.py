@@ -28,7 +28,14 @@ from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear
 from .feature_map import RandomFourierFeatures
 from .heads import Float32Linear, compute_in_float32
-from .lora import active_adapter, add_adapters, drop_adapters, keep_adapter_in_checkpoints, resolve_lora_config
+from .lora import (
+    active_adapter,
+    add_adapters,
+    carries_adapters,
+    drop_adapters,
+    keep_adapter_in_checkpoints,
+    resolve_lora_config,
+)
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
 from .pushing import HubMixin
 from .quantization import quantization_of
@@ -202,6 +209,10 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             classifier = classifier.to_empty(device=model.device).to(model.dtype)
             classifier.init_weights()
             setattr(classifier, prefix, getattr(model, model.base_model_prefix, model))
+            if not carries_adapters(model):
+                # The trunk will be frozen. What else the model has, a language-model head, would go on as trainable
+                # under a policy's adapter, which PEFT lets be where there are adapters already.
+                model.requires_grad_(False)
         config.dtype = classifier.dtype
         config.base_quantization = quantization_of(classifier)
         if get_family(config.base_config.model_type).is_decoder:
