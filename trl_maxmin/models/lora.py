@@ -148,13 +148,6 @@ def carries_adapters(model: nn.Module) -> bool:
     return bool(_layers(model))
 
 
-def freeze_reward_adapters(model: nn.Module) -> None:
-    """Leave the adapters of components that stand on a policy's base out of the policy's training."""
-    for name, parameter in model.named_parameters():
-        if ".maxmin_reward_" in name:
-            parameter.requires_grad_(False)
-
-
 def _layers(trunk: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in trunk.modules() if isinstance(module, BaseTunerLayer)]
 

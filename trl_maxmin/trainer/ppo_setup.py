@@ -106,7 +106,6 @@ def load_policy(
             model = get_peft_model(model, peft_config)
     if isinstance(model, PeftModel) and args.model_adapter_name is not None:
         model.set_adapter(args.model_adapter_name)
-    freeze_reward_adapters(model)
     return model
 
 
