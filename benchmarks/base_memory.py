@@ -6,8 +6,9 @@ r"""Memory of one base that carries a policy's adapter and K reward components: 
         --vocabulary 8000 --tokens 128 --prompt 96                                        # on a CPU
 
 A Llama of random weights in bfloat16. Each measurement is a process of its own, with one component and with
-`--components` of the default rank. The policy has a LoRA adapter of `--rank`, its reference is the base with the
-adapter off, its critic stands on the policy's trunk. `ratio` is the peak with K components, less what the peak with
+`--components` of the default rank. The policy has a LoRA adapter of `--rank` on the layers that
+`examples/recipes/tulu2/ppo_qlora.yaml` names; as there, its reference is the base with the adapter off, and its critic
+stands on the policy's trunk. `ratio` is the peak with K components, less what the peak with
 one component holds beyond its weights (the activations), over the weights of one base.
 """
 
@@ -58,7 +59,12 @@ def make_base(s: dict[str, Any]) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
-def step(policy: Any, mixture: MixtureRewardModel, tokenizer: Any, s: dict[str, Any], folder: str) -> MaxMinPPOTrainer:
+def policy_adapter(s: dict[str, Any]) -> LoraConfig:
+    """The policy's adapter, with the layers of the recipe."""
+    return LoraConfig(r=s["rank"], target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM")
+
+
+def step(base: Any, mixture: MixtureRewardModel, tokenizer: Any, s: dict[str, Any], folder: str) -> MaxMinPPOTrainer:
     """The trainer of one rollout and its optimizer step: `batch` replies, `tokens` tokens with their prompts."""
     prompts = torch.randint(2, s["vocabulary"], (s["batch"], s["prompt"])).tolist()
     args = MaxMinPPOConfig(
@@ -68,8 +74,9 @@ def step(policy: Any, mixture: MixtureRewardModel, tokenizer: Any, s: dict[str, 
         num_sample_generations=0, save_strategy="no", disable_tqdm=True, logging_steps=1,
     )  # fmt: skip
     return MaxMinPPOTrainer(
-        args, processing_class=tokenizer, model=policy, ref_model=None, reward_model=mixture,
+        args, processing_class=tokenizer, model=base, ref_model=None, reward_model=mixture,
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
+        peft_config=policy_adapter(s),
     )  # fmt: skip
 
 
@@ -80,9 +87,11 @@ def measure(stage: str, components: int, s: dict[str, Any], folder: str) -> dict
     empty = memory.now()
     base = make_base(s)
     one_base = memory.now() - empty
-    policy = get_peft_model(base, LoraConfig(r=s["rank"], target_modules="all-linear", task_type="CAUSAL_LM"))
     mixture = MixtureRewardModel.from_base(base, components, "lora", processing_class=tokenizer)
-    trainer = step(policy, mixture, tokenizer, s, folder) if stage == "ppo" else None
+    # Given as a configuration, the adapter is new to the trainer, which takes it off for the reference.
+    trainer = step(base, mixture, tokenizer, s, folder) if stage == "ppo" else None
+    if trainer is None:
+        base = get_peft_model(base, policy_adapter(s))
     weights = memory.now() - empty
     memory.reset()
     if trainer is not None:

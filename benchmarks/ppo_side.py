@@ -24,8 +24,9 @@ from transformers import (
 
 
 class Meter(TrainerCallback):
-    """Time, tokens, peak memory of rollout and update, optimizer steps. An update begins with the first backward pass
-    after a rollout, for either trainer; tokens are those of prompts and replies that the reward model reads."""
+    """Time, tokens, peak memory of rollout and update, optimizer steps. An update begins with the first forward of the
+    policy and its critic under gradient, for either trainer; tokens are those of prompts and replies that the reward
+    model reads."""
 
     def __init__(self, device):
         self.memory = PeakMemory(device)
@@ -34,22 +35,22 @@ class Meter(TrainerCallback):
 
     def watch(self, trainer, reward):
         """Hook in; memory above this point is above the weights."""
-        backward = trainer.accelerator.backward
-
-        def watched(*args, **kwargs):
-            self.enter("update")
-            return backward(*args, **kwargs)
-
-        trainer.accelerator.backward = watched
+        trainer.model.register_forward_pre_hook(self.train)
         reward.base_model.register_forward_pre_hook(self.read, with_kwargs=True)
         self.base = self.memory.now()
         self.memory.reset()
         self.lap()
 
     def lap(self):
-        """Time and tokens up to here."""
+        """Time and tokens up to here, once a GPU has done what it was given."""
+        if self.memory.on_gpu:
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         self.tokens_before.append(int(self.tokens))
+
+    def train(self, *_):
+        if torch.is_grad_enabled():
+            self.enter("update")
 
     def read(self, module, args, kwargs):
         self.tokens += kwargs["attention_mask"].sum()

@@ -204,9 +204,11 @@ def _curves(history: list[dict[str, float]]) -> dict[str, list[list[float]]]:
     return curves
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
+def peak_memory_mb() -> dict[str, float]:
+    """Largest resident size of this process so far, and where there is a GPU the most that its tensors held there."""
     # Linux counts kilobytes, macOS bytes.
-    return round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1
-    )
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    peaks = {"peak_rss_mb": round(resident, 1)}
+    if torch.cuda.is_available():
+        peaks["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peaks

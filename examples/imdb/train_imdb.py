@@ -98,7 +98,7 @@ def run(arguments: ImdbArguments, console: Console) -> dict[str, Any]:
         "em": em,
         **results,
         "seconds": stage.stop(),
-        "peak_rss_mb": peak_memory_mb(),
+        **peak_memory_mb(),
     }
     shown = samples(asked, replies)
     print_results(report, shown, console)

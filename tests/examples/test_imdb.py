@@ -231,6 +231,16 @@ def test_gold_rewards_are_the_log_odds_of_the_annotators(example):
     assert positive(["p", "p"], ["a", "b"], ids) == pytest.approx([2.0, 2.0])
 
 
+def test_peak_memory_of_a_gpu_is_reported_where_there_is_one(example, monkeypatch):
+    import imdb_report
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(imdb_report.peak_memory_mb()) == ["peak_rss_mb"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    assert imdb_report.peak_memory_mb()["peak_gpu_mb"] == 3.0
+
+
 @pytest.mark.parametrize(("name", "value"), [("minority_share", 0.0), ("utility", "raw"), ("trainer", "dpo")])
 def test_options_are_checked(example, name, value):
     import imdb_options
