@@ -187,6 +187,10 @@ def test_speed_of_ppo():
     ratios = [f"{summary['episodes_per_second_ratio']:.2f}" for summary in summaries]
     ratios[1] += f" ({min(pairs):.1f} to {max(pairs):.1f})"
     says("performance", f"| ratio (median of pairs; range) | {' | '.join(ratios)} |")
+    record = read("ppo_vs_trl_v50257_phases")
+    trl, ours = (side["peak_rollout_mib"] for side in record["runs"])
+    says("performance", f"{trl:.0f} / {ours:.0f} MiB in the rollout")
+    says("performance", f"a ratio of {record['summary']['peak_rollout_mib_ratio']:.2f}.")
     eight = read("ppo_k8_vs_k1_v512")["summary"]["episodes_per_second_ratio"]
     says("performance", f"{eight:.3f} times the episodes per second")
 
