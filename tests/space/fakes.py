@@ -74,13 +74,20 @@ def studio(
 
 
 @contextlib.contextmanager
-def serving(made: Studio) -> Iterator[str]:
-    """The page on a free port of loopback; yields its address."""
+def serving_app(made: Studio) -> Iterator[tuple[Any, str]]:
+    """The page on a free port of loopback; yields the app and its address."""
     from trl_maxmin.space.app import create
 
     app, settings = create(made.config, made)
     _, url, _ = app.launch(**settings, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
-        yield url.rstrip("/")
+        yield app, url.rstrip("/")
     finally:
         app.close()
+
+
+@contextlib.contextmanager
+def serving(made: Studio) -> Iterator[str]:
+    """The same; yields the address alone."""
+    with serving_app(made) as (_, url):
+        yield url

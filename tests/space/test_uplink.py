@@ -158,13 +158,13 @@ def test_the_page_says_that_the_hub_is_away(tmp_path):
     from types import SimpleNamespace
 
     from tests.space.fakes import studio
-    from trl_maxmin.space.wiring import Comparison, Handlers
+    from trl_maxmin.space.wiring import Handlers
 
     ballot = Ballot(tmp_path, "me/votes")
     ballot.uplink._problem = "503"
     handlers = Handlers(studio(votes_dir=str(tmp_path)), ballot)
-    seen = Comparison("p", tuple(ANSWERS))
-    message = handlers.vote(seen, "visitor-1", 0, None, SimpleNamespace(session_hash="s"))[2]
+    seen = handlers.visits.show("s", "p", ANSWERS, hidden=False)
+    message = handlers.vote(f"{seen.id}:0", None, SimpleNamespace(session_hash="s"))[2]
     assert "your vote is stored. The Hub cannot be reached at the moment" in message
     assert len(ballot.store) == 1
 

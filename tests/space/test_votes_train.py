@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_votes_of_the_page_train_a_mixture(run_folder, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
     from trl_maxmin.space.scoring import Studio
-    from trl_maxmin.space.votes import Ballot, new_annotator_id
+    from trl_maxmin.space.votes import Ballot
     from trl_maxmin.space.wiring import Handlers
 
     monkeypatch.chdir(tmp_path)
@@ -26,18 +26,19 @@ def test_votes_of_the_page_train_a_mixture(run_folder, tmp_path, monkeypatch):
     expected = 0
     # Two kinds of visitors: some like the longest answer, some the shortest; some say which group they are of.
     for visitor in range(6):
-        annotator, request = new_annotator_id(), SimpleNamespace(session_hash=str(visitor))
+        request = SimpleNamespace(session_hash=str(visitor))
         for turn in range(3):
             prompt = f"war film with {('dogs', 'spies', 'monks')[turn]} and ghosts :"
             blind = bool(turn % 2)
             *_, shown = handlers.compare(prompt, list(config.policies), 1.0, visitor, 8, blind, request)
-            seen = shown[3]
-            lengths = [len(answer.text) for answer in seen.answers]
+            offered = [value for _, value in shown[3]["choices"]]
+            answers = handlers.visits.shown(str(visitor)).answers
+            lengths = [len(answer.text) for answer in answers]
             choice = lengths.index(max(lengths) if visitor % 2 else min(lengths))
             group = ("a", "b", "", None, "nobody's", "a")[visitor]
-            message = handlers.vote(seen, annotator, choice, group, request)[2]
+            message = handlers.vote(offered[choice], group, request)[2]
             assert "Thank you" in message or "All answers are the same" in message
-            expected += sum(answer.text != seen.answers[choice].text for answer in seen.answers)
+            expected += sum(answer.text != answers[choice].text for answer in answers)
     rows = [json.loads(line) for line in (tmp_path / "votes" / "votes.jsonl").read_text().splitlines()]
     assert len(rows) == expected > 18 and {row["group"] for row in rows} == {"a", "b", ""}
     assert len({row["annotator_id"] for row in rows}) == 6 and {row["blind"] for row in rows} == {True, False}

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a button does, step by step: no vote is taken about answers that the visitor does not see."""
 
+import concurrent.futures
+import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +13,7 @@ from tests.space.fakes import studio
 
 gradio = pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
 
-REQUEST = SimpleNamespace(session_hash="s")
-PANEL, LINE, MESSAGE, SEEN, CHOICE, VOTE = range(6)
+PANEL, LINE, MESSAGE, CHOICE, VOTE = range(5)
 
 
 @pytest.fixture
@@ -27,27 +29,155 @@ def handlers(made, tmp_path):
     return Handlers(made, Ballot(str(tmp_path)))
 
 
-def compare(handlers, prompt="p", blind=False):
-    return handlers.compare(prompt, ["reference", "single", "maxmin"], 1.0, 0, 5, blind, REQUEST)
+def of(session):
+    return SimpleNamespace(session_hash=session)
 
 
-def vote(handlers, seen, choice=0):
-    return handlers.vote(seen, "visitor-1", choice, None, REQUEST)
+def compare(handlers, prompt="p", blind=False, session="s"):
+    return handlers.compare(prompt, ["reference", "single", "maxmin"], 1.0, 0, 5, blind, of(session))
+
+
+def complete(handlers, *args, **kwargs):
+    """The last state of a comparison."""
+    *_, last = compare(handlers, *args, **kwargs)
+    return last
+
+
+def choices(shown):
+    """What the form offers, in the order of the page."""
+    return [value for _, value in shown[CHOICE]["choices"]]
+
+
+def vote(handlers, choice, session="s", group=None):
+    return handlers.vote(choice, group, of(session))
+
+
+def stored(handlers):
+    return [json.loads(line) for line in handlers.ballot.store.path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_growing_answers_take_the_comparison_before_away(handlers, blind):
-    *_, last = compare(handlers, "first", blind)
-    assert last[SEEN].prompt == "first" and last[VOTE]["interactive"] and last[CHOICE]["interactive"]
+    last = complete(handlers, "first", blind)
+    assert last[VOTE]["interactive"] and last[CHOICE]["interactive"]
     growing = next(compare(handlers, "second", blind))
     assert 'aria-busy="true"' in growing[PANEL]
-    assert growing[SEEN] is None
     assert growing[VOTE]["interactive"] is False
     assert growing[CHOICE]["interactive"] is False and growing[CHOICE]["value"] is None
-    assert "and wait until they are complete" in vote(handlers, growing[SEEN])[MESSAGE]
+    assert "and wait until they are complete" in vote(handlers, choices(last)[0])[MESSAGE]
     assert len(handlers.ballot.store) == 0
-    *_, last = compare(handlers, "second", blind)
-    assert "your vote is stored" in vote(handlers, last[SEEN])[MESSAGE]
+    last = complete(handlers, "second", blind)
+    assert "your vote is stored" in vote(handlers, choices(last)[0])[MESSAGE]
+
+
+def test_a_choice_is_about_the_answers_that_it_was_made_from(handlers):
+    first = complete(handlers, "first")
+    # The second is complete on the server; the visitor's phone still shows the first.
+    second = complete(handlers, "second")
+    assert "Please choose among those on the page" in vote(handlers, choices(first)[2])[MESSAGE]
+    assert len(handlers.ballot.store) == 0
+    vote(handlers, choices(second)[2])
+    assert {(row["prompt"], row["chosen"]) for row in stored(handlers)} == {("second", "answer 0 to second")}
+
+
+@pytest.mark.parametrize("choice", [None, "", 0, "0", ":", "x:y", "x:-1", "x:" + "9" * 5000, ["x:0"]])
+def test_no_choice_is_a_sentence(handlers, choice):
+    assert "choose the one you prefer" in vote(handlers, choice)[MESSAGE]
+
+
+def test_another_visitors_choice_is_none_of_ours(handlers):
+    theirs = complete(handlers, session="theirs")
+    complete(handlers)
+    assert "Please choose among those on the page" in vote(handlers, choices(theirs)[0])[MESSAGE]
+    other = choices(theirs)[0].replace(":0", ":7")
+    assert "choose one of the answers" in vote(handlers, other, "theirs")[MESSAGE]
+    assert "your vote is stored" in vote(handlers, choices(theirs)[0], "theirs")[MESSAGE]
+
+
+def held(handlers, monkeypatch):
+    """Votes wait before they are stored until the event is set; the semaphore counts those that wait."""
+    gate, waiting, cast = threading.Event(), threading.Semaphore(0), handlers.ballot.cast
+
+    def slow(*args):
+        waiting.release()
+        assert gate.wait(60)
+        return cast(*args)
+
+    monkeypatch.setattr(handlers.ballot, "cast", slow)
+    return gate, waiting
+
+
+def test_six_votes_at_once_are_one(handlers, monkeypatch):
+    choice = choices(complete(handlers))[0]
+    gate, _ = held(handlers, monkeypatch)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        votes = [pool.submit(vote, handlers, choice) for _ in range(6)]
+        try:
+            answered = concurrent.futures.as_completed(votes, timeout=20)
+            refused = [next(answered).result() for _ in range(5)]
+        finally:
+            gate.set()
+    assert all("You have voted on these answers" in result[MESSAGE] for result in refused)
+    assert sum("your vote is stored" in done.result()[MESSAGE] for done in votes) == 1
+    assert len(stored(handlers)) == 2
+
+
+def test_a_vote_that_could_not_be_stored_may_be_cast_again(handlers, monkeypatch):
+    choice = choices(complete(handlers))[0]
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trl_maxmin.space.votes.os.write", full)
+        assert "could not be stored" in vote(handlers, choice)[MESSAGE]
+    assert "your vote is stored" in vote(handlers, choice)[MESSAGE]
+    assert "You have voted on these answers" in vote(handlers, choice)[MESSAGE]
+    assert len(stored(handlers)) == 2
+
+
+def test_a_slow_vote_leaves_newer_answers_on_the_page(handlers, monkeypatch):
+    choice = choices(complete(handlers, "first", blind=True))[0]
+    gate, waiting = held(handlers, monkeypatch)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        voting = pool.submit(vote, handlers, choice)
+        assert waiting.acquire(timeout=60)
+        second = complete(handlers, "second")
+        gate.set()
+        panel, line, message, button = voting.result(60)
+    assert panel == line == button == gradio.skip() and "your vote is stored" in message
+    assert {row["prompt"] for row in stored(handlers)} == {"first"}
+    assert "your vote is stored" in vote(handlers, choices(second)[0])[MESSAGE]
+
+
+def test_a_visit_keeps_its_random_number_and_shares_it_with_nobody(handlers):
+    for session in ("s", "t", "s", "s"):
+        vote(handlers, choices(complete(handlers, session=session))[0], session)
+    annotators = [row["annotator_id"] for row in stored(handlers)][::2]
+    assert annotators[0] == annotators[2] == annotators[3] != annotators[1]
+
+
+def test_the_longest_silent_visits_are_forgotten(handlers):
+    handlers.visits.most = 2
+    shown = {session: complete(handlers, session=session) for session in "abc"}
+    assert len(handlers.visits) == 2
+    assert "Please compare some answers first" in vote(handlers, choices(shown["a"])[0], "a")[MESSAGE]
+    assert "your vote is stored" in vote(handlers, choices(shown["c"])[0], "c")[MESSAGE]
+
+
+def test_blind_answers_are_shuffled_and_votes_are_about_what_was_shown(handlers, made):
+    handlers.limit.per_minute = 1000
+    texts = {"ok": "reference", "fine": "single"}
+    seen = []
+    for _ in range(60):
+        shown = complete(handlers, blind=True)
+        panel = vote(handlers, choices(shown)[0])[PANEL]
+        assert "Answer A" not in panel
+        seen.append(stored(handlers)[-1])
+        first = shown[PANEL].split('dir="auto">')[2].split("<")[0]
+        assert seen[-1]["chosen"] == first and seen[-1]["chosen_policy"] == texts.get(first, "maxmin")
+    # That one of three never comes first in 60 shuffles has a probability of 8e-11.
+    assert {row["chosen_policy"] for row in seen} == {"reference", "single", "maxmin"}
 
 
 def test_answers_that_fail_on_the_way_are_not_busy_and_take_no_vote(handlers, made):
@@ -57,13 +187,15 @@ def test_answers_that_fail_on_the_way_are_not_busy_and_take_no_vote(handlers, ma
 
     made.policies["maxmin"].stream = fails
     growing, failed = compare(handlers)
-    assert growing[SEEN] is None and growing[VOTE]["interactive"] is False
+    assert growing[VOTE]["interactive"] is False
     assert "half" in failed[PANEL] and 'aria-busy="false"' in failed[PANEL]
     assert "Something went wrong on our side, sorry. Please try again." in failed[MESSAGE]
-    assert all(failed[place] == gradio.skip() for place in (SEEN, CHOICE, VOTE))
+    assert all(failed[place] == gradio.skip() for place in (CHOICE, VOTE))
 
 
 def test_what_is_refused_leaves_the_comparison_before(handlers):
+    choice = choices(complete(handlers))[0]
     (refused,) = compare(handlers, "")
     assert "Please write a prompt" in refused[MESSAGE]
-    assert all(refused[place] == gradio.skip() for place in (PANEL, SEEN, CHOICE, VOTE))
+    assert all(refused[place] == gradio.skip() for place in (PANEL, CHOICE, VOTE))
+    assert "your vote is stored" in vote(handlers, choice)[MESSAGE]

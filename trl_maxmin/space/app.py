@@ -21,14 +21,13 @@ from . import figures, html  # noqa: E402
 from .config import MAX_POLICIES, SpaceConfig  # noqa: E402
 from .guard import Guard  # noqa: E402
 from .scoring import Studio, label  # noqa: E402
-from .votes import Ballot, new_annotator_id  # noqa: E402
+from .votes import Ballot  # noqa: E402
 from .wiring import Handlers  # noqa: E402
 
 
 logger = logging.getLogger(__name__)
 
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
-_FORGET = 3600.0  # seconds after which a silent session's state is dropped
 
 
 def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> tuple[gr.Blocks, dict[str, Any]]:
@@ -112,8 +111,6 @@ def _drawn(what: str, draw: Callable[[], str]) -> str:
 
 def _compare_tab(studio: Studio, handlers: Handlers) -> None:
     config, names = studio.config, list(studio.policies)
-    seen = gr.State(None, time_to_live=_FORGET)
-    annotator = gr.State(new_annotator_id, time_to_live=_FORGET)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             prompt = gr.Textbox(
@@ -169,7 +166,7 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
             "random number for this visit. Nothing else about you.</p>"
         )
     asked = [prompt, policies, temperature, seed, length, blind]
-    shown = [panel, line, message, seen, choice, vote]
+    shown = [panel, line, message, choice, vote]
     for trigger, name in ((compare.click, "compare"), (prompt.submit, None)):
         trigger(
             handlers.compare,
@@ -183,9 +180,10 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
         )
     vote.click(
         handlers.vote,
-        [seen, annotator, choice, closest],
-        [panel, line, message, seen, vote],
+        [choice, closest],
+        [panel, line, message, vote],
         concurrency_limit=8,
+        preprocess=False,  # which choices there are is asked of the visit, not of the form as the server has it
         show_progress="hidden",
         api_name="vote",
     )

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -16,23 +16,13 @@ from . import html
 from .limits import RateLimit, Refused
 from .policies import Settings
 from .scoring import Answer, Studio, label
+from .visits import Comparison, Visits
 from .votes import Ballot
 
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPDATES = 0.1
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a session was last shown, in the order of the page; kept on the server, so that votes are about that."""
-
-    prompt: str
-    answers: tuple[Answer, ...]
-    hidden: bool = False
-    blind: bool = False
-    voted: bool = False
 
 
 def zero_gpu(function: Callable, seconds: int) -> Callable:
@@ -64,6 +54,7 @@ class Handlers:
         self.studio = studio
         self.ballot = ballot
         self.limit = RateLimit(studio.config.requests_per_minute)
+        self.visits = Visits()
         self._compare = zero_gpu(studio.compare, 60)
         self._score_recorded = zero_gpu(studio.score_recorded, 120)
 
@@ -81,9 +72,9 @@ class Handlers:
 
         While they grow there is nothing to vote on: the comparison before is no longer what the visitor sees.
         """
-        shown, answers = 0.0, []
+        shown, answers, session = 0.0, [], request.session_hash or ""
         try:
-            self.limit.check(request.session_hash or "")
+            self.limit.check(session)
             settings = Settings(_number(temperature), _whole(seed), _whole(length))
             self.studio.check(prompt, list(policies or []), settings)
             order: list[int] | None = None
@@ -95,11 +86,14 @@ class Handlers:
                         random.SystemRandom().shuffle(order)
                 answers = [answers[i] for i in order]
                 if time.monotonic() - shown > _SECONDS_BETWEEN_UPDATES:
-                    ballot = (gr.skip(), gr.skip(), gr.skip()) if shown else self._no_vote()
+                    ballot: tuple = (gr.skip(), gr.skip())
+                    if not shown:
+                        self.visits.clear(session)
+                        ballot = self._no_vote()
                     shown = time.monotonic()
                     yield html.answers_panel(answers, hidden=blind, streaming=True), "", "", *ballot
         except Refused as refusal:
-            yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip(), gr.skip()
+            yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip()
             return
         except Exception as error:
             logger.exception("a comparison failed")
@@ -107,10 +101,10 @@ class Handlers:
             said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
             text = f"{said} Please try again."
             panel = html.answers_panel(answers, hidden=blind) if shown else gr.skip()
-            yield panel, gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip(), gr.skip()
+            yield panel, gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip()
             return
-        seen = Comparison(prompt, tuple(answers), hidden=bool(blind), blind=bool(blind))
-        yield (*self._shown(seen), seen, self._choices(seen), gr.update(interactive=True))
+        seen = self.visits.show(session, prompt, answers, hidden=bool(blind))
+        yield (*self._shown(seen), self._choices(seen), gr.update(interactive=True))
 
     def _shown(self, seen: Comparison, message: str = "") -> tuple[str, str, str]:
         panel = html.answers_panel(seen.answers, hidden=seen.hidden)
@@ -119,45 +113,47 @@ class Handlers:
             message = "The policies are hidden until you vote."
         return panel, line, html.notice(message)
 
-    def _no_vote(self) -> tuple[None, Any, Any]:
+    def _no_vote(self) -> tuple[Any, Any]:
         # Made anew for every use: Gradio takes pieces out of the updates that it is given.
-        return None, gr.update(value=None, interactive=False), gr.update(interactive=False)
+        return gr.update(value=None, interactive=False), gr.update(interactive=False)
 
     def _choices(self, seen: Comparison) -> Any:
         names = [html.letter(i) if seen.hidden else label(answer.policy) for i, answer in enumerate(seen.answers)]
-        return gr.update(choices=[(name, i) for i, name in enumerate(names)], value=None, interactive=True)
+        choices = [(name, f"{seen.id}:{i}") for i, name in enumerate(names)]
+        return gr.update(choices=choices, value=None, interactive=True)
 
-    def vote(
-        self,
-        seen: Comparison | None,
-        annotator_id: str,
-        choice: int | None,
-        group: str | None,
-        request: gr.Request,
-    ) -> tuple:
-        """Store a vote and, in blind mode, show who wrote what."""
-        nothing = gr.skip()
+    def vote(self, choice: str | None, group: str | None, request: gr.Request) -> tuple:
+        """Store a vote and, in blind mode, show who wrote what.
+
+        A choice is `<id of the comparison>:<place>`: it is about the answers that the visitor saw when choosing, even
+        if others are on their way. A vote that is slow to store leaves newer answers on the page alone.
+        """
+        nothing, session = gr.skip(), request.session_hash or ""
         try:
             if self.ballot is None:
                 raise Refused("This page takes no votes.")
-            if seen is None:
-                raise Refused("Please compare some answers first, and wait until they are complete.")
-            if seen.voted:
-                raise Refused("You have voted on these answers. Compare again to vote once more.")
-            if not isinstance(choice, int) or isinstance(choice, bool):
-                raise Refused("Please choose the answer you prefer.")
-            self.limit.check(request.session_hash or "")
+            shown, _, place = choice.rpartition(":") if isinstance(choice, str) else ("", "", "")
+            if not shown or not place.isdecimal() or len(place) > 2:
+                raise Refused("Please compare some answers, and choose the one you prefer.")
+            self.limit.check(session)
+            seen, annotator_id = self.visits.take(session, shown)
             known = group if group in self.studio.groups else None
-            stored = self.ballot.cast(seen.prompt, seen.answers, choice, annotator_id, known, seen.blind)
+            try:
+                stored = self.ballot.cast(seen.prompt, seen.answers, int(place), annotator_id, known, seen.blind)
+            except Exception:
+                self.visits.give_back(session, shown)
+                raise
         except Refused as refusal:
-            return nothing, nothing, html.notice(str(refusal), "warning"), nothing, nothing
-        seen = replace(seen, hidden=False, voted=True)
+            return nothing, nothing, html.notice(str(refusal), "warning"), nothing
         thanks = (
             "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
         )
         if stored and self.ballot.uplink is not None and self.ballot.uplink.problem:
             thanks += " The Hub cannot be reached at the moment; it is sent there when it can."
-        return (*self._shown(seen, thanks), seen, gr.update(interactive=False))
+        panel, line, message = self._shown(replace(seen, hidden=False), thanks)
+        if self.visits.shown(session) != seen:
+            return nothing, nothing, message, nothing
+        return panel, line, message, gr.update(interactive=False)
 
     def surprise(self, current: str) -> str:
         """A prompt of the evaluation."""
