@@ -74,7 +74,7 @@ def test_every_fragment_shows_text_as_text():
     fragments = [
         html.header(made.config, [PAYLOAD]),
         html.notice(PAYLOAD),
-        html.answers_panel(answers),
+        html.answers_panel(answers, PAYLOAD),
         html.answers_panel(answers, hidden=True),
         html.comparison_line([answers[0], Answer("b", "", utilities={PAYLOAD: 0.0, "b": 0.0})]),
         html.group_page(made, PAYLOAD),

@@ -13,6 +13,8 @@ from trl_maxmin.space.run_data import RunData
 
 
 pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
+expect = playwright.expect
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAYLOADS = [
@@ -102,6 +104,9 @@ def test_compare_groups_blind_vote_and_reload(opened, tmp_path, width):
         assert page.locator("#mm-answers .mm-answer").all_inner_texts() == ["ok", "fine", "answer 0 to hello"]
         assert page.locator("#mm-answers .mm-worst-mark").count() == 3
         assert "Compared with Single reward, MaxMin is" in page.locator("#mm-words").inner_text()
+        page.click("#mm-surprise")
+        expect(page.get_by_label("Prompt")).not_to_have_value("hello")
+        assert page.locator("#mm-answers .mm-asked").inner_text() == "Prompt hello"
 
         page.get_by_role("tab", name="Groups").click()
         page.get_by_role("tab", name="short").click()

@@ -2,7 +2,9 @@
 """What a button does, step by step: no vote is taken about answers that the visitor does not see."""
 
 import concurrent.futures
+import html
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -174,7 +176,7 @@ def test_blind_answers_are_shuffled_and_votes_are_about_what_was_shown(handlers,
         panel = vote(handlers, choices(shown)[0])[PANEL]
         assert "Answer A" not in panel
         seen.append(stored(handlers)[-1])
-        first = shown[PANEL].split('dir="auto">')[2].split("<")[0]
+        first = shown[PANEL].split('<p class="mm-answer" dir="auto">')[1].split("<")[0]
         assert seen[-1]["chosen"] == first and seen[-1]["chosen_policy"] == texts.get(first, "maxmin")
     # That one of three never comes first in 60 shuffles has a probability of 8e-11.
     assert {row["chosen_policy"] for row in seen} == {"reference", "single", "maxmin"}
@@ -199,3 +201,21 @@ def test_what_is_refused_leaves_the_comparison_before(handlers):
     assert "Please write a prompt" in refused[MESSAGE]
     assert all(refused[place] == gradio.skip() for place in (PANEL, CHOICE, VOTE))
     assert "your vote is stored" in vote(handlers, choice)[MESSAGE]
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_answers_stand_under_the_prompt_that_they_answer(handlers, made, blind):
+    prompt = "<b>what</b> of\n{{this}}?"
+    states = list(compare(handlers, prompt, blind))
+    states.append(vote(handlers, choices(states[-1])[0]))
+    for state in states:
+        text = html.unescape(re.sub("<[^>]*>", "", state[PANEL]))
+        assert text.startswith(f"Prompt {prompt}") and "<b>what" not in state[PANEL]
+
+    def fails(prompt_ids, settings):
+        yield SimpleNamespace(text="half", finished=False, done=False)
+        raise RuntimeError("out of memory")
+
+    made.policies["maxmin"].stream = fails
+    *_, failed = compare(handlers, "another", blind)
+    assert "another" in failed[PANEL] and "half" in failed[PANEL]

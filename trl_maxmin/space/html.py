@@ -70,11 +70,12 @@ def scale_of(answers: Sequence[Answer]) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def answers_panel(answers: Sequence[Answer], hidden: bool = False, streaming: bool = False) -> str:
-    """Answers side by side; with utilities, bars on one scale under each.
+def answers_panel(answers: Sequence[Answer], prompt: str = "", hidden: bool = False, streaming: bool = False) -> str:
+    """What was asked, and answers side by side; with utilities, bars on one scale under each.
 
     Args:
         answers (`Sequence[Answer]`): in the order of the page.
+        prompt (`str`): what they answer; the field above may hold the next one already.
         hidden (`bool`): letters instead of policies, and no bars.
         streaming (`bool`): whether more will follow.
     """
@@ -92,7 +93,9 @@ def answers_panel(answers: Sequence[Answer], hidden: bool = False, streaming: bo
             f'<p class="mm-answer" dir="auto">{text}</p>{cut}{bars}</article>'
         )
     busy = "true" if streaming else "false"
-    return f'<section class="mm-cards" aria-label="Answers" aria-busy="{busy}">{"".join(cards)}</section>'
+    asked = f'<p class="mm-asked"><span class="mm-tag">Prompt</span> <bdi>{escape(prompt)}</bdi></p>' if prompt else ""
+    shown = f'<div class="mm-cards">{"".join(cards)}</div>'
+    return f'<section aria-label="Answers" aria-busy="{busy}">{asked}{shown}</section>'
 
 
 def _bars(answer: Answer, low: float, high: float) -> str:

@@ -91,7 +91,7 @@ class Handlers:
                         self.visits.clear(session)
                         ballot = self._no_vote()
                     shown = time.monotonic()
-                    yield html.answers_panel(answers, hidden=blind, streaming=True), "", "", *ballot
+                    yield html.answers_panel(answers, prompt, blind, streaming=True), "", "", *ballot
         except Refused as refusal:
             yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip()
             return
@@ -100,14 +100,14 @@ class Handlers:
             # A Space that lends GPUs says in a gr.Error, for instance, that a visitor's share of today is used up.
             said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
             text = f"{said} Please try again."
-            panel = html.answers_panel(answers, hidden=blind) if shown else gr.skip()
+            panel = html.answers_panel(answers, prompt, blind) if shown else gr.skip()
             yield panel, gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip()
             return
         seen = self.visits.show(session, prompt, answers, hidden=bool(blind))
         yield (*self._shown(seen), self._choices(seen), gr.update(interactive=True))
 
     def _shown(self, seen: Comparison, message: str = "") -> tuple[str, str, str]:
-        panel = html.answers_panel(seen.answers, hidden=seen.hidden)
+        panel = html.answers_panel(seen.answers, seen.prompt, seen.hidden)
         line = "" if seen.hidden else html.comparison_line(_in_order(seen.answers, self.studio))
         if seen.hidden and not message:
             message = "The policies are hidden until you vote."
