@@ -219,3 +219,24 @@ def test_answers_stand_under_the_prompt_that_they_answer(handlers, made, blind):
     made.policies["maxmin"].stream = fails
     *_, failed = compare(handlers, "another", blind)
     assert "another" in failed[PANEL] and "half" in failed[PANEL]
+
+
+def test_hidden_answers_are_not_those_of_a_seed_that_anybody_knows(handlers):
+    seeds = [re.search(r"answer (\d+) to p", complete(handlers, blind=True)[PANEL])[1] for _ in range(4)]
+    # Four out of 2^31: that two are equal has a probability of 3e-9.
+    assert len({"0", *seeds}) == 5
+    assert "answer 0 to p" in complete(handlers)[PANEL]
+
+
+def test_hidden_answers_that_were_seen_with_their_names_are_not_blind(handlers):
+    def voted(prompt):
+        shown = complete(handlers, prompt, blind=True)
+        vote(handlers, choices(shown)[0])
+        return "will not count as blind" in shown[MESSAGE], stored(handlers)[-1]["blind"]
+
+    # Reference and single reward always answer the same here, as policies at temperature 0 do.
+    assert voted("p") == (False, True)
+    assert voted("p") == (True, False)  # the vote before showed the names
+    complete(handlers, "q")
+    assert voted("q") == (True, False)
+    assert voted("r") == (False, True)

@@ -135,7 +135,12 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
     with gr.Accordion("Settings: temperature, seed, length", open=False):
         with gr.Row():
             temperature = gr.Slider(0, 2, value=1.0, step=0.1, label="Temperature (0 = always the likeliest word)")
-            seed = gr.Number(0, label="Seed (the same seed gives everyone the same answers)", precision=0, minimum=0)
+            seed = gr.Number(
+                0,
+                label="Seed (the same seed gives everyone the same answers; blind ones have a seed of their own)",
+                precision=0,
+                minimum=0,
+            )
             length = gr.Slider(
                 1, studio.max_length, value=studio.max_length, step=1, label="Longest answer, in tokens"
             )

@@ -7,11 +7,14 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .limits import Refused
 from .scoring import Answer
 from .votes import new_annotator_id
+
+
+_NAMED = 200  # answers of a visit that are remembered as seen with the name of their policy
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Comparison:
         prompt (`str`): what was answered.
         answers (`tuple[Answer, ...]`): complete.
         hidden (`bool`): whether the page hides who wrote what.
-        blind (`bool`): whether the visitor does not know who wrote what.
+        blind (`bool`): whether the visitor, as far as this visit tells, does not know who wrote what.
     """
 
     id: str
@@ -38,6 +41,15 @@ class _Visit:
     annotator_id: str = field(default_factory=new_annotator_id)
     comparison: Comparison | None = None
     voted: bool = False
+    named: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
+
+    def name(self, comparison: Comparison) -> None:
+        """The visitor sees who wrote these answers."""
+        for answer in comparison.answers:
+            self.named[comparison.prompt, answer.text] = None
+            self.named.move_to_end((comparison.prompt, answer.text))
+        while len(self.named) > _NAMED:
+            self.named.popitem(last=False)
 
 
 class Visits:
@@ -61,10 +73,16 @@ class Visits:
             self._visit(session).comparison = None
 
     def show(self, session: str, prompt: str, answers: Sequence[Answer], hidden: bool) -> Comparison:
-        """From now on votes are about these answers."""
+        """From now on votes are about these answers.
+
+        Hidden answers are not blind where the visitor has seen one of them with its policy, as at temperature 0.
+        """
         with self._lock:
             visit = self._visit(session)
-            comparison = Comparison(secrets.token_hex(8), prompt, tuple(answers), hidden, hidden)
+            blind = hidden and not any((prompt, answer.text) in visit.named for answer in answers)
+            comparison = Comparison(secrets.token_hex(8), prompt, tuple(answers), hidden, blind)
+            if not hidden:
+                visit.name(comparison)
             visit.comparison, visit.voted = comparison, False
             return comparison
 
@@ -87,6 +105,12 @@ class Visits:
                 raise Refused("You have voted on these answers. Compare again to vote once more.")
             visit.voted = True
             return visit.comparison, visit.annotator_id
+
+    def reveal(self, session: str, comparison: Comparison) -> Comparison:
+        """The comparison with the names of its policies, which the visitor is about to see."""
+        with self._lock:
+            self._visit(session).name(comparison)
+        return replace(comparison, hidden=False)
 
     def give_back(self, session: str, comparison_id: str) -> None:
         """The vote that was taken could not be stored: it may be cast again."""

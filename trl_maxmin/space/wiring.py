@@ -77,6 +77,9 @@ class Handlers:
             self.limit.check(session)
             settings = Settings(_number(temperature), _whole(seed), _whole(length))
             self.studio.check(prompt, list(policies or []), settings)
+            if blind:
+                # Answers that were seen with their names, here or by whoever knows the seed, would be known again.
+                settings = replace(settings, seed=random.SystemRandom().randrange(2**31))
             order: list[int] | None = None
             for answers in self._compare(prompt, list(policies or []), settings):
                 if order is None:
@@ -111,6 +114,8 @@ class Handlers:
         line = "" if seen.hidden else html.comparison_line(_in_order(seen.answers, self.studio))
         if seen.hidden and not message:
             message = "The policies are hidden until you vote."
+            if not seen.blind:
+                message += " You have seen one of these answers with its policy, so the vote will not count as blind."
         return panel, line, html.notice(message)
 
     def _no_vote(self) -> tuple[Any, Any]:
@@ -150,7 +155,7 @@ class Handlers:
         )
         if stored and self.ballot.uplink is not None and self.ballot.uplink.problem:
             thanks += " The Hub cannot be reached at the moment; it is sent there when it can."
-        panel, line, message = self._shown(replace(seen, hidden=False), thanks)
+        panel, line, message = self._shown(self.visits.reveal(session, seen), thanks)
         if self.visits.shown(session) != seen:
             return nothing, nothing, message, nothing
         return panel, line, message, gr.update(interactive=False)
