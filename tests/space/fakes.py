@@ -41,9 +41,10 @@ class FakePolicy:
 
 
 class FakeMixture:
-    """First component: length of the reply; second: minus its length."""
+    """First component: length of the reply; second: minus its length. Reads prompts and replies up to `context`."""
 
-    def __init__(self, names: Sequence[str] = ("long", "short")) -> None:
+    def __init__(self, names: Sequence[str] = ("long", "short"), context: int | None = None) -> None:
+        self.context = context
         self.component_names = list(names)
         self.num_components = len(self.component_names)
         self.described_components = list(range(self.num_components))
@@ -51,6 +52,9 @@ class FakeMixture:
         self.reward_shift, self.reward_scale = torch.zeros(len(names)), torch.ones(len(names))
 
     def score(self, prompts: Any, completions: Sequence[str], finished: Any = True) -> torch.Tensor:
+        longest = max(len(prompt) + len(text) for prompt, text in zip(prompts, completions, strict=True))
+        if self.context is not None and longest > self.context:
+            raise ValueError(f"{longest} tokens, but the model reads {self.context}")
         length = torch.tensor([float(len(text)) for text in completions])
         return torch.stack([length if k % 2 == 0 else -length for k in range(self.num_components)], dim=1)
 

@@ -126,16 +126,20 @@ def _bars(answer: Answer, low: float, high: float) -> str:
     )
 
 
-def comparison_line(answers: Sequence[Answer]) -> str:
-    """The line in words, and what the scale means."""
+def comparison_line(answers: Sequence[Answer], expected: bool = True) -> str:
+    """The line in words, and what the scale means.
+
+    Args:
+        answers (`Sequence[Answer]`): complete, in the order of the policies.
+        expected (`bool`): whether there should be utilities, so that their absence is explained.
+    """
+    scored = [answer for answer in answers if answer.utilities is not None]
+    if not scored:
+        why = "No utilities here: with its answers, this prompt is longer than the reward model can read."
+        return f'<p class="mm-small">{why}</p>' if expected else ""
+    words = f"{scored[0].scale.words} Utilities are those of the learned reward components."
+    scale = f'<p class="mm-small">{escape(words)}</p>'
     rows, pair = compare_words(answers), featured([answer.policy for answer in answers])
-    scale = (
-        '<p class="mm-small">Scale: 0 is what the reference policy\'s answers to this prompt get on average, 1 is one '
-        "standard deviation of its answers; the same scale for all policies and groups. Utilities are those of the "
-        "learned reward components.</p>"
-    )
-    if not any(answer.utilities for answer in answers):
-        return ""
     if not rows or pair is None:
         return scale
     parts = [f"{words} for <em><bdi>{escape(group)}</bdi></em> ({value:+.1f})" for group, words, value in rows]

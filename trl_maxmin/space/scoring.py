@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections import OrderedDict
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 
 from ..data.tokenization import Prompt
-from ..functional.utility import within_prompt_scale
+from ..functional.utility import MIN_REFERENCE_COMPLETIONS, within_prompt_scale
 from .config import MAX_POLICIES, SpaceConfig
 from .limits import Refused, check_request
 from .policies import Policy, Settings, load_or_explain
 from .run_data import RunData
 
+
+logger = logging.getLogger(__name__)
 
 _CALIBRATION_PROMPTS = 8
 _CACHED_PROMPTS = 256
@@ -31,6 +34,42 @@ Scored = dict[str, list[tuple[str, str, dict[str, float]]]]
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What the numbers of utilities mean.
+
+    Args:
+        zero (`str`, *optional*): `prompt`, the mean of the reference policy's answers to the prompt; `stored`, the
+            mean that the mixture was calibrated with; `None`, none that the groups have in common.
+        unit (`bool`): whether 1 is a standard deviation of the reference policy's answers; otherwise it is 1 of the
+            learned rewards, in log-odds.
+
+    Example:
+
+    >>> Scale(None, False).words
+    'Scale: the learned rewards as they are, in log-odds. Groups have no zero in common, so compare policies only.'
+    """
+
+    zero: str | None = "prompt"
+    unit: bool = True
+
+    @property
+    def words(self) -> str:
+        """The caption."""
+        if self.zero is None:
+            return (
+                "Scale: the learned rewards as they are, in log-odds. Groups have no zero in common, so compare "
+                "policies only."
+            )
+        zero = {
+            "prompt": "what the reference policy's answers to this prompt get on average",
+            "stored": "what the answers that the reward mixture was calibrated on get on average",
+        }[self.zero]
+        those = {"prompt": "its answers", "stored": "those answers"}[self.zero]
+        unit = f"one standard deviation of {those}" if self.unit else "one log-odds of the learned rewards"
+        return f"Scale: 0 is {zero}, 1 is {unit}; the same scale for all policies and groups."
+
+
+@dataclass(frozen=True)
 class Answer:
     """One policy's answer.
 
@@ -39,9 +78,9 @@ class Answer:
         text (`str`): so far, as the model wrote it (not escaped).
         finished (`bool`): whether it ended by itself.
         done (`bool`): whether nothing will follow.
-        utilities (`dict[str, float]`, *optional*): group -> utility, in standard deviations of the reference policy's
-            answers to a prompt; 0 = what its answers to this prompt get on average. `None` while it is written, or
-            without a mixture.
+        utilities (`dict[str, float]`, *optional*): group -> utility. `None` while it is written, without a mixture, or
+            where the zero is not known.
+        scale ([`Scale`]): what those numbers mean.
     """
 
     policy: str
@@ -49,11 +88,12 @@ class Answer:
     finished: bool = False
     done: bool = False
     utilities: dict[str, float] | None = None
+    scale: Scale = Scale()
 
     @property
     def worst_group(self) -> str | None:
-        """The group that this answer serves least; `None` where there is nothing to compare."""
-        if not self.utilities or len(self.utilities) < 2:
+        """The group that this answer serves least; `None` where groups cannot be compared."""
+        if not self.utilities or len(self.utilities) < 2 or self.scale.zero is None:
             return None
         return min(self.utilities, key=lambda group: self.utilities[group])
 
@@ -69,8 +109,12 @@ def label(policy: str) -> str:
     return NAMES.get(policy, policy)
 
 
-def describe_difference(difference: float) -> str:
+def describe_difference(difference: float, unit: bool = True) -> str:
     """A difference of utilities in words: below 0.05 equal, below 0.3 slightly, from 1.5 much.
+
+    Args:
+        difference (`float`): of two utilities.
+        unit (`bool`): whether they are in standard deviations; otherwise nobody knows what is much.
 
     Example:
 
@@ -80,7 +124,7 @@ def describe_difference(difference: float) -> str:
     if abs(difference) < 0.05:
         return "about equal"
     much = "much " if abs(difference) >= 1.5 else "slightly " if abs(difference) < 0.3 else ""
-    return much + ("better" if difference > 0 else "worse")
+    return (much if unit else "") + ("better" if difference > 0 else "worse")
 
 
 def compare_words(answers: Sequence[Answer]) -> list[tuple[str, str, float]]:
@@ -100,7 +144,7 @@ def compare_words(answers: Sequence[Answer]) -> list[tuple[str, str, float]]:
     ours, theirs = (by_name[name].utilities or {} for name in pair)
     rows = [(group, ours[group] - theirs[group]) for group in ours if group in theirs]
     rows.sort(key=lambda row: -row[1])
-    return [(group, describe_difference(value), value) for group, value in rows]
+    return [(group, describe_difference(value, by_name[pair[0]].scale.unit), value) for group, value in rows]
 
 
 def featured(names: Sequence[str]) -> tuple[str, str] | None:
@@ -154,7 +198,7 @@ class Studio:
         self.run = run or RunData()
         self.problems = list(problems)
         self.prompts = list(dict.fromkeys(config.prompts or self.run.prompts))
-        self._baselines: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._baselines: OrderedDict[str, torch.Tensor | None] = OrderedDict()
         self._lock = threading.Lock()
         self.recorded: Scored | None = None
         self._scale: torch.Tensor | None = None
@@ -199,16 +243,42 @@ class Studio:
         return max(1, min([self.config.max_new_tokens, *(context // 2 for context in contexts)]))
 
     def prepare(self) -> None:
-        """Measure the scale of the utilities on the reference policy's answers, where the mixture carries none."""
+        """Find the scale of the utilities: the mixture's own, or that of the reference policy's answers."""
         if self.mixture is None:
             return
-        shift, scale = self.mixture.reward_shift, self.mixture.reward_scale
-        calibrated = bool((shift != 0).any() or (scale != 1).any())
-        if calibrated or self._reference is None or not self.prompts or self.config.baseline_replies < 4:
-            self._scale = scale
-            return
-        replies = torch.stack([self._baseline(prompt) for prompt in self.prompts[:_CALIBRATION_PROMPTS]])
-        self._scale = within_prompt_scale(replies)
+        if self._calibrated:
+            self._scale = self.mixture.reward_scale
+        elif self._has_baseline and self.prompts and self.config.baseline_replies >= MIN_REFERENCE_COMPLETIONS:
+            try:
+                self._scale = self._measured_scale()
+            except Exception:  # whatever the models raise, the page must come up
+                logger.exception("the scale of the utilities could not be measured")
+            if self._scale is None:
+                self.problems.append(
+                    "The spread of the reference policy's answers could not be measured, so utilities are in the "
+                    "units of the learned rewards."
+                )
+
+    def _measured_scale(self) -> torch.Tensor | None:
+        """`None` where no prompt's answers can be scored."""
+        found = [self._baseline(prompt) for prompt in self.prompts[:_CALIBRATION_PROMPTS]]
+        replies = [rewards for rewards in found if rewards is not None and rewards.isfinite().all()]
+        return within_prompt_scale(torch.stack(replies)) if replies else None
+
+    @property
+    def _calibrated(self) -> bool:
+        return bool((self.mixture.reward_shift != 0).any() or (self.mixture.reward_scale != 1).any())
+
+    @property
+    def _has_baseline(self) -> bool:
+        """Whether the zero is that of the reference policy's answers to each prompt."""
+        return self.mixture is not None and self._reference is not None and self.config.baseline_replies > 0
+
+    @property
+    def scale(self) -> Scale:
+        """What the numbers of utilities mean on this page."""
+        zero = "prompt" if self._has_baseline else "stored" if self._calibrated else None
+        return Scale(zero, self._scale is not None)
 
     @property
     def _reference(self) -> Policy | None:
@@ -266,7 +336,10 @@ class Studio:
         names = [name for name in self.policies if name in set(names)]
         if not min(2, len(self.policies)) <= len(names) <= MAX_POLICIES or not names:
             raise Refused(f"Please choose two to {MAX_POLICIES} policies.")
-        return {name: self._encode(name, prompt, settings.length) for name in names}
+        encoded = {name: self._encode(name, prompt, settings.length) for name in names}
+        if self._has_baseline and self.config.reference not in encoded:
+            self._encode(self.config.reference, prompt, settings.length)  # it answers too, for the zero
+        return encoded
 
     def _encode(self, name: str, prompt: str, length: int) -> list[int]:
         policy = self.policies[name]
@@ -282,23 +355,27 @@ class Studio:
         return ids
 
     def with_utilities(self, prompt: str, answers: Sequence[Answer]) -> list[Answer]:
-        """The answers with their utility for every group; unchanged where there is no mixture."""
+        """The answers with their utility for every group.
+
+        Unchanged where there is no mixture, and where it cannot read the answers or those that set the zero.
+        """
         if self.mixture is None:
             return list(answers)
+        baseline = self._baseline(prompt) if self._has_baseline else None
         rewards = self._rewards(prompt, [(answer.text, answer.finished) for answer in answers])
-        if rewards is None:
+        if rewards is None or (baseline is None and self._has_baseline):
             return list(answers)
-        utilities = self._standardise(prompt, rewards)[:, self.mixture.described_components]
+        shift = self.mixture.reward_shift if baseline is None else baseline.mean(0)
+        scale = self.mixture.reward_scale if self._scale is None else self._scale
+        utilities = ((rewards - shift) / scale.clamp(min=1e-6))[:, self.mixture.described_components]
         return [
-            replace(answer, utilities={group: float(value) for group, value in zip(self.groups, row, strict=True)})
+            replace(
+                answer,
+                utilities={group: float(value) for group, value in zip(self.groups, row, strict=True)},
+                scale=self.scale,
+            )
             for answer, row in zip(answers, utilities, strict=True)
         ]
-
-    def _standardise(self, prompt: str, rewards: torch.Tensor) -> torch.Tensor:
-        known = self._reference is not None and self.config.baseline_replies > 0
-        shift = self._baseline(prompt).mean(0) if known else self.mixture.reward_shift
-        scale = self._scale if self._scale is not None else self.mixture.reward_scale
-        return (rewards - shift) / scale.clamp(min=1e-6)
 
     def _rewards(self, prompt: str, replies: Sequence[tuple[str, bool]]) -> torch.Tensor | None:
         """`(N, K)`, or `None` where the prompt is too long for the reward model."""
@@ -316,23 +393,24 @@ class Studio:
         chat = getattr(self.mixture.processing_class, "chat_template", None)
         return [{"role": "user", "content": prompt}] if chat else prompt
 
-    def _baseline(self, prompt: str) -> torch.Tensor:
-        """Rewards `(M, K)` of the reference policy's answers to a prompt, remembered for the last prompts."""
+    def _baseline(self, prompt: str) -> torch.Tensor | None:
+        """Rewards `(M, K)` of the reference policy's answers to a prompt, remembered for the last prompts.
+
+        `None` where prompt and answers are longer than the reference policy or the reward model reads.
+        """
         with self._lock:
             if prompt in self._baselines:
                 self._baselines.move_to_end(prompt)
                 return self._baselines[prompt]
         reference = self._reference
         assert reference is not None
-        settings = Settings(temperature=1.0, seed=0, length=self.max_length)
         ids = reference.encode(prompt)
-        room = (reference.context or 10**9) - len(ids)
-        replies = reference.sample(
-            ids, replace(settings, length=min(settings.length, room)), self.config.baseline_replies
-        )
-        rewards = self._rewards(prompt, [(reply.text, reply.finished) for reply in replies])
-        if rewards is None:
-            rewards = torch.zeros(1, self.mixture.num_components)
+        length = min(self.max_length, (reference.context or 10**9) - len(ids))
+        rewards = None
+        if ids and length > 0:
+            settings = Settings(temperature=1.0, seed=0, length=length)
+            replies = reference.sample(ids, settings, self.config.baseline_replies)
+            rewards = self._rewards(prompt, [(reply.text, reply.finished) for reply in replies])
         with self._lock:
             self._baselines[prompt] = rewards
             while len(self._baselines) > _CACHED_PROMPTS:

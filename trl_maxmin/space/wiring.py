@@ -111,7 +111,8 @@ class Handlers:
 
     def _shown(self, seen: Comparison, message: str = "") -> tuple[str, str, str]:
         panel = html.answers_panel(seen.answers, seen.prompt, seen.hidden)
-        line = "" if seen.hidden else html.comparison_line(_in_order(seen.answers, self.studio))
+        answers, expected = _in_order(seen.answers, self.studio), bool(self.studio.groups)
+        line = "" if seen.hidden else html.comparison_line(answers, expected)
         if seen.hidden and not message:
             message = "The policies are hidden until you vote."
             if not seen.blind:
