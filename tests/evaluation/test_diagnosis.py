@@ -157,6 +157,7 @@ ROW = {"prompt": "p", "chosen": "good", "rejected": "bad"}
         ([ROW] * 4, {}, "leave no held-out pair"),
         ([{**ROW, "chosen": "", "rejected": " "}] * 4, {}, "holds a word"),
         ([{**ROW, "group": None}, {**ROW, "group": "a"}] * 4, {"group_column": "group"}, "Row 0 has no group"),
+        ([{**ROW, "group": "a"}, {**ROW, "group": ""}] * 4, {"group_column": "group"}, r"Row 1 has no group \(''\)"),
         ([{**ROW, "chosen": "ab", "rejected": "AB", "annotator_id": 1}] * 4, {}, "same features"),
     ],
 )

@@ -41,8 +41,8 @@ def open_ballot():
         ballot.uplink.stop()
 
 
-def cast(ballot, prompt):
-    assert ballot.cast(prompt, ANSWERS, 1, "visitor-1") == 1
+def cast(ballot, prompt, group=None):
+    assert ballot.cast(prompt, ANSWERS, 1, "visitor-1", group) == 1
 
 
 def send(ballot):
@@ -201,10 +201,11 @@ def test_the_dataset_is_a_preference_set(hub, open_ballot, tmp_path, monkeypatch
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    for part in ("a", "b"):
+    for part, group in (("a", None), ("b", "long")):
         ballot = open_ballot(tmp_path / part)
-        cast(ballot, part)
+        cast(ballot, part, group)
         assert ballot.uplink.connect()
         send(ballot)
     data = load_dataset("me/votes", split="train", cache_dir=str(tmp_path / "datasets"))
     assert sorted(prepare_preferences(data)["prompt"]) == ["a", "b"]
+    assert sorted(data["group"]) == ["", "long"]

@@ -45,6 +45,7 @@ def test_votes_of_the_page_train_a_mixture(run_folder, tmp_path, monkeypatch):
 
     words = ["reward", "--dataset_name", "votes/votes.jsonl", "--model_name_or_path"]
     words += [str(run_folder / "policies" / "reference"), "--num_components", "2", "--output_dir", "mixture2"]
+    words += ["--group_column", "group"]
     words += ["--max_steps", "4", "--per_device_train_batch_size", "8", "--report_to", "none", "--save_strategy", "no"]
     assert main(words) == 0
     mixture = AutoModel.from_pretrained(tmp_path / "mixture2")

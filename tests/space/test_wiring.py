@@ -9,8 +9,10 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 
 from tests.space.fakes import studio
+from trl_maxmin.data.columns import known_groups, prepare_preferences
 
 
 gradio = pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
@@ -240,3 +242,16 @@ def test_hidden_answers_that_were_seen_with_their_names_are_not_blind(handlers):
     complete(handlers, "q")
     assert voted("q") == (True, False)
     assert voted("r") == (False, True)
+
+
+def test_an_annotator_has_one_group_and_unnamed_ones_are_unknown(handlers):
+    named = [None, "long", "", "long", "short", None, "short", "nobody's", "long"]
+    for group in named:
+        vote(handlers, choices(complete(handlers))[0], group=group)
+    rows = [(row["annotator_id"], row["group"]) for row in stored(handlers)][::2]
+    assert [group for _, group in rows] == ["", "long", "", "long", "short", "", "short", "", "long"]
+    people = [annotator for annotator, _ in rows]
+    assert len(set(people[:4])) == len(set(people[4:8])) == 1 and len({people[0], people[4], people[8]}) == 3
+    data = prepare_preferences(Dataset.from_json(str(handlers.ballot.store.path)))
+    expected = {people[0]: "long", people[4]: "short", people[8]: "long"}
+    assert known_groups(data, "group", num_components=2) == expected

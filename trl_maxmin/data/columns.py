@@ -8,7 +8,7 @@ TRL's preference format, standard or conversational, plus who gave the preferenc
 | `prompt` | `str` or messages, optional | what both replies answer |
 | `chosen`, `rejected` | `str` or messages | the reply the annotator preferred, and the other |
 | `annotator_id` | `str` or `int` | the person; without it every pair is its own annotator |
-| `group` | `str`, optional | a known sub-population, used for reporting |
+| `group` | `str`, optional | a known sub-population, used for reporting; None or an empty text where it is unknown |
 | `margin` | `float`, optional | Bradley-Terry log-odds by which the chosen reply should win |
 """
 
@@ -175,13 +175,24 @@ def _check_annotators(dataset: Dataset, num_components: int | None) -> None:
         )
 
 
+def is_known_group(group: Any) -> bool:
+    """Whether a cell of a group column names a group: None and an empty text do not.
+
+    Example:
+
+    >>> is_known_group("farmers"), is_known_group(None), is_known_group("")
+    (True, False, False)
+    """
+    return group is not None and group != ""
+
+
 def known_groups(dataset: Dataset, group_column: str | None, num_components: int) -> dict[str | int, str]:
     """Group of each annotator whose group is known.
 
     Args:
         dataset (`Dataset`): of [`prepare_preferences`].
-        group_column (`str`, *optional*): column of groups, None in a row where it is unknown. Without it no group is
-            used.
+        group_column (`str`, *optional*): column of groups, None or an empty text in a row where it is unknown. Without
+            it no group is used.
         num_components (`int`): K; every group is a component.
 
     Returns:
@@ -198,7 +209,7 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
         )
     groups: dict[str | int, str] = {}
     for annotator, group in zip(dataset[ANNOTATOR_COLUMN], dataset[group_column], strict=True):
-        if group is None:
+        if not is_known_group(group):
             continue
         if groups.setdefault(annotator, str(group)) != str(group):
             raise ValueError(

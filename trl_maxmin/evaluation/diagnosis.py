@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
+from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, prepare_preferences
 from ..functional.em import NumComponentsSelection, predictive_log_likelihood, select_num_components
 from ..functional.em_linear import fit_linear_mixture, fit_weighted_logistic
 from .bootstrap import Interval, PromptBootstrap
@@ -381,8 +381,9 @@ def _known_groups(
     pairs: _Pairs, groups: Sequence[Any]
 ) -> tuple[np.ndarray, dict[str, dict[str, float]], int, list[str]]:
     """Memberships (N, K) by column, and whether their own rewards predict held-out pairs better than one for all."""
-    if missing := [row for row, group in enumerate(groups) if group is None]:
-        raise ValueError(f"Row {missing[0]} has no group (None); name one, or remove the row.")
+    if missing := [row for row, group in enumerate(groups) if not is_known_group(group)]:
+        row = missing[0]
+        raise ValueError(f"Row {row} has no group ({groups[row]!r}); name one, or remove the row.")
     labels = np.array([str(group) for group in groups])
     names, counts = np.unique(labels, return_counts=True)
     names = [str(name) for name in names[np.argsort(-counts, kind="stable")]]

@@ -39,6 +39,7 @@ class Comparison:
 @dataclass
 class _Visit:
     annotator_id: str = field(default_factory=new_annotator_id)
+    group: str | None = None
     comparison: Comparison | None = None
     voted: bool = False
     named: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
@@ -86,8 +87,15 @@ class Visits:
             visit.comparison, visit.voted = comparison, False
             return comparison
 
-    def take(self, session: str, comparison_id: str) -> tuple[Comparison, str]:
+    def take(self, session: str, comparison_id: str, group: str | None = None) -> tuple[Comparison, str]:
         """Use up the one vote that a comparison has.
+
+        A visitor who names another group than before goes on as another annotator: an annotator has one group.
+
+        Args:
+            session (`str`): the visit.
+            comparison_id (`str`): what the choice was made from.
+            group (`str`, *optional*): that the visitor feels closest to, if named.
 
         Returns:
             `(Comparison, str)`: what the vote is about, and the annotator's id.
@@ -104,6 +112,9 @@ class Visits:
             if visit.voted:
                 raise Refused("You have voted on these answers. Compare again to vote once more.")
             visit.voted = True
+            if group and visit.group and group != visit.group:
+                visit.annotator_id = new_annotator_id()
+            visit.group = group or visit.group
             return visit.comparison, visit.annotator_id
 
     def reveal(self, session: str, comparison: Comparison) -> Comparison:

@@ -52,7 +52,8 @@ def vote_rows(
         answers (`Sequence[Answer]`): all that were shown.
         choice (`int`): which was preferred.
         annotator_id (`str`): of the session.
-        group (`str`, *optional*): the group the visitor feels closest to; the column is an empty text without one.
+        group (`str`, *optional*): the group the visitor feels closest to; without one the column is an empty text and
+            not null, as files of nulls only and files of texts cannot be loaded together.
         blind (`bool`): whether the policies were hidden.
         conversational (`bool`): write messages instead of text.
 

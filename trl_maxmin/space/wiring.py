@@ -142,8 +142,8 @@ class Handlers:
             if not shown or not place.isdecimal() or len(place) > 2:
                 raise Refused("Please compare some answers, and choose the one you prefer.")
             self.limit.check(session)
-            seen, annotator_id = self.visits.take(session, shown)
             known = group if group in self.studio.groups else None
+            seen, annotator_id = self.visits.take(session, shown, known)
             try:
                 stored = self.ballot.cast(seen.prompt, seen.answers, int(place), annotator_id, known, seen.blind)
             except Exception:
