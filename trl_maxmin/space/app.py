@@ -18,6 +18,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from . import figures, html  # noqa: E402
+from .admission import admit_fairly  # noqa: E402
 from .config import MAX_POLICIES, SpaceConfig  # noqa: E402
 from .guard import Guard  # noqa: E402
 from .scoring import Studio, label  # noqa: E402
@@ -83,7 +84,9 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
                 show_progress="hidden",
                 api_visibility="private",
             )
-    app.queue(max_size=config.queue_size, default_concurrency_limit=1)
+    # Not open to direct calls: they would run beside the queue, as many at once as are made.
+    app.queue(api_open=False, default_concurrency_limit=1)
+    admit_fairly(app, config.queue_size)
     theme = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"])
     return app, {
         "css_paths": Path(__file__).with_name("style.css"),

@@ -40,7 +40,7 @@ class SpaceConfig:
         baseline_replies (`int`): answers of the reference policy to the visitor's prompt that set the zero of the
             utilities; 0 uses the mixture's stored mean.
         requests_per_minute (`int`): of one session.
-        queue_size (`int`): requests that may wait; more are asked to come back.
+        queue_size (`int`): comparisons that may wait, and votes that may; more are asked to come back.
         votes_dir (`str`): folder of the vote files; an empty text turns voting off.
         votes_dataset (`str`, *optional*): Hub dataset that votes are also sent to (needs a token in `HF_TOKEN`).
         votes_minutes (`float`): how often they are sent.
