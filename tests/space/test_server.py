@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.space.fakes import serving_app, studio
+from tests.space.fakes import FakeMixture, serving_app, studio
 from trl_maxmin.space.run_data import RunData
 
 
@@ -123,3 +123,14 @@ def test_a_full_queue_of_comparisons_keeps_nobody_from_voting(tmp_path):
             assert "your vote is stored" in client.predict(choice, None, api_name="/vote")[2]
         finally:
             made.policies["maxmin"].gate.set()
+
+
+def test_a_single_group_has_its_page_too():
+    made = studio(mixture=FakeMixture(("long",)), run=RunData(replies={"p": [("maxmin", "a", True)]}), votes_dir="")
+    with serving_app(made) as (app, url):
+        assert ask(app, url, "s", "fill_groups")[0] == 200
+        with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=s", timeout=60) as stream:
+            messages = (json.loads(line[6:]) for line in stream if line.startswith(b"data: "))
+            done = next(message for message in messages if message["msg"] == "process_completed")
+    (page,) = done["output"]["data"]
+    assert isinstance(page, str) and "Best for long" in page

@@ -13,6 +13,7 @@ from trl_maxmin.space.run_data import RunData
 
 
 gradio = pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
+REQUEST = SimpleNamespace(session_hash="s")
 
 
 def lent(calls, failing=None):
@@ -72,8 +73,7 @@ def handlers(monkeypatch):
 
 
 def compare(handlers, prompt, length=5):
-    request = SimpleNamespace(session_hash="s")
-    return list(handlers.compare(prompt, ["reference", "single", "maxmin"], 1.0, 0, length, False, request))
+    return list(handlers.compare(prompt, ["reference", "single", "maxmin"], 1.0, 0, length, False, REQUEST))
 
 
 def test_answers_and_utilities_come_back(handlers):
@@ -100,6 +100,28 @@ def test_a_used_up_share_is_said_in_the_words_of_the_space(handlers):
 
 def test_recorded_answers_are_scored_in_one_call_for_all_groups_and_kept(handlers):
     made, calls = handlers()
-    first, again = made.fill_groups(), made.fill_groups()
+    first, again = made.fill_groups(REQUEST), made.fill_groups(REQUEST)
     assert first == again and "Best for long" in first[0] and "Best for short" in first[1]
     assert calls == [("score_recorded", 120)]
+
+
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [
+        (gradio.Error("You have exceeded your GPU quota."), "You have exceeded your GPU quota. Please try again."),
+        (RuntimeError("inner secrets"), "Something went wrong on our side, sorry. Please try again."),
+    ],
+)
+def test_why_recorded_answers_are_not_scored_is_said_and_asked_again_in_a_minute(handlers, failing, words):
+    made, calls = handlers(failing)
+    now = [0.0]
+    made.scorings.clock = lambda: now[0]
+    pages = made.fill_groups(REQUEST)
+    assert len(pages) == 2 and all(words in page and "inner" not in page for page in pages)
+    # More clicks on the tab ask for no GPU and leave the sentence there; other visitors have a share of their own.
+    now[0] = 59.0
+    assert made.fill_groups(REQUEST) == [gradio.skip()] * 2 and len(calls) == 1
+    made.fill_groups(SimpleNamespace(session_hash="another"))
+    now[0] = 60.0
+    made.fill_groups(REQUEST)
+    assert calls == [("score_recorded", 120)] * 3

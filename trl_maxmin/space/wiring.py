@@ -54,6 +54,7 @@ class Handlers:
         self.studio = studio
         self.ballot = ballot
         self.limit = RateLimit(studio.config.requests_per_minute)
+        self.scorings = RateLimit(1)  # of all recorded answers: the longest piece of work here
         self.visits = Visits()
         self._compare = zero_gpu(studio.compare, 60)
         self._score_recorded = zero_gpu(studio.score_recorded, 120)
@@ -100,11 +101,8 @@ class Handlers:
             return
         except Exception as error:
             logger.exception("a comparison failed")
-            # A Space that lends GPUs says in a gr.Error, for instance, that a visitor's share of today is used up.
-            said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
-            text = f"{said} Please try again."
             panel = html.answers_panel(answers, prompt, blind) if shown else gr.skip()
-            yield panel, gr.skip(), html.notice(text, "warning"), gr.skip(), gr.skip()
+            yield panel, gr.skip(), html.notice(_said(error), "warning"), gr.skip(), gr.skip()
             return
         seen = self.visits.show(session, prompt, answers, hidden=bool(blind))
         yield (*self._shown(seen), self._choices(seen), gr.update(interactive=True))
@@ -165,16 +163,32 @@ class Handlers:
         """A prompt of the evaluation."""
         return self.studio.random_prompt(current)
 
-    def fill_groups(self) -> list[str]:
-        """Best and worst answers for every group."""
+    def fill_groups(self, request: gr.Request) -> Any:
+        """Best and worst answers for every group; computed once for everyone, on the first visit of the tab.
+
+        Where that fails, a visit may ask again in a minute; until then its tab stays as it is.
+        """
         try:
             if self.studio.recorded is None:
+                self.scorings.check(request.session_hash or "")
                 self.studio.recorded = self._score_recorded()
             pages = [html.extremes_page(group, self.studio.extremes(group)) for group in self.studio.groups]
-        except Exception:
+        except Refused:
+            pages = [gr.skip() for _ in self.studio.groups]
+        except Exception as error:
             logger.exception("recorded answers could not be scored")
-            pages = [html.notice("The recorded answers could not be scored.", "warning")] * len(self.studio.groups)
-        return pages
+            text = f"The recorded answers could not be scored. {_said(error)}"
+            pages = [html.notice(text, "warning")] * len(self.studio.groups)
+        return pages if len(pages) > 1 else pages[0]
+
+
+def _said(error: Exception) -> str:
+    """A failure in words for the visitor.
+
+    A Space that lends GPUs says in a `gr.Error`, for instance, that a visitor's share of today is used up.
+    """
+    said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
+    return f"{said} Please try again."
 
 
 def _in_order(answers: Sequence[Answer], studio: Studio) -> list[Answer]:
