@@ -10,6 +10,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from trl_maxmin.cli.demo import Demo, DemoArguments
 from trl_maxmin.cli.demo_stages import DemoSettings
 from trl_maxmin.run_record import RunRecord
+from trl_maxmin.space.config import SpaceConfig
+from trl_maxmin.space.run_data import RunData
 
 
 SMALL = DemoSettings(
@@ -43,6 +45,18 @@ def shares(value):
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     return folder, run(folder, oracle=True)
+
+
+def test_recorded_answers_tell_which_were_cut(small):
+    folder, _ = small
+    rows = [json.loads(line) for line in (folder / "evaluation" / "completions.jsonl").read_text().splitlines()]
+    cut = [row for row in rows if not row["finished"]]
+    # In this world an answer that was cut has conciseness 0, and one that ended has more.
+    assert 0 < len(cut) < len(rows) and all((row["utility_concise"] == 0) != row["finished"] for row in rows)
+    data, problems = RunData.load(SpaceConfig(record=str(folder)))
+    shown = {(prompt, *reply) for prompt, replies in data.replies.items() for reply in replies}
+    known = {(row["prompt"], row["policy"], row["completion"], row["finished"]) for row in rows}
+    assert problems == [] and shown <= known and {finished for *_, finished in shown} == {True, False}
 
 
 def test_report_has_the_promised_keys(small):

@@ -18,7 +18,7 @@ from trl_maxmin.space.uplink import Uplink
 from trl_maxmin.space.votes import Ballot, VoteStore
 
 
-ANSWERS = [Answer("reference", "dull"), Answer("maxmin", "superb")]
+ANSWERS = [Answer("reference", "dull", True), Answer("maxmin", "superb", True)]
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ ballot = Ballot(sys.argv[1], "me/votes", minutes=60)
 assert ballot.uplink.connect()
 ballot.uplink.scheduler.trigger().result()
 end_in_order()
-ballot.cast("one", [Answer("a", "x"), Answer("b", "y")], 0, "v")
+ballot.cast("one", [Answer("a", "x", True), Answer("b", "y", True)], 0, "v")
 print("stored", flush=True)
 threading.Event().wait()
 """

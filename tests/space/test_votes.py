@@ -15,7 +15,7 @@ from trl_maxmin.space.scoring import Answer
 from trl_maxmin.space.votes import Ballot, VoteStore, new_annotator_id, vote_rows
 
 
-ANSWERS = [Answer("reference", "dull"), Answer("single", "short"), Answer("maxmin", "superb")]
+ANSWERS = [Answer("reference", "dull", True), Answer("single", "short", True), Answer("maxmin", "superb", True)]
 
 
 def test_a_vote_is_the_chosen_answer_against_each_other_one(tmp_path):
@@ -30,8 +30,16 @@ def test_a_vote_is_the_chosen_answer_against_each_other_one(tmp_path):
 
 def test_equal_answers_are_no_preference(tmp_path):
     ballot = Ballot(tmp_path)
-    assert ballot.cast("p", [Answer("a", "x"), Answer("b", "x")], 0, "v") == 0
+    assert ballot.cast("p", [Answer("a", "x", True), Answer("b", "x", True)], 0, "v") == 0
     assert len(ballot.store) == 0
+
+
+def test_answers_that_were_cut_are_in_no_row():
+    """A reward trainer ends every reply with EOS, which these have not said."""
+    answers = [*ANSWERS[:2], Answer("maxmin", "superb and", False, True)]
+    (row,) = vote_rows("p", answers, 0, "v")
+    assert (row["chosen"], row["rejected"]) == ("dull", "short")
+    assert vote_rows("p", answers, 2, "v") == []
 
 
 def test_messages_where_the_models_chat():

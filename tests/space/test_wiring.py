@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from tests.space.fakes import studio
 from trl_maxmin.data.columns import known_groups, prepare_preferences
+from trl_maxmin.space.policies import Reply
 
 
 gradio = pytest.importorskip("gradio", reason="Gradio is not installed (pip install trl-maxmin[space])")
@@ -255,3 +256,22 @@ def test_an_annotator_has_one_group_and_unnamed_ones_are_unknown(handlers):
     data = prepare_preferences(Dataset.from_json(str(handlers.ballot.store.path)))
     expected = {people[0]: "long", people[4]: "short", people[8]: "long"}
     assert known_groups(data, "group", num_components=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("cut", "choice", "rows", "words"),
+    [
+        ([], 0, 2, "your vote is stored."),
+        (["maxmin"], 0, 1, "your vote is stored, without the answers that were cut."),
+        (["maxmin"], 2, 0, "there is nothing to store: the settings may allow longer ones"),
+        (["single", "maxmin"], 0, 0, "there is nothing to store: the settings may allow longer ones"),
+    ],
+)
+def test_what_was_cut_is_not_stored_and_that_is_said(handlers, made, cut, choice, rows, words):
+    def cuts(prompt_ids, settings):
+        yield Reply([], f"{len(prompt_ids)} and", finished=False, done=True)
+
+    for name in cut:
+        made.policies[name].stream = cuts
+    assert words in vote(handlers, choices(complete(handlers))[choice])[MESSAGE]
+    assert len(handlers.ballot.store) == rows

@@ -365,6 +365,7 @@ class Demo:
             for name, reply in replies.items():
                 for i, prompt in enumerate(prompts):
                     row = {"prompt": prompt, "policy": name, "completion": reply.texts[i]}
+                    row["finished"] = reply.finished[i]
                     row |= {f"utility_{group}": round(float(v[i]), 4) for group, v in utility[name].items()}
                     file.write(json.dumps(row) + "\n")
 

@@ -170,8 +170,8 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
         vote = gr.Button("Send my vote", interactive=False, elem_id="mm-vote")
     if handlers.ballot is not None:
         gr.HTML(
-            '<p class="mm-small">A vote stores the prompt, the answers, your choice, the group if you name one, and a '
-            "random number for this visit. Nothing else about you.</p>"
+            '<p class="mm-small">A vote stores the prompt, the answers (not those cut at the length limit), your '
+            "choice, the group if you name one, and a random number for this visit. Nothing else about you.</p>"
         )
     asked = [prompt, policies, temperature, seed, length, blind]
     shown = [panel, line, message, choice, vote]

@@ -58,12 +58,13 @@ def vote_rows(
         conversational (`bool`): write messages instead of text.
 
     Returns:
-        `list[dict]`: the chosen answer against each other one; equal texts are no preference and give no row.
+        `list[dict]`: the chosen answer against each other one. Equal texts are no preference and give no row. Answers
+        that were cut at the length limit give none either: to those who train on it a reply is one that ended there.
 
     Example:
 
     >>> from trl_maxmin.space.scoring import Answer
-    >>> answers = [Answer("reference", "dull"), Answer("maxmin", "superb")]
+    >>> answers = [Answer("reference", "dull", finished=True), Answer("maxmin", "superb", finished=True)]
     >>> (row,) = vote_rows("review :", answers, 1, "visitor-1")
     >>> row["chosen"], row["rejected"], row["chosen_policy"]
     ('superb', 'dull', 'maxmin')
@@ -85,7 +86,7 @@ def vote_rows(
             "blind": blind,
         }
         for other in answers
-        if other.text != chosen.text
+        if other.text != chosen.text and other.finished and chosen.finished
     ]
 
 
@@ -216,7 +217,7 @@ class Ballot:
         """Store a vote.
 
         Returns:
-            `int`: stored pairs; 0 where all answers are the same text.
+            `int`: stored pairs; 0 where nothing can be learned from the vote, see [`vote_rows`].
 
         Raises:
             Refused: no such answer, or the vote could not be stored.

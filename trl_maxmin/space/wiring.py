@@ -149,9 +149,16 @@ class Handlers:
                 raise
         except Refused as refusal:
             return nothing, nothing, html.notice(str(refusal), "warning"), nothing
-        thanks = (
-            "Thank you, your vote is stored." if stored else "All answers are the same, so there is nothing to store."
-        )
+        cut = not all(answer.finished for answer in seen.answers)
+        if stored:
+            thanks = "Thank you, your vote is stored" + (", without the answers that were cut." if cut else ".")
+        elif cut:
+            thanks = (
+                "Thank you. Nobody knows how the answers go on that were cut at the length limit, so there is nothing "
+                "to store: the settings may allow longer ones."
+            )
+        else:
+            thanks = "All answers are the same, so there is nothing to store."
         if stored and self.ballot.uplink is not None and self.ballot.uplink.problem:
             thanks += " The Hub cannot be reached at the moment; it is sent there when it can."
         panel, line, message = self._shown(self.visits.reveal(session, seen), thanks)
