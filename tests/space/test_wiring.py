@@ -275,3 +275,38 @@ def test_what_was_cut_is_not_stored_and_that_is_said(handlers, made, cut, choice
         made.policies[name].stream = cuts
     assert words in vote(handlers, choices(complete(handlers))[choice])[MESSAGE]
     assert len(handlers.ballot.store) == rows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_utility_that_is_no_number_is_left_out_and_said(handlers, made, value):
+    score = made.mixture.score
+
+    def broken(prompts, completions, finished=True):
+        rewards = score(prompts, completions, finished)
+        rewards[[text.startswith("answer") for text in completions], 0] = value
+        return rewards
+
+    made.mixture.score = broken
+    shown = complete(handlers)
+    panel = shown[PANEL]
+    assert 'aria-busy="false"' in panel and not re.search(r"[+-](nan|inf)", panel + shown[LINE])
+    third = panel.split("<article")[3]
+    assert "No number came out for long." in third and "mm-worst" not in third and third.count("mm-track") == 1
+    assert panel.count("No number") == 1 and panel.count("mm-worst-mark") == 2
+    assert "is worse for <em><bdi>short</bdi></em> (-9.0)." in shown[LINE]
+    assert "your vote is stored" in vote(handlers, choices(shown)[2])[MESSAGE]
+    made.run.replies = {"p": [("maxmin", "answer", True), ("single", "fine", True), ("single", "good", True)]}
+    assert list(made.extremes("long")) == ["single"] and list(made.extremes("short")) == ["single", "maxmin"]
+
+
+def test_answers_that_cannot_be_drawn_are_not_busy_and_take_no_vote(handlers, monkeypatch):
+    before = choices(complete(handlers))[0]
+
+    def fails(*args):
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr("trl_maxmin.space.html.comparison_line", fails)
+    failed = complete(handlers)
+    assert 'aria-busy="false"' in failed[PANEL] and "answer 0 to p" in failed[PANEL]
+    assert "Something went wrong on our side, sorry. Please try again." in failed[MESSAGE]
+    assert "Please compare some answers first" in vote(handlers, before)[MESSAGE]

@@ -116,6 +116,8 @@ def _bars(answer: Answer, low: float, high: float) -> str:
             f'<div class="mm-track"><span class="mm-zero" style="left:{zero:.2f}%"></span>'
             f'<span class="mm-fill" style="left:{start:.2f}%;width:{max(end - start, 0.6):.2f}%"></span></div></div>'
         )
+    if answer.left_out:
+        rows.append(f'<p class="mm-small">No number came out for {escape(", ".join(answer.left_out))}.</p>')
     near = zero < 12 or zero > 88
     middle = "" if near else f'<span style="left:{zero:.2f}%;transform:translateX(-50%)">0</span>'
     ends = f'<span style="left:0">{low:+.0f}</span>{middle}<span style="right:0">{high:+.0f}</span>'

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from collections import OrderedDict
@@ -81,6 +82,7 @@ class Answer:
         utilities (`dict[str, float]`, *optional*): group -> utility. `None` while it is written, without a mixture, or
             where the zero is not known.
         scale ([`Scale`]): what those numbers mean.
+        left_out (`tuple[str, ...]`): groups whose utility is no finite number.
     """
 
     policy: str
@@ -89,11 +91,12 @@ class Answer:
     done: bool = False
     utilities: dict[str, float] | None = None
     scale: Scale = Scale()
+    left_out: tuple[str, ...] = ()
 
     @property
     def worst_group(self) -> str | None:
         """The group that this answer serves least; `None` where groups cannot be compared."""
-        if not self.utilities or len(self.utilities) < 2 or self.scale.zero is None:
+        if not self.utilities or len(self.utilities) < 2 or self.left_out or self.scale.zero is None:
             return None
         return min(self.utilities, key=lambda group: self.utilities[group])
 
@@ -368,14 +371,13 @@ class Studio:
         shift = self.mixture.reward_shift if baseline is None else baseline.mean(0)
         scale = self.mixture.reward_scale if self._scale is None else self._scale
         utilities = ((rewards - shift) / scale.clamp(min=1e-6))[:, self.mixture.described_components]
-        return [
-            replace(
-                answer,
-                utilities={group: float(value) for group, value in zip(self.groups, row, strict=True)},
-                scale=self.scale,
-            )
-            for answer, row in zip(answers, utilities, strict=True)
-        ]
+        scored = []
+        for answer, row in zip(answers, utilities.tolist(), strict=True):
+            found = dict(zip(self.groups, row, strict=True))
+            numbers = {group: value for group, value in found.items() if math.isfinite(value)}
+            left_out = tuple(group for group in found if group not in numbers)
+            scored.append(replace(answer, utilities=numbers, scale=self.scale, left_out=left_out))
+        return scored
 
     def _rewards(self, prompt: str, replies: Sequence[tuple[str, bool]]) -> torch.Tensor | None:
         """`(N, K)`, or `None` where the prompt is too long for the reward model."""
@@ -430,7 +432,10 @@ class Studio:
             self.recorded = self.score_recorded()
         result = {}
         for policy, rows in self.recorded.items():
-            ranked = sorted(((p, text, values[group]) for p, text, values in rows), key=lambda row: -row[2])
+            known = ((p, text, values[group]) for p, text, values in rows if group in values)
+            ranked = sorted(known, key=lambda row: -row[2])
+            if not ranked:
+                continue
             own = min(count, max(1, len(ranked) // 2))
             worst = ranked[::-1][:own] if len(ranked) > 1 else []
             result[policy] = (ranked[:own], worst)

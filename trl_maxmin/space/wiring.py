@@ -96,16 +96,20 @@ class Handlers:
                         ballot = self._no_vote()
                     shown = time.monotonic()
                     yield html.answers_panel(answers, prompt, blind, streaming=True), "", "", *ballot
+            seen = self.visits.show(session, prompt, answers, hidden=bool(blind))
+            last = (*self._shown(seen), self._choices(seen), gr.update(interactive=True))
         except Refused as refusal:
             yield gr.skip(), gr.skip(), html.notice(str(refusal), "warning"), gr.skip(), gr.skip()
             return
         except Exception as error:
             logger.exception("a comparison failed")
-            panel = html.answers_panel(answers, prompt, blind) if shown else gr.skip()
+            panel = gr.skip()
+            if shown:
+                self.visits.clear(session)
+                panel = html.answers_panel([replace(answer, utilities=None) for answer in answers], prompt, blind)
             yield panel, gr.skip(), html.notice(_said(error), "warning"), gr.skip(), gr.skip()
             return
-        seen = self.visits.show(session, prompt, answers, hidden=bool(blind))
-        yield (*self._shown(seen), self._choices(seen), gr.update(interactive=True))
+        yield last
 
     def _shown(self, seen: Comparison, message: str = "") -> tuple[str, str, str]:
         panel = html.answers_panel(seen.answers, seen.prompt, seen.hidden)
