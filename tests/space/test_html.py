@@ -132,3 +132,16 @@ def test_cards_of_hub_models_are_links():
 )
 def test_ticks_are_round(ends, expected):
     assert figures.ticks(*ends) == pytest.approx(expected)
+
+
+def test_every_policy_has_a_colour_of_its_own_in_all_figures():
+    names = ["reference", "mine", "single", "maxmin", "oracle", *(f"more {n}" for n in range(6))]
+    row = {"a": {"mean": 0.5}, "b": {"mean": 0.5}}
+    # In the figure of both groups the first of the own policies is missing: it has one group only.
+    utility = {name: row if name != "mine" else {"a": {"mean": 0.5}} for name in names}
+    run = RunData(groups=["a", "b"], majority="a", minority="b", win_rate=dict.fromkeys(names, row), utility=utility)
+    legend = re.findall(r'style="background:([^"]+)"></span>([^<]+)<', figures.bars_by_group(run))
+    assert len(legend) == len({colour for colour, _ in legend}) == len(names)
+    bars = re.findall(r'fill="([^"]+)"><title>([^,]+), a', figures.bars_by_group(run))
+    points = re.findall(r'<circle [^>]*fill="([^"]+)"/><text [^>]*>([^<]+)<', figures.pareto(run))
+    assert bars == legend and points == [entry for entry in legend if entry[1] != "mine"]

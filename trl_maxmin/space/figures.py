@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,17 +12,26 @@ from .run_data import RunData
 from .scoring import label
 
 
-_FILLS = ("var(--mm-none)", "var(--mm-a)", "var(--mm-b)", "var(--mm-c)", "var(--mm-d)", "var(--mm-e)")
-_ORDER = ("reference", "single", "maxmin", "oracle")
+_FILLS = {
+    "reference": "var(--mm-none)",
+    "single": "var(--mm-a)",
+    "maxmin": "var(--mm-b)",
+    "oracle": "var(--mm-c)",
+}
+_OTHERS = ("var(--mm-d)", "var(--mm-e)")
+_GOLDEN_ANGLE = 137.508
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4")
 _W, _H = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
 
 
-def _colour(policy: str, policies: Sequence[str]) -> str:
-    others = [name for name in policies if name not in _ORDER]
-    index = _ORDER.index(policy) if policy in _ORDER else len(_ORDER) + others.index(policy) % 2
-    return _FILLS[index]
+def _colours(run: RunData) -> dict[str, str]:
+    """One colour for each policy of a run, the same in every figure."""
+    policies = list(dict.fromkeys([*run.utility, *run.win_rate]))
+    others = [name for name in policies if name not in _FILLS]
+    # Beyond the chosen ones hues that are far from each other, of a lightness that is seen on light and on dark.
+    made = (f"hsl({_GOLDEN_ANGLE * n % 360:.0f} 55% 52%)" for n in itertools.count())
+    return _FILLS | dict(zip(others, itertools.chain(_OTHERS, made), strict=False))
 
 
 def _svg(title: str, description: str, body: str) -> str:
@@ -40,10 +50,9 @@ def _short(name: str, longest: int = 16) -> str:
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
-def _legend(policies: Sequence[str]) -> str:
+def _legend(policies: Sequence[str], colours: Mapping[str, str]) -> str:
     items = "".join(
-        f'<li><span class="mm-swatch" style="background:{_colour(policy, policies)}"></span>'
-        f"{escape(label(policy))}</li>"
+        f'<li><span class="mm-swatch" style="background:{colours[policy]}"></span>{escape(label(policy))}</li>'
         for policy in policies
     )
     return f'<ul class="mm-legend">{items}</ul>'
@@ -102,7 +111,7 @@ class _Axes:
 def bars_by_group(run: RunData) -> str:
     """Win rates of each policy for each group, with intervals; utilities where there are no win rates."""
     numbers, measure = (run.win_rate, "win rate") if run.win_rate else (run.utility, "utility")
-    policies = list(numbers)
+    policies, colours = list(numbers), _colours(run)
     groups = [group for group in run.groups if any(group in row for row in numbers.values())]
     if not policies or not groups:
         return ""
@@ -123,7 +132,7 @@ def bars_by_group(run: RunData) -> str:
             said = f"{label(policy)}, {group}: {number['mean']:.2f}"
             body.append(
                 f'<rect class="mm-mark" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
-                f'height="{max(bottom - top, 1):.1f}" fill="{_colour(policy, policies)}">'
+                f'height="{max(bottom - top, 1):.1f}" fill="{colours[policy]}">'
                 f"<title>{escape(said)}</title></rect>"
             )
             middle = (left + right) / 2
@@ -137,7 +146,7 @@ def bars_by_group(run: RunData) -> str:
         body.append(f'<line class="mm-dash" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     against = f" against {label(run.reference)}" if run.win_rate else ""
     title = f"{measure.capitalize()}{against} by group, with 95 % interval"
-    return _svg(title, "The table below has the numbers.", "".join(body)) + _legend(policies)
+    return _svg(title, "The table below has the numbers.", "".join(body)) + _legend(policies, colours)
 
 
 def pareto(run: RunData) -> str:
@@ -165,6 +174,7 @@ def pareto(run: RunData) -> str:
         path = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in front)
         body.append(f'<polyline class="mm-dash" fill="none" points="{path}"/>')
     labels: list[tuple[float, float]] = []
+    colours = _colours(run)
     for policy, (x, y) in points.items():
         cx, cy = axes.px(x["mean"]), axes.py(y["mean"])
         if "low" in x and "low" in y:
@@ -172,9 +182,7 @@ def pareto(run: RunData) -> str:
                 f'<path class="mm-line-mark" d="M{axes.px(x["low"]):.1f} {cy:.1f}H{axes.px(x["high"]):.1f}'
                 f'M{cx:.1f} {axes.py(y["low"]):.1f}V{axes.py(y["high"]):.1f}"/>'
             )
-        body.append(
-            f'<circle class="mm-mark" cx="{cx:.1f}" cy="{cy:.1f}" r="7" fill="{_colour(policy, list(points))}"/>'
-        )
+        body.append(f'<circle class="mm-mark" cx="{cx:.1f}" cy="{cy:.1f}" r="7" fill="{colours[policy]}"/>')
         side, above = ("end" if cx > _W * 0.7 else "start"), cy - 10
         if any(abs(above - y) < 18 and abs(cx - x) < 160 for x, y in labels):
             above = cy + 22
