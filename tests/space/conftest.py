@@ -3,7 +3,7 @@
 
 import contextlib
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +16,9 @@ from transformers import GPT2LMHeadModel
 
 from trl_maxmin.data.world import FilmReviewWorld
 from trl_maxmin.models import MixtureRewardModel
+
+
+START_SECONDS = 180  # for a page to answer, on a machine that does much else
 
 
 @pytest.fixture(scope="session")
@@ -35,36 +38,27 @@ def run_folder(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def page_process(command, folder, port, **environ):
-    """A page in a process; yields its address and the process once it answers."""
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environ
-    with open(folder / "log", "w+") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{port}"
+def page_process(command, folder, **environ):
+    """A page in a process, on a free port of its choice; yields its address and the process once it answers."""
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | environ
+    log = Path(folder / "log")
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
+        deadline = time.monotonic() + START_SECONDS
         try:
-            while True:
-                try:
-                    urllib.request.urlopen(url, timeout=5).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, Path(folder / "log").read_text()[-3000:]
-                    time.sleep(0.05)
-            yield url, process
+            while (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) is None:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.05)
+            urllib.request.urlopen(found[0], timeout=START_SECONDS).close()
+            yield found[0], process
         finally:
             process.kill()
             process.wait()
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture
 def server(run_folder, tmp_path):
     """The command, serving the run; its address and process."""
-    port = free_port()
-    command = [sys.executable, "-m", "trl_maxmin.cli", "space", "--run", str(run_folder), "--port", str(port)]
-    with page_process(command, tmp_path, port) as (url, process):
+    command = [sys.executable, "-m", "trl_maxmin.cli", "space", "--run", str(run_folder)]
+    with page_process(command, tmp_path) as (url, process):
         yield url, process

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.space.conftest import free_port, page_process
+from tests.space.conftest import page_process
 from trl_maxmin.space.config import SpaceConfig
 from trl_maxmin.space.publish import space_files, template_folder
 
@@ -118,18 +118,16 @@ def test_the_pushed_folder_starts(run_folder, tmp_path):
         if not brought & {canonicalize_name(name) for name in names} and module not in ("trl_maxmin", "pip")
     ]
     assert {"trl", "matplotlib", "pytest"} <= set(hidden) and not {"torch", "peft", "gradio"} & set(hidden)
-    port = free_port()
     environ = {
         "PYTHONPATH": str(tmp_path / "path"),
         "HIDDEN": json.dumps(hidden),
         "FACTS": str(tmp_path / "facts.json"),
         "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
         "TRL_MAXMIN_SPACE_TITLE": "A title from a variable",
         "TRL_MAXMIN_SPACE_MAX_PROMPT_CHARACTERS": "77",
     }
     command = [sys.executable, str(tmp_path / "space" / "app.py")]
-    with page_process(command, tmp_path, port, **environ) as (url, process):
+    with page_process(command, tmp_path, **environ) as (url, process):
         client = gradio_client.Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300})
         names = ["reference", "single", "maxmin"]
         shown = client.predict("war film with dogs and ghosts :", names, 1.0, 0, 8, False, api_name="/compare")

@@ -6,6 +6,7 @@ import html
 import os
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -97,9 +98,10 @@ def test_fifty_sessions_two_hundred_requests(server, run_folder):
     url, process = server
     pid = process.pid
     policies = {n: Policy.load(n, str(run_folder / "policies" / n)) for n in ("reference", "single", "maxmin")}
-    memory, done = {}, []
+    memory, answered, counting = {}, 0, threading.Lock()
 
     def session(number):
+        nonlocal answered
         client = gradio_client.Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300})
         results = []
         for turn in range(4):
@@ -108,9 +110,10 @@ def test_fifty_sessions_two_hundred_requests(server, run_folder):
             start = time.perf_counter()
             shown = client.predict(prompt, list(policies), 1.0, seed, 16, False, api_name="/compare")
             results.append((seed, prompt, shown[0], time.perf_counter() - start))
-            done.append(seed)
-            if len(done) in (50, 200):
-                memory[len(done)] = rss(pid)
+            with counting:
+                answered += 1
+                if answered in (50, 200):
+                    memory[answered] = rss(pid)
         return results
 
     with concurrent.futures.ThreadPoolExecutor(50) as pool:

@@ -74,6 +74,7 @@ def test_the_sentence_of_the_issue():
     [
         ("  ", ["reference", "maxmin"], {}, "write a prompt"),
         ("x" * 1001, ["reference", "maxmin"], {}, "1,001 characters; please shorten it to 1,000"),
+        ("a\ud800b", ["reference", "maxmin"], {}, "a part of a character that is no text. Please type it again"),
         ("p", ["maxmin"], {}, "two to 4 policies"),
         ("p", ["nobody", "maxmin"], {}, "two to 4 policies"),
         ("p", ["reference", "maxmin"], {"length": 0}, "length must be a number from 1 to 128"),

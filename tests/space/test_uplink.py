@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 from datasets import load_dataset
@@ -14,7 +15,7 @@ from tests.hub_server import HubServer, client_of
 from trl_maxmin.data.columns import prepare_preferences
 from trl_maxmin.hub import HubError
 from trl_maxmin.space.scoring import Answer
-from trl_maxmin.space.uplink import Uplink
+from trl_maxmin.space.uplink import Uplink, VoteScheduler
 from trl_maxmin.space.votes import Ballot, VoteStore
 
 
@@ -109,8 +110,7 @@ def test_an_empty_disk_replaces_nobodys_votes(hub, open_ballot, tmp_path):
 def test_a_hub_that_is_away_loses_no_vote(hub, open_ballot, tmp_path, kind):
     ballot = open_ballot(tmp_path)
     hub.inject(kind, lasting=True)
-    if kind != "lost":  # there the dataset is made, and the answer lost
-        assert not ballot.uplink.connect() and "me/votes" in ballot.uplink.problem
+    assert not ballot.uplink.connect() and "me/votes" in ballot.uplink.problem
     cast(ballot, "one")
     hub.heal()
     assert ballot.uplink.connect() and ballot.uplink.problem is None
@@ -128,7 +128,7 @@ def test_a_hub_that_is_away_loses_no_vote(hub, open_ballot, tmp_path, kind):
     assert len(ballot.store) == 3
 
 
-def test_the_uplink_starts_by_itself_and_tries_again(hub, tmp_path):
+def test_the_uplink_starts_by_itself_and_tries_again(hub, tmp_path, monkeypatch):
     hub.inject(503, path="/api/repos/create", lasting=True)
     store = VoteStore(tmp_path)
     store.append([{"prompt": "one"}])
@@ -143,11 +143,18 @@ def test_the_uplink_starts_by_itself_and_tries_again(hub, tmp_path):
             hub.heal()
         return connect()
 
+    arrived = threading.Event()
+    push = VoteScheduler.push_to_hub
+
+    def pushed(self):
+        if push(self) is not None:
+            arrived.set()
+
+    monkeypatch.setattr(VoteScheduler, "push_to_hub", pushed)
     uplink.connect = counted
     uplink.start()
     try:
-        while uplink.scheduler is None or uplink.scheduler._sent == 0:
-            assert attempts <= 3
+        assert arrived.wait(60) and attempts == 3
         assert prompts_on(hub) == ["one"]
     finally:
         uplink.stop()

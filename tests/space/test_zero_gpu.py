@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where GPUs are lent by the call, what needs one runs in another process: everything is copied on its way."""
 
+import copy
 import inspect
 import pickle
 import sys
@@ -22,6 +23,12 @@ def lent(calls, failing=None):
     def copied(value):
         return pickle.loads(pickle.dumps(value))
 
+    def elsewhere(method):
+        """The method of a copy of its object, as the other process has it; models and locks are left as they are."""
+        own = vars(method.__self__)
+        kept = [own["_lock"], own["mixture"], *own["policies"].values()]
+        return getattr(copy.deepcopy(method.__self__, {id(value): value for value in kept}), method.__name__)
+
     def gpu(duration=None):
         def decorate(function):
             def begin(args):
@@ -39,7 +46,8 @@ def lent(calls, failing=None):
                     raise error if isinstance(error, gradio.Error) else gradio.Error(type(error).__name__) from error
 
             def generate(*args):
-                steps = function(*begin(args))
+                args = begin(args)
+                steps = elsewhere(function)(*args)
                 while True:
                     try:
                         yield result(lambda: next(steps))
@@ -48,7 +56,7 @@ def lent(calls, failing=None):
 
             def call(*args):
                 args = begin(args)
-                return result(lambda: function(*args))
+                return result(lambda: elsewhere(function)(*args))
 
             return generate if inspect.isgeneratorfunction(function) else call
 
@@ -78,8 +86,9 @@ def compare(handlers, prompt, length=5):
 
 def test_answers_and_utilities_come_back(handlers):
     made, calls = handlers()
-    *_, last = compare(made, "p")
-    assert "answer 0 to p" in last[0] and "worst-off" in last[0] and "Compared with" in last[1]
+    *_, last = compare(made, "q")
+    assert "answer 0 to q" in last[0] and "worst-off" in last[0] and "Compared with" in last[1]
+    assert "q" not in made.studio._baselines  # what the other process remembers is not here
     assert calls == [("compare", 60)]
 
 

@@ -66,10 +66,12 @@ def check_request(prompt: str, temperature: float, seed: float, length: float, c
     """Check what the visitor set; returns the seed.
 
     Raises:
-        Refused: an empty or overlong prompt, or settings outside their range.
+        Refused: a prompt that is empty, overlong or no text, or settings outside their range.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise Refused("Please write a prompt, or pick one.")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise Refused("This prompt holds a part of a character that is no text. Please type it again.")
     if len(prompt) > characters:
         raise Refused(f"This prompt has {len(prompt):,} characters; please shorten it to {characters:,}.")
     for name, value, least, most in (
