@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from tests.space.browser import Watched, browser
-from tests.space.fakes import FakeMixture, serving, studio
+from tests.space.fakes import FakeMixture, serving, serving_app, studio
 from trl_maxmin.space.config import SpaceConfig
 from trl_maxmin.space.run_data import RunData
 from trl_maxmin.space.scoring import Studio
@@ -106,6 +106,7 @@ def test_compare_groups_blind_vote_and_reload(opened, tmp_path, width):
         watched.compare()
         assert page.locator("#mm-answers .mm-answer").all_inner_texts() == ["ok", "fine", "answer 0 to hello"]
         assert page.locator("#mm-answers .mm-worst-mark").count() == 3
+        assert headings(page) == [1, 2, 2, 2]
         assert "Compared with Single reward, MaxMin is" in page.locator("#mm-words").inner_text()
         page.click("#mm-surprise")
         expect(page.get_by_label("Prompt")).not_to_have_value("hello")
@@ -114,6 +115,7 @@ def test_compare_groups_blind_vote_and_reload(opened, tmp_path, width):
         page.get_by_role("tab", name="Groups").click()
         page.get_by_role("tab", name="short").click()
         page.get_by_role("heading", name="Best for short").wait_for()
+        assert headings(page) == [1, 2, 3, 3]
         page.get_by_role("tab", name="Overview").click()
         page.locator("svg[role=img]:visible").nth(2).wait_for()
         assert page.locator("svg[role=img]:visible").count() == 3
@@ -170,6 +172,48 @@ def test_no_vote_while_answers_grow(opened, tmp_path):
         assert watched.wrong == []
 
 
+def test_waiting_and_results_are_seen_and_read_out(opened, tmp_path):
+    made = studio(votes_dir=str(tmp_path))
+    with serving_app(made) as (app, url):
+        watched = Watched(opened, url, "desktop")
+        page = watched.page
+        said, words = page.locator("#mm-message [role=status]"), page.locator("#mm-words [role=status]")
+        for region in (said, words):
+            expect(region).to_have_attribute("aria-live", "polite")
+            region.evaluate("e => e.setAttribute('data-first', '')")  # what is replaced is not read out
+        made.policies["maxmin"].gate.clear()
+        body = {"data": ["p", list(made.policies), 1.0, 0, 5, False], "session_hash": "another"}
+        body["fn_index"] = next(number for number, known in app.fns.items() if known.fn.__name__ == "compare")
+        join = urllib.request.Request(f"{url}/gradio_api/queue/join", json.dumps(body).encode())
+        join.add_header("Content-Type", "application/json")
+        urllib.request.urlopen(join).close()
+        page.get_by_label("Prompt").fill("hello")
+        page.click("#mm-compare")
+        place = page.locator("#mm-answers [data-testid=status-tracker]")
+        expect(place).to_contain_text("queue: 1/1")
+        # Not only in the document: it lies where one looks, and its text is not cut off.
+        assert (
+            place.evaluate("e => e.getBoundingClientRect().height >= 16 && getComputedStyle(e).overflow") == "visible"
+        )
+        made.policies["maxmin"].gate.set()
+        expect(said).to_have_text("The answers are complete.")
+        expect(words).to_contain_text("Compared with Single reward")
+        page.locator("#mm-choice label").first.click()
+        page.click("#mm-vote")
+        expect(said).to_have_text("Thank you, your vote is stored.")
+        assert page.locator("[role=status][data-first]").count() == 2
+        assert page.locator("[role=status] [role=status]").count() == 0
+        watched.close()
+        assert watched.wrong == []
+
+
+def headings(page):
+    """Levels of the headings that can be seen, from the top."""
+    return page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].filter(e => e.offsetParent).map(e => +e.tagName[1])"
+    )
+
+
 def focused(page):
     """What the keyboard is on: the nearest id, and the text."""
     return page.evaluate("[document.activeElement.closest('[id]')?.id, document.activeElement.innerText]")
@@ -212,6 +256,10 @@ def test_the_keyboard_is_enough_and_every_control_has_a_name(opened, tmp_path, w
         tab_to(page, "mm-vote")
         page.keyboard.press("Enter")
         page.get_by_text("Thank you, your vote is stored.").wait_for()
+        watched.settle()
+        assert focused(page)[0] == "mm-vote"
+        page.keyboard.press("Enter")
+        page.get_by_text("You have voted on these answers.").wait_for()
         assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 1
         page.get_by_role("tab", name="Compare").focus()
         tab_to(page, "Groups")

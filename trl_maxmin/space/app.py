@@ -28,6 +28,8 @@ from .wiring import Handlers  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+# Of an element that stays while its content changes: what comes later is read out.
+_LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
 
 
@@ -152,9 +154,9 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
             False, label="Blind: hide and shuffle the policies until I have voted", elem_id="mm-blind", min_width=240
         )
         compare = gr.Button("Compare", variant="primary", elem_id="mm-compare", min_width=160)
-    message = gr.HTML("", elem_id="mm-message")
+    message = gr.HTML("", elem_id="mm-message", js_on_load=_LIVE)
     panel = gr.HTML(html.answers_panel([]), elem_id="mm-answers")
-    line = gr.HTML("", elem_id="mm-words")
+    line = gr.HTML("", elem_id="mm-words", js_on_load=_LIVE)
     with gr.Group(visible=handlers.ballot is not None):
         with gr.Row():
             choice = gr.Radio(
@@ -182,14 +184,15 @@ def _compare_tab(studio: Studio, handlers: Handlers) -> None:
             shown,
             concurrency_id="models",
             concurrency_limit=1,
-            show_progress="hidden",
+            show_progress="minimal",
+            show_progress_on=panel,
             api_name=name,
             api_visibility="public" if name else "private",
         )
     vote.click(
         handlers.vote,
         [choice, closest],
-        [panel, line, message, vote],
+        [panel, line, message],
         concurrency_limit=8,
         preprocess=False,  # which choices there are is asked of the visit, not of the form as the server has it
         show_progress="hidden",

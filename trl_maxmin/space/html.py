@@ -37,9 +37,12 @@ def escape(text: Any) -> str:
 
 def notice(text: str, kind: str = "info") -> str:
     """A sentence for the visitor; `kind` is `info` or `warning`."""
-    if not text:
-        return ""
-    return f'<div class="mm-notice mm-{kind}" role="status">{escape(text)}</div>'
+    return f'<div class="mm-notice mm-{kind}">{escape(text)}</div>' if text else ""
+
+
+def heard(text: str) -> str:
+    """A sentence for those who listen to the page; others see it happen."""
+    return f'<p class="mm-heard">{escape(text)}</p>'
 
 
 def header(config: SpaceConfig, problems: Sequence[str]) -> str:
@@ -89,7 +92,7 @@ def answers_panel(answers: Sequence[Answer], prompt: str = "", hidden: bool = Fa
         cut = '<p class="mm-small">(cut at the length limit)</p>' if answer.done and not answer.finished else ""
         bars = "" if hidden or answer.utilities is None else _bars(answer, low, high)
         cards.append(
-            f'<article class="mm-card" aria-label="{escape(name)}"><h3 dir="auto">{escape(name)}</h3>'
+            f'<article class="mm-card" aria-label="{escape(name)}"><h2 dir="auto">{escape(name)}</h2>'
             f'<p class="mm-answer" dir="auto">{text}</p>{cut}{bars}</article>'
         )
     busy = "true" if streaming else "false"
@@ -148,7 +151,7 @@ def comparison_line(answers: Sequence[Answer], expected: bool = True) -> str:
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     ours, theirs = escape(label(pair[0])), escape(label(pair[1]))
     line = f"Compared with <bdi>{theirs}</bdi>, <strong><bdi>{ours}</bdi></strong> is {listed}."
-    return f'<p class="mm-line" role="status">{line}</p>{scale}'
+    return f'<p class="mm-line">{line}</p>{scale}'
 
 
 # --- tables and groups ----------------------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ def _examples(facts: Mapping[str, Any]) -> str:
         f'<p><span class="mm-tag mm-no">rejected</span> <bdi>{escape(example.get("rejected", ""))}</bdi></p></li>'
         for example in examples
     )
-    return f'<h3>Typical choices</h3><ul class="mm-list">{items}</ul>'
+    return f'<h2>Typical choices</h2><ul class="mm-list">{items}</ul>'
 
 
 def extremes_page(group: str, extremes: Mapping[str, tuple[Sequence[tuple], Sequence[tuple]]]) -> str:
@@ -252,8 +255,8 @@ def extremes_page(group: str, extremes: Mapping[str, tuple[Sequence[tuple], Sequ
         )
 
     cards = "".join(
-        f'<article class="mm-card"><h3>{escape(label(policy))}</h3><h4>Best for {escape(group)}</h4>'
-        f'<ul class="mm-list">{listed(best)}</ul><h4>Worst for {escape(group)}</h4>'
+        f'<article class="mm-card"><h2>{escape(label(policy))}</h2><h3>Best for {escape(group)}</h3>'
+        f'<ul class="mm-list">{listed(best)}</ul><h3>Worst for {escape(group)}</h3>'
         f'<ul class="mm-list">{listed(worst) or "<li>only one answer is recorded</li>"}</ul></article>'
         for policy, (best, worst) in extremes.items()
     )

@@ -90,12 +90,12 @@ class Handlers:
                         random.SystemRandom().shuffle(order)
                 answers = [answers[i] for i in order]
                 if time.monotonic() - shown > _SECONDS_BETWEEN_UPDATES:
-                    ballot: tuple = (gr.skip(), gr.skip())
+                    rest: tuple = (gr.skip(),) * 4
                     if not shown:
                         self.visits.clear(session)
-                        ballot = self._no_vote()
+                        rest = ("", html.heard("The answers are being written."), *self._no_vote())
                     shown = time.monotonic()
-                    yield html.answers_panel(answers, prompt, blind, streaming=True), "", "", *ballot
+                    yield html.answers_panel(answers, prompt, blind, streaming=True), *rest
             seen = self.visits.show(session, prompt, answers, hidden=bool(blind))
             last = (*self._shown(seen), self._choices(seen), gr.update(interactive=True))
         except Refused as refusal:
@@ -115,11 +115,12 @@ class Handlers:
         panel = html.answers_panel(seen.answers, seen.prompt, seen.hidden)
         answers, expected = _in_order(seen.answers, self.studio), bool(self.studio.groups)
         line = "" if seen.hidden else html.comparison_line(answers, expected)
+        done = "" if message else html.heard("The answers are complete.")
         if seen.hidden and not message:
             message = "The policies are hidden until you vote."
             if not seen.blind:
                 message += " You have seen one of these answers with its policy, so the vote will not count as blind."
-        return panel, line, html.notice(message)
+        return panel, line, done + html.notice(message)
 
     def _no_vote(self) -> tuple[Any, Any]:
         # Made anew for every use: Gradio takes pieces out of the updates that it is given.
@@ -152,7 +153,7 @@ class Handlers:
                 self.visits.give_back(session, shown)
                 raise
         except Refused as refusal:
-            return nothing, nothing, html.notice(str(refusal), "warning"), nothing
+            return nothing, nothing, html.notice(str(refusal), "warning")
         cut = not all(answer.finished for answer in seen.answers)
         if stored:
             thanks = "Thank you, your vote is stored" + (", without the answers that were cut." if cut else ".")
@@ -167,8 +168,9 @@ class Handlers:
             thanks += " The Hub cannot be reached at the moment; it is sent there when it can."
         panel, line, message = self._shown(self.visits.reveal(session, seen), thanks)
         if self.visits.shown(session) != seen:
-            return nothing, nothing, message, nothing
-        return panel, line, message, gr.update(interactive=False)
+            return nothing, nothing, message
+        # The button stays as it is: a keyboard's focus is on it.
+        return panel, line, message
 
     def surprise(self, current: str) -> str:
         """A prompt of the evaluation."""
