@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..models import MixtureRewardModel
@@ -41,7 +43,13 @@ def load_reward_models(name: str) -> Any:
     return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
 
 
-def run_policy(argv: Sequence[str], command: str, config_class: type, build: Callable[..., Any]) -> None:
+def run_policy(
+    argv: Sequence[str],
+    command: str,
+    config_class: type,
+    build: Callable[..., Any],
+    takes_reference: bool = False,
+) -> None:
     """Train and save a policy.
 
     Args:
@@ -51,6 +59,8 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
         config_class (`type`): training arguments.
         build (`Callable`): makes the trainer from `args`, `model`, `reward_model`, `processing_class`,
             `train_dataset`, `eval_dataset` and `peft_config`.
+        takes_reference (`bool`, defaults to `False`): whether `build` takes the reference of the KL penalty as well,
+            `ref_model`; `None` where the trainer can make it from the policy.
 
     Raises:
         ValueError: no policy or no reward model was named, a quantised policy without adapters, or as the trainer.
@@ -82,12 +92,20 @@ def run_policy(argv: Sequence[str], command: str, config_class: type, build: Cal
         train_dataset=train,
         eval_dataset=test,
         peft_config=get_peft_config(model),
+        **({"ref_model": _load_reference(model)} if takes_reference else {}),
     )
     trainer.dataset_name, trainer.reward_model_name = script.dataset_name, script.reward_model
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
     trainer.save_model(args.output_dir)
     trainer.create_model_card()
     print(f"saved to {args.output_dir}")
+
+
+def _load_reference(model: ModelConfig) -> PreTrainedModel | None:
+    """The reference, where the policy is loaded in shards (DeepSpeed ZeRO-3), which cannot be copied."""
+    if model.use_peft or not is_deepspeed_zero3_enabled():
+        return None
+    return AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **_loading_options(model))
 
 
 def _loading_options(model: ModelConfig) -> dict[str, Any]:

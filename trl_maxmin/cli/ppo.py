@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer
 from .policy import run_policy
@@ -17,4 +16,4 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): `--dataset_name` (with a `prompt` column), `--model_name_or_path`, `--reward_model`,
             and the fields of [`MaxMinPPOConfig`].
     """
-    run_policy(argv, "ppo", MaxMinPPOConfig, partial(MaxMinPPOTrainer, ref_model=None))
+    run_policy(argv, "ppo", MaxMinPPOConfig, MaxMinPPOTrainer, takes_reference=True)
