@@ -20,6 +20,7 @@ from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_linear
 from .lora import adapter_name, merged_classifier, save_adapter_folder
 from .quantization import load_as_fitted
+from .shards import whole_weights
 
 
 #: Where the base of `"lora"` components is saved, when it is known by no name.
@@ -178,8 +179,12 @@ class ComponentsMixin:
         save_torch_state_dict(state, folder)
 
     @classmethod
+    @whole_weights()
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load weights, config and, where it was saved beside them, the tokenizer. See `PreTrainedModel`.
+
+        The mixture is whole on each rank, under DeepSpeed ZeRO-3 too: it is not trained with the policy, whose engine
+        would gather it.
 
         Of `"lora"` components the base is loaded by its name; what `PreTrainedModel` takes beyond the place of the
         files (`dtype`, `device_map`, `quantization_config`, ...) is for the base. Without `quantization_config` it is

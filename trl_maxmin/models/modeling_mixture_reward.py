@@ -40,6 +40,7 @@ from .outputs import AnnotatorPosterior, MixtureRewardOutput
 from .pushing import HubMixin
 from .quantization import quantization_of
 from .scoring import pool_last_token, position_ids_from_mask
+from .shards import is_in_shards, whole_weights
 from .text_interface import TextInterfaceMixin
 
 
@@ -112,6 +113,7 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
         self.post_init()
 
     @classmethod
+    @whole_weights()
     def from_base(
         cls,
         model: str | os.PathLike | PreTrainedModel,
@@ -145,9 +147,16 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             `MixtureRewardModel`
 
         Raises:
-            ValueError: an unsupported family, or a bad `component_type`, K, name list or `peft_config`.
+            ValueError: an unsupported family, a `model` in shards (DeepSpeed ZeRO-3), or a bad `component_type`, K,
+                name list or `peft_config`.
         """
         name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+        if isinstance(model, PreTrainedModel) and is_in_shards(model):
+            raise ValueError(
+                f"The {type(model).__name__} was loaded in shards (DeepSpeed ZeRO-3), and a mixture needs whole "
+                "weights. Give its name or folder instead of the model: the mixture then loads a base of its own, "
+                "whole on each rank."
+            )
         if name is not None:
             where = {"revision": kwargs["revision"]} if kwargs.get("revision") else {}
             # Before the weights: an unsupported family should not be downloaded first.

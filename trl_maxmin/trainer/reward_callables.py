@@ -19,15 +19,18 @@ from .._compat import prepare_deepspeed
 from ..data.tokenization import encode_prompt
 from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..models.scoring import SharedRewardFunctions
+from ..models.shards import is_in_shards, whole_weights
 from .reward_batch import RewardBatch, RewardSource
 from .reward_functions import callable_name, unique_names
 from .rewards import build_reward_source
 
 
+@whole_weights()
 def load_reward_model(name: str) -> Any:
     """A mixture, or a pair of a one-label model and its tokenizer, by what a folder or Hub id holds.
 
     The base of a LoRA mixture is quantised as it was when the mixture was fitted, on this process's device.
+    It is whole on each rank, under DeepSpeed ZeRO-3 too.
 
     Args:
         name (`str`): folder or Hub id.
@@ -74,10 +77,9 @@ class SourceFunctions(SharedRewardFunctions):
         """
         self.policy_processing_class, self.stop_token_ids = tokenizer, tuple(stop_token_ids)
         self.source = build_reward_source(self.reward_model, policy_tokenizer=tokenizer)
-        plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-        if plugin is not None and plugin.zero_stage == 3:
-            # Weights that were loaded under ZeRO-3 are sharded; the engine's hooks gather them layer by layer.
-            model = self.reward_model[0] if isinstance(self.reward_model, tuple) else self.reward_model
+        model = self.reward_model[0] if isinstance(self.reward_model, tuple) else self.reward_model
+        if isinstance(model, PreTrainedModel) and is_in_shards(model):
+            # The user loaded it under ZeRO-3: the engine's hooks gather it layer by layer.
             prepare_deepspeed(model, accelerator)
         else:
             self.source.to(accelerator.device)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.tokenization import encode_reply, same_vocabulary
 from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..models.scoring import context_length, pad_sequences, pool_last_token
+from ..models.shards import make_whole
 from .reward_batch import RewardBatch, RewardSource
 
 
@@ -198,6 +199,7 @@ class SequenceClassificationReward(RewardSource):
 
 
 def _move(model: PreTrainedModel, device: torch.device | str) -> None:
+    make_whole(model)
     # Quantised and dispatched models were placed when they were loaded and refuse to move.
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not any(getattr(part, "is_quantized", False) or getattr(part, "hf_device_map", None) for part in parts):

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed ZeRO-3, under which transformers loads a model in shards: each rank holds a part of every weight.
+
+A reward model is not trained with the policy, so no engine of the policy's gathers its weights: it has to be whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from .._compat import active_deepspeed_config
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """What is loaded or built inside is whole on each rank, under DeepSpeed ZeRO-3 too."""
+    config = active_deepspeed_config()
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
+
+
+def is_in_shards(module: nn.Module) -> bool:
+    """Whether DeepSpeed ZeRO-3 has divided weights of a module among the ranks.
+
+    Args:
+        module (`nn.Module`): a model.
+    """
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
+def gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
+    """A weight is whole inside, for reading. All ranks have to call it.
+
+    Args:
+        parameter (`nn.Parameter`): in shards or not.
+    """
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+def make_whole(module: nn.Module) -> None:
+    """Give every rank all weights of a module that was loaded in shards. All ranks have to call it.
+
+    Args:
+        module (`nn.Module`): changed in place; of no engine. One that is whole stays as it is.
+    """
+    parts = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    if not parts:
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parts):
+        whole = {id(part): nn.Parameter(part.detach().clone(), part.requires_grad) for part in parts}
+    for child in module.modules():
+        for name, parameter in child._parameters.items():
+            if id(parameter) in whole:
+                child._parameters[name] = whole[id(parameter)]
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move a model to where it computes; one that is quantised or dispatched stays where it was loaded.
+
+    `Trainer` leaves models that are for DeepSpeed, FSDP or `bf16_full_eval` on the CPU until training.
+
+    Args:
+        module (`nn.Module`): changed in place.
+        device (`torch.device`): the trainer's.
+    """
+    parts = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    if not any(getattr(part, "is_quantized", False) or getattr(part, "hf_device_map", None) for part in parts):
+        module.to(device)
