@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..functional.logprobs import token_logprobs
 from ..models.heads import Float32Linear, compute_in_float32
@@ -108,6 +109,7 @@ class PolicyWithCritic(nn.Module):
         self.critic_detach = critic_detach
         self.logits_chunk_size = logits_chunk_size
         self._checkpointing_kwargs: dict = {}
+        self._inputs_require_grad = False
         self._critic_adapter = add_critic_adapter(policy) if critic_adapter else None
         self.value_model = value_model
         self.value_head = None
@@ -183,10 +185,11 @@ class PolicyWithCritic(nn.Module):
             size = min(size, max(CACHED_LOGITS // vocabulary, 64))
         pairs = list(zip(hidden.split(size), ids.split(size), strict=True))
         recompute = len(pairs) > 1 and torch.is_grad_enabled()
+        reentrant = self._checkpoints_are_reentrant
         logprobs, entropies = [], []
         for states, tokens in pairs:
             if recompute:
-                result = checkpoint(self._chunk, states, tokens, temperature, with_entropy, use_reentrant=False)
+                result = checkpoint(self._chunk, states, tokens, temperature, with_entropy, use_reentrant=reentrant)
             else:
                 result = self._chunk(states, tokens, temperature, with_entropy)
             logprobs.append(result[0])
@@ -224,12 +227,17 @@ class PolicyWithCritic(nn.Module):
 
         Args:
             activation_checkpointing_kwargs (`dict`, *optional*): for `torch.utils.checkpoint.checkpoint`; those of the
-                last call by default, non-reentrant at first.
+                last call by default, non-reentrant at first. With an adapter under DeepSpeed ZeRO-3 they are always
+                reentrant.
             kwargs: whatever else the installed transformers knows.
         """
         if activation_checkpointing_kwargs:
             self._checkpointing_kwargs = dict(activation_checkpointing_kwargs)
         settings = {"use_reentrant": False, **self._checkpointing_kwargs}
+        models = [model for model in (self.policy, self.value_model) if model is not None]
+        if self._checkpoints_are_reentrant:
+            settings["use_reentrant"] = True
+            self._require_input_grads(models)
         if self._critic_adapter is not None:
             if settings["use_reentrant"]:
                 raise ValueError(
@@ -237,11 +245,31 @@ class PolicyWithCritic(nn.Module):
                     "adapter it ran with: leave `use_reentrant` out of `gradient_checkpointing_kwargs`."
                 )
             settings["context_fn"] = partial(checkpoint_contexts, self.policy)
-        for model in filter(None, (self.policy, self.value_model)):
+        for model in models:
             model = base_model(model)
             name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else None
             name = name or "gradient_checkpointing"
             getattr(model, f"{name}_enable")(**{f"{name}_kwargs": settings}, **kwargs)
+
+    @property
+    def _checkpoints_are_reentrant(self) -> bool:
+        """With an adapter under DeepSpeed ZeRO-3: recomputed otherwise, frozen weights, gathered in the forward pass
+        alone, are found to have changed their shape."""
+        adapted = isinstance(self.policy, PeftModel) or isinstance(self.value_model, PeftModel)
+        return adapted and is_deepspeed_zero3_enabled()
+
+    def _require_input_grads(self, models: list[PreTrainedModel | PeftModel]) -> None:
+        """Reentrant checkpointing passes gradients on only where a layer's input has one; below an adapter all is
+        frozen."""
+        if self._critic_adapter is not None:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 needs reentrant checkpointing of a policy with an adapter, and critic_adapter=True "
+                "non-reentrant. Set gradient_checkpointing=False or critic_adapter=False, or use ZeRO-2."
+            )
+        if not self._inputs_require_grad:
+            for model in models:
+                base_model(model).enable_input_require_grads()
+            self._inputs_require_grad = True
 
     def activation_checkpointing_disable(self) -> None:
         """Keep all activations again."""

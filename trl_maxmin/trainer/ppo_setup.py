@@ -208,6 +208,21 @@ def build_reference(
     return reference.eval().requires_grad_(False), None
 
 
+def match_shards(root: PolicyWithCritic) -> None:
+    """Give the weights that were made beside a policy in shards (DeepSpeed ZeRO-3), those of adapters and of the
+    critic's head, its dtype: ZeRO-3 keeps what it trains in one buffer, with a float32 copy for the optimizer.
+
+    Args:
+        root ([`PolicyWithCritic`]): changed in place; one that is whole stays as it is.
+    """
+    shard = next((parameter for parameter in root.policy.parameters() if hasattr(parameter, "ds_id")), None)
+    if shard is None:
+        return
+    for parameter in root.parameters():
+        if not hasattr(parameter, "ds_id") and parameter.is_floating_point():
+            parameter.data = parameter.data.to(shard.device, shard.dtype)
+
+
 def place_reference(reference: PolicyWithCritic, accelerator: Accelerator) -> torch.nn.Module:
     """The reference where it computes: in shards like the policy under DeepSpeed ZeRO-3, whole on each rank otherwise.
 

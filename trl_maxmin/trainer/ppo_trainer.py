@@ -50,6 +50,7 @@ from .ppo_setup import (
     build_root,
     disable_dropout,
     load_policy,
+    match_shards,
     place_reference,
     plan_steps,
     require,
@@ -153,6 +154,7 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         value_model = adapt_critic(value_model, peft_config, args.seed)
         root, self.scalar_critic = build_root(policy, value_model, args, len(self.reward_func_names))
         self.reference, self._reference_adapter = build_reference(root, ref_model, peft_config, args)
+        match_shards(root)
         disable_dropout(root)
         self._prompt_buffer: list[Row] = []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
