@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl_maxmin.data.tokenization import encode_prompt
@@ -325,6 +326,31 @@ class TestMixture:
         before = [p.clone() for p in mixture.parameters()]
         make(reward_model=mixture).train()
         assert all(torch.equal(a, b) for a, b in zip(before, mixture.parameters(), strict=True))
+
+
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize("call", ["evaluate", "generate_completions", "train"])
+def test_the_policy_is_where_its_inputs_are_before_training(make, monkeypatch, call):
+    """`Trainer` leaves it on the CPU for `bf16_full_eval`, as it does for DeepSpeed and FSDP."""
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], r=2, fan_in_fan_out=True)
+    trainer = make(
+        bf16_full_eval=True, use_cpu=True, peft_config=lora, eval_dataset=Dataset.from_dict({"prompt": PROMPTS})
+    )
+    assert not trainer.place_model_on_device
+    devices = set()
+
+    def sample_from(model, rows, *stream):
+        devices.update(parameter.device.type for parameter in model.parameters())
+        raise Reached
+
+    monkeypatch.setattr(trainer, "_sample_from", sample_from)
+    monkeypatch.setattr("accelerate.Accelerator.device", torch.device("meta"))
+    with pytest.raises(Reached):
+        getattr(trainer, call)()
+    assert devices == {"meta"}
 
 
 class TestErrors:

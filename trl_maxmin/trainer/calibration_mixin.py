@@ -15,6 +15,7 @@ import torch
 from accelerate.logging import get_logger
 
 from ..distributed import gather_objects, gather_rows
+from ..models.shards import gathered
 from .calibration import RECORD_FILE, ReferenceStatistics
 from .maxmin_config import resolve_utility
 from .maxmin_mixin import MaxMinMixin
@@ -152,10 +153,11 @@ class CalibrationMixin(MaxMinMixin):
 
     def _policy_fingerprint(self) -> str:
         """Digest of the reference policy's weights: of their sums, which any change of a weight changes."""
-        sums = [
-            (name, tuple(p.shape), round(p.detach().double().sum().item(), 6))
-            for name, p in self._reference_parameters()
-        ]
+        sums = []
+        for name, parameter in self._reference_parameters():
+            with gathered(parameter):
+                total = round(parameter.detach().double().sum().item(), 6)
+                sums.append((name, tuple(parameter.shape), total))
         return _digest(repr(sums))
 
     # -- what the trainer says --------------------------------------------------------------------------------------

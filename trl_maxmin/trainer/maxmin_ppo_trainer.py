@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +107,11 @@ class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
 
     @torch.no_grad()
     def _sample_reference(self, rows: list[Row]) -> Rollout:
-        shared = self.reference is None
-        with self._root.reference_mode(self._reference_adapter) if shared else nullcontext():
-            return self._sample_from(self._root if shared else self.reference, rows, "calibration")
+        if self.reference is not None:
+            return self._sample_from(self.reference, rows, "calibration")
+        # Before training the policy may be in shards, or not yet where it computes.
+        with self._ready_policy(), self._root.reference_mode(self._reference_adapter):
+            return self._sample(rows, "calibration")
 
     def _score_reference(self, replies: Rollout) -> torch.Tensor:
         source = self.reward_source.source if isinstance(self.reward_source, UtilityReward) else self.reward_source

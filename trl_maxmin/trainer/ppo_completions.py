@@ -42,12 +42,13 @@ class CompletionTableMixin:
         overrides = (self.args.generation_kwargs or {}) | {"do_sample": False}
         sampled, self.generation_config = self.generation_config, sampling_config(*settings, overrides)
         try:
-            for dataset in datasets.values():
-                for rows in map(rows_from_batch, () if dataset is None else self.get_eval_dataloader(dataset)):
-                    for name, values in self._completion_columns(self._sample(rows, "completions")).items():
-                        table.setdefault(name, []).extend(values)
-                    if sampling:
-                        break
+            with self._ready_policy():
+                for dataset in datasets.values():
+                    for rows in map(rows_from_batch, () if dataset is None else self.get_eval_dataloader(dataset)):
+                        for name, values in self._completion_columns(self._sample(rows, "completions")).items():
+                            table.setdefault(name, []).extend(values)
+                        if sampling:
+                            break
         finally:
             self.generation_config = sampled
         self._show_completions(table)

@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zer
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..distributed import sum_over_ranks
+from ..models.shards import place
 from .prompts import rows_from_batch
 
 
@@ -38,7 +39,7 @@ class ReplyEvaluationMixin:
         Returns:
             [`~transformers.trainer_utils.EvalLoopOutput`]: with metrics only.
         """
-        with self._engine_for_shards():
+        with self._ready_policy():
             return self._reply_evaluation(dataloader, metric_key_prefix)
 
     def _reply_evaluation(self, dataloader: Any, metric_key_prefix: str) -> EvalLoopOutput:
@@ -62,10 +63,12 @@ class ReplyEvaluationMixin:
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     @contextmanager
-    def _engine_for_shards(self) -> Iterator[None]:
-        """Before training, a policy in shards (DeepSpeed ZeRO-3) has no engine that gathers them layer by layer. The
-        one it gets here cannot train, so it goes again."""
+    def _ready_policy(self) -> Iterator[None]:
+        """The policy ready to compute. Before training it may still be on the CPU, and in shards (DeepSpeed ZeRO-3) it
+        has no engine that gathers them layer by layer; the one it gets here cannot train, so it goes again."""
         if not is_deepspeed_zero3_enabled() or self.deepspeed is not None:
+            if not self.state.max_steps:
+                place(self.model, self.accelerator.device)
             yield
             return
         deepspeed_init(self, num_training_steps=0, inference=True)
