@@ -316,3 +316,28 @@ class TestErrors:
     def test_config(self, tmp_path, name, value):
         with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
             config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("strategy", ["FSDP", "ZeRO-3"])
+def test_weights_divided_among_ranks_are_refused_before_they_are_loaded(
+    word_tokenizer, tmp_path, monkeypatch, strategy
+):
+    if strategy == "FSDP":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        monkeypatch.setattr("trl_maxmin.trainer.mixture_reward_trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match=f"{strategy} divides the weights.*multi_gpu.*--load_in_4bit"):
+        MixtureRewardTrainer("no/such-model", config(tmp_path), train_dataset=opposed_groups())
+
+
+def test_the_mixture_is_where_its_inputs_are_before_training(word_tokenizer, tmp_path, monkeypatch):
+    """`Trainer` leaves it on the CPU for `bf16_full_eval`, as for DeepSpeed; EM encodes texts before the loop."""
+    monkeypatch.setattr("accelerate.Accelerator.device", torch.device("meta"))
+    trainer = MixtureRewardTrainer(
+        tiny_model(word_tokenizer),
+        config(tmp_path, bf16_full_eval=True),
+        train_dataset=opposed_groups(),
+        processing_class=word_tokenizer,
+    )
+    assert not trainer.place_model_on_device
+    assert {parameter.device.type for parameter in trainer.mixture.parameters()} == {"meta"}

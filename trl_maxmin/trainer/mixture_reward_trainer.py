@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer
 
 from .. import distributed
@@ -26,6 +28,7 @@ from ..functional.preference import preference_accuracy, preference_log_likeliho
 from ..models import MixtureRewardModel, MixtureRewardModelConfig
 from ..models.families import get_linear
 from ..models.scoring import context_length
+from ..models.shards import place
 from .annotated_preferences import AnnotatedPreferencesMixin, DataCollatorForAnnotatedPreference
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .component_selection import parse_candidates
@@ -73,7 +76,7 @@ class MixtureRewardTrainer(
 
     Raises:
         ValueError: bad data (see [`prepare_preferences`]), more components than annotators, nothing left after the
-            length filter.
+            length filter, weights divided among the ranks (DeepSpeed ZeRO-3, FSDP).
 
     Example:
 
@@ -108,6 +111,7 @@ class MixtureRewardTrainer(
             raise ValueError(
                 "`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`."
             )
+        refuse_shards(args)
         # The trainer's own K; where the data are to choose, it starts with the largest candidate.
         self._candidates = None
         if isinstance(model, MixtureRewardModel):
@@ -142,6 +146,8 @@ class MixtureRewardTrainer(
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # EM scores pairs before the loop of transformers begins, and between its steps.
+        place(model, self.accelerator.device)
         # A mixture that is given keeps the heads it has.
         self._choose_heads = args.kernel_features is None and model is not given
         self._known = None
@@ -381,6 +387,28 @@ class MixtureRewardTrainer(
 
     def _record_facts(self) -> tuple[str, dict[str, Any]]:
         return "reward", reward_facts(self)
+
+
+def refuse_shards(args: MixtureRewardConfig) -> None:
+    """EM scores pairs whenever it needs to, each rank its own share: weights have to be whole on every rank.
+
+    Args:
+        args ([`MixtureRewardConfig`]): training arguments.
+
+    Raises:
+        ValueError: DeepSpeed ZeRO-3 or FSDP.
+    """
+    if is_deepspeed_zero3_enabled():
+        strategy = "DeepSpeed ZeRO-3"
+    elif args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        strategy = "FSDP"
+    else:
+        return
+    raise ValueError(
+        f"{strategy} divides the weights among the ranks, but a mixture of rewards is trained whole on each: ranks "
+        "score different numbers of pairs. Use DDP (`--accelerate_config multi_gpu`) or ZeRO-2. Where the base does "
+        "not fit one GPU, train adapters on a base in 4 bits: component_type='lora' with --load_in_4bit."
+    )
 
 
 def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
