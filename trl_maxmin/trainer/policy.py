@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -183,8 +184,12 @@ class PolicyWithCritic(nn.Module):
             # Nothing is kept, so chunks may be as small as a processor's cache, which is faster.
             vocabulary = self.causal_lm.config.get_text_config().vocab_size
             size = min(size, max(CACHED_LOGITS // vocabulary, 64))
-        pairs = list(zip(hidden.split(size), ids.split(size), strict=True))
-        recompute = len(pairs) > 1 and torch.is_grad_enabled()
+        count = max(-(-len(ids) // size), 1)
+        if is_deepspeed_zero3_enabled():
+            # The ranks gather the head together, for each chunk again.
+            count = int(gather(torch.tensor([count], device=hidden.device)).max())
+        pairs = zip(hidden.tensor_split(count), ids.tensor_split(count), strict=True)
+        recompute = count > 1 and torch.is_grad_enabled()
         reentrant = self._checkpoints_are_reentrant
         logprobs, entropies = [], []
         for states, tokens in pairs:
