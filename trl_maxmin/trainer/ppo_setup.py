@@ -224,7 +224,8 @@ def match_shards(root: PolicyWithCritic) -> None:
 
 
 def place_reference(reference: PolicyWithCritic, accelerator: Accelerator) -> torch.nn.Module:
-    """The reference where it computes: in shards like the policy under DeepSpeed ZeRO-3, whole on each rank otherwise.
+    """The reference where it computes, in the dtype of the policy under DeepSpeed: in shards like the policy under
+    ZeRO-3, whole on each rank otherwise.
 
     Args:
         reference ([`PolicyWithCritic`]): on the CPU, or in shards.
@@ -233,8 +234,7 @@ def place_reference(reference: PolicyWithCritic, accelerator: Accelerator) -> to
     Returns:
         `nn.Module`: to call, and to sample from.
     """
-    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
-    if plugin is not None and plugin.zero_stage == 3:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return prepare_deepspeed(reference, accelerator)
     return reference.to(accelerator.device)
 
