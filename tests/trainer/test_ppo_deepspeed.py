@@ -169,11 +169,13 @@ def same(first, second, **tolerance):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_on_two_processes_is_one_process_without_it_and_resumes(tmp_path, init, stage):
     alone = run(tmp_path / "one", init)
-    sharded = run(tmp_path / "two", init, stage, 2)
+    # Ranks have different numbers of tokens, and so of chunks, each of which asks for the head.
+    settings = {"gradient_checkpointing": True, "logits_chunk_size": 3}
+    sharded = run(tmp_path / "two", init, stage, 2, **settings)
     assert sharded["type"] == "DeepSpeedEngine"
     assert len(alone["curves"]["loss"]) == 4
     same(sharded, alone)
-    resumed = run(tmp_path / "two", init, stage, 2, "resume")
+    resumed = run(tmp_path / "two", init, stage, 2, "resume", **settings)
     same(resumed, alone)
 
 
@@ -224,4 +226,4 @@ def test_bfloat16_in_shards_is_bfloat16_whole(tmp_path, init, adapter):
     whole = run(tmp_path / "whole", init, 2, 2, **settings)
     sharded = run(tmp_path / "shards", init, 3, 2, **settings)
     assert whole["curves"]["objective/kl"][0] == pytest.approx(0, abs=1e-6)
-    same(sharded, whole, abs=2**-7)
+    same(whole, sharded, abs=2**-7)
