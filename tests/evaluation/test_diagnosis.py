@@ -24,7 +24,7 @@ def preferences(seed=0, share=0.2, annotators=20, pairs=40):
 
 @pytest.fixture(scope="module")
 def planted():
-    return diagnose(preferences(), max_groups=2, num_init=2, num_resamples=200)
+    return diagnose(preferences(pairs=60), max_groups=2, num_init=2, num_resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,37 @@ def test_one_group_is_one_group(uniform):
     assert uniform.num_groups == 1 and not uniform.curves
     assert uniform.verdict().startswith("No: one reward suffices.")
     assert "| 1 | -0." in uniform.to_markdown() and "nats per held-out pair against K = 2" in uniform.verdict()
+
+
+def votes(wanted, people=40, seed=0):
+    """Five statements that a person agrees with, each against six that they do not; `wanted(person, text)` says how
+    much a person likes a statement of six words."""
+    generator = np.random.default_rng(seed)
+    words = "good bad tall short red blue old new fast slow rich poor wet dry hot cold big small calm wild".split()
+    texts = [" ".join(generator.permutation(words)[:6]) for _ in range(40)]
+    rows = []
+    for person in range(people):
+        shown = sorted(generator.permutation(texts)[:11], key=lambda text: -wanted(person, text, generator))
+        rows += [(a, d, person, f"half {person % 2}") for a in shown[:5] for d in shown[5:]]
+    columns = zip(("chosen", "rejected", "annotator_id", "half"), zip(*rows, strict=True), strict=True)
+    return Dataset.from_dict({name: list(map(str, column)) for name, column in columns})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("group_column", [None, "half"])
+def test_votes_by_tossed_coins_hold_no_groups(group_column, seed):
+    """Each pair that is held out is implied by the others of the same person, if pairs and not statements are."""
+    data = votes(lambda person, text, generator: generator.random(), seed=seed)
+    found = diagnose(data, group_column=group_column, max_groups=2, num_init=2, num_resamples=100)
+    assert found.num_groups == 1
+
+
+def test_votes_of_two_groups_hold_two():
+    def wanted(person, text, generator):
+        return (1 if person % 2 else -1) * ("good" in text) + 0.3 * generator.random()
+
+    found = diagnose(votes(wanted), max_groups=2, num_init=2, num_resamples=100)
+    assert found.num_groups == 2
 
 
 def test_planted_groups_are_found_with_their_shares(planted):
@@ -56,7 +87,7 @@ def test_the_predicted_order_of_the_gaps_is_the_measured_one(planted):
 
 def test_so_it_is_under_the_gold_utilities():
     """The order of the gaps that linear rewards give is that of the gold utilities, which `diagnose` never saw."""
-    world, data = FilmReviewWorld(seed=0), preferences()
+    world, data = FilmReviewWorld(seed=0), preferences(pairs=60)
     features = principal_features(word_features([*data["chosen"], *data["rejected"]]))
     from trl_maxmin.evaluation.diversity import fit_reward
 
@@ -134,7 +165,7 @@ def test_a_frozen_model_gives_features(tmp_path, word_tokenizer):
     )
     word_tokenizer.save_pretrained(tmp_path)
     rows = [
-        {"prompt": "review", "chosen": f"great {word}", "rejected": f"dull {word}", "annotator_id": i % 4}
+        {"prompt": "review", "chosen": f"great {word}", "rejected": f"dull {word}", "annotator_id": i // 8}
         for i, word in enumerate(["plot", "film", "acting", "story"] * 8)
     ]
     found = diagnose(Dataset.from_list(rows), model_name_or_path=str(tmp_path), max_groups=2, num_resamples=100)

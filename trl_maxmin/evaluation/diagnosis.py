@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, prepare_preferences
 from ..functional.em import NumComponentsSelection, predictive_log_likelihood, select_num_components
+from ..functional.em_features import deal_texts
 from ..functional.em_linear import fit_linear_mixture, fit_weighted_logistic
 from .bootstrap import Interval, PromptBootstrap
 from .diversity import (
@@ -37,12 +38,15 @@ from .features import model_features, principal_features, word_features
 
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
-RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0)
+RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0)
 """Prior precisions of the rewards that are tried; features have unit mean square."""
 MIN_GAIN = 2e-3
 """Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts its
 pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
 _CURVATURE_PROMPTS = 200
+_MAX_RIDGE_OF_SEVERAL = 256.0
+# Into which the texts of an annotator are dealt, where some of them stand in several pairs.
+_NUM_FOLDS = 10
 
 
 @dataclass
@@ -183,13 +187,15 @@ def _shown(value: Any) -> str:
 
 @dataclass
 class _Pairs:
-    """The data as arrays: features of chosen and rejected (N, D), annotator, prompt, whether it is held out."""
+    """The data as arrays: features of chosen and rejected (N, D), annotator, prompt, whether a pair trains or is held
+    out. Pairs that share a text with held-out and with training pairs of their annotator do neither."""
 
     chosen: np.ndarray
     rejected: np.ndarray
     margin: np.ndarray
     annotator: np.ndarray
     prompt: np.ndarray
+    learn: np.ndarray
     heldout: np.ndarray
     texts: list[tuple[Any, Any]]
     ridge: float = RIDGES[0]
@@ -222,7 +228,8 @@ def diagnose(
         max_groups (`int`, *optional*, defaults to 3): largest K that is tried.
         model_name_or_path (`str`, *optional*): frozen model whose last state the rewards are linear in. Default:
             counts of words, which need no model.
-        heldout_fraction (`float`, *optional*, defaults to 0.3): share of each annotator's pairs that only measures.
+        heldout_fraction (`float`, *optional*, defaults to 0.3): share of each annotator's pairs that only measures; of
+            an annotator who judged a text in several pairs, share of the texts.
         beta (`float`, *optional*, defaults to 1.0): KL coefficient of the alignment gaps, positive.
         num_init (`int`, *optional*, defaults to 4): restarts of EM.
         num_resamples (`int`, *optional*, defaults to 1000): of the intervals.
@@ -259,19 +266,19 @@ def diagnose(
             "everyone gave one pair, and a pair says nothing about who gave it. Name the annotators "
             "(annotator_column), collect several pairs from each, or name known groups (group_column)."
         )
-    pairs = replace(pairs, ridge=_choose_ridge(pairs))
     if not known:
-        posterior, selection, chosen = _find_groups(pairs, max_groups, num_init, seed)
+        posterior, selection, chosen, ridge = _find_groups(pairs, max_groups, num_init, seed)
         names = [f"component_{k}" for k in range(chosen)]
         memberships, shares = posterior[pairs.annotator], posterior.mean(axis=0)
     else:
-        memberships, selection, chosen, names = _known_groups(pairs, dataset[group_column])
+        memberships, selection, chosen, names, ridge = _known_groups(pairs, dataset[group_column])
         shares = memberships.mean(axis=0)
     # Cards show this text, so of a local model only the folder's own name.
     model = Path(model_name_or_path or "")
     features = (
         f"the last state of {model.name if model.exists() else model}" if model_name_or_path else "counts of words"
     )
+    pairs = replace(pairs, ridge=ridge)
     diagnosis = _measure(pairs, memberships, shares, names, features, beta, num_resamples, seed)
     return replace(diagnosis, num_groups=chosen, known=known, selection=selection)
 
@@ -293,14 +300,43 @@ def _read(
     keys = [str(prompt) for prompt in given] if "prompt" in dataset.column_names else list(range(count))
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     margin = np.array(dataset["margin"]) if "margin" in dataset.column_names else np.zeros(count)
-    generator, heldout = np.random.default_rng(seed), np.zeros(count, dtype=bool)
-    # Nobody has to be placed where groups are known, so pairs may be held out of people with a single one.
-    for rows in [np.arange(count)] if known else _rows_of(annotator):
-        size = min(round(heldout_fraction * len(rows)), len(rows) - 1)
-        heldout[generator.permutation(rows)[:size]] = True
     prompt = np.array([number[key] for key in keys])
     texts = list(zip(map(str, replies[:count]), map(str, replies[count:]), strict=True))
-    return _Pairs(features[:count], features[count:], margin, annotator, prompt, heldout, texts)
+    learn, heldout = _split(annotator, _text_numbers(given, texts), heldout_fraction, seed, known)
+    return _Pairs(features[:count], features[count:], margin, annotator, prompt, learn, heldout, texts)
+
+
+def _text_numbers(prompts: Sequence[Any], texts: list[tuple[str, str]]) -> np.ndarray:
+    """(N, 2): equal numbers for equal replies to equal prompts."""
+    numbers: dict[tuple[str, str], int] = {}
+    keys = [[(str(prompt), reply) for reply in pair] for prompt, pair in zip(prompts, texts, strict=True)]
+    return np.array([[numbers.setdefault(key, len(numbers)) for key in pair] for pair in keys])
+
+
+def _split(
+    annotator: np.ndarray, texts: np.ndarray, fraction: float, seed: int, known: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs train, and which are held out. Of an annotator who judged a text in several pairs, texts are held
+    out, since their other pairs would imply the held-out ones; a pair with texts of both parts is in neither."""
+    generator, torch_generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    by_annotator = _rows_of(annotator)
+    sharing = [len(np.unique(texts[rows])) < texts[rows].size for rows in by_annotator]
+    heldout = np.zeros(len(annotator), dtype=bool)
+    learn = ~heldout
+    # Nobody has to be placed where groups are known, so pairs may be held out of people with a single one.
+    together = known and not any(sharing)
+    for rows, shares in [(np.arange(len(annotator)), False)] if together else zip(by_annotator, sharing, strict=True):
+        if shares:
+            folds = deal_texts(*texts[rows].T.tolist(), _NUM_FOLDS, torch_generator).numpy()
+            # Of an annotator with few texts the first folds have some; others shall be held out of another.
+            folds = (folds + generator.integers(_NUM_FOLDS)) % _NUM_FOLDS
+            out = folds < min(max(round(fraction * _NUM_FOLDS), 1), _NUM_FOLDS - 1)
+            heldout[rows], learn[rows] = out.all(1), ~out.any(1)
+        else:
+            size = min(round(fraction * len(rows)), len(rows) - 1)
+            chosen = generator.permutation(rows)[:size]
+            heldout[chosen], learn[chosen] = True, False
+    return learn, heldout
 
 
 def _rows_of(labels: np.ndarray) -> list[np.ndarray]:
@@ -319,18 +355,30 @@ def _fit(pairs: _Pairs, rows: np.ndarray, weights: np.ndarray | None = None) -> 
     ].numpy()
 
 
-def _choose_ridge(pairs: _Pairs) -> float:
-    """The precision under which ONE reward predicts held-out pairs best.
+class _Scored(NamedTuple):
+    scores: torch.Tensor  # (N,) of the held-out pairs, nats
+    fitted: Any
+    ridge: float
 
-    Every component has this prior. If it were too weak for one reward, several that are all alike would predict better
-    than one only because each is shrunk more, and data of one group would seem to hold several.
+
+def _one_reward(pairs: _Pairs) -> _Scored:
+    """Under the prior precision that predicts held-out pairs best."""
+
+    def score(ridge: float) -> _Scored:
+        of = replace(pairs, ridge=ridge)
+        return _Scored(_log_likelihood(of, of.heldout, _fit(of, of.learn)[None])[:, 0], None, ridge)
+
+    return max(map(score, RIDGES), key=lambda scored: scored.scores.mean().item())
+
+
+def _for_several(pairs: _Pairs, one: _Scored) -> _Pairs:
+    """The pairs with the prior of several rewards: that of one reward, but for one that says next to nothing.
+
+    If the prior were weaker, several rewards that are all alike would predict better than one only because each is
+    shrunk more, and data of one group would seem to hold several. But between two groups that want opposite things one
+    reward can say nothing, and is shrunk to nothing; several may not be shrunk away with it.
     """
-
-    def score(ridge: float) -> float:
-        fitted = _fit(replace(pairs, ridge=ridge), ~pairs.heldout)
-        return _log_likelihood(pairs, pairs.heldout, fitted[None]).mean().item()
-
-    return max(RIDGES, key=score)
+    return replace(pairs, ridge=min(one.ridge, _MAX_RIDGE_OF_SEVERAL))
 
 
 def _log_likelihood(pairs: _Pairs, rows: np.ndarray, parameters: np.ndarray) -> torch.Tensor:
@@ -341,30 +389,34 @@ def _log_likelihood(pairs: _Pairs, rows: np.ndarray, parameters: np.ndarray) -> 
 
 def _find_groups(
     pairs: _Pairs, max_groups: int, num_init: int, seed: int
-) -> tuple[np.ndarray, dict[str, dict[str, float]], int]:
-    """Memberships (H, K), the evidence for each K, and the K it supports. The largest component comes first."""
+) -> tuple[np.ndarray, dict[str, dict[str, float]], int, float]:
+    """Memberships (H, K), the largest component first; the evidence for each K, the K it supports, and the prior."""
     size = int(pairs.annotator.max()) + 1
-    learn, heldout = ~pairs.heldout, pairs.heldout
-    generator = torch.Generator().manual_seed(seed)
-    scores, posteriors = {}, {}
+    learn, heldout = pairs.learn, pairs.heldout
     annotator = torch.tensor(pairs.annotator)
-    for k in range(1, min(max_groups, size) + 1):
+
+    def several(k: int) -> _Scored:
         fitted = fit_linear_mixture(
             torch.tensor(pairs.difference[learn]),
             annotator[learn],
             size,
             k,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
             margin=torch.tensor(pairs.margin[learn]),
-            num_init=num_init if k > 1 else 1,
+            num_init=num_init,
             ridge=pairs.ridge,
         )
         likelihood = _log_likelihood(pairs, heldout, fitted.weight.numpy())
-        scores[k] = predictive_log_likelihood(likelihood, fitted.log_responsibilities, annotator[heldout])
         posterior = fitted.log_responsibilities.exp()
-        posteriors[k] = posterior[:, posterior.sum(0).argsort(descending=True)].numpy()
-    found, chosen = _select(scores, annotator[heldout])
-    return posteriors[chosen], _evidence(found), chosen
+        scores = predictive_log_likelihood(likelihood, fitted.log_responsibilities, annotator[heldout])
+        return _Scored(scores, posterior[:, posterior.sum(0).argsort(descending=True)].numpy(), pairs.ridge)
+
+    one = _one_reward(pairs)
+    pairs = _for_several(pairs, one)
+    best = {1: one._replace(fitted=np.ones((size, 1)))}
+    best |= {k: several(k) for k in range(2, min(max_groups, size) + 1)}
+    found, chosen = _select({k: scored.scores for k, scored in best.items()}, annotator[heldout])
+    return best[chosen].fitted, _evidence(found), chosen, best[chosen].ridge
 
 
 def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[NumComponentsSelection, int]:
@@ -379,25 +431,27 @@ def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[N
 
 def _known_groups(
     pairs: _Pairs, groups: Sequence[Any]
-) -> tuple[np.ndarray, dict[str, dict[str, float]], int, list[str]]:
-    """Memberships (N, K) by column, and whether their own rewards predict held-out pairs better than one for all."""
+) -> tuple[np.ndarray, dict[str, dict[str, float]], int, list[str], float]:
+    """Memberships (N, K) by column, whether their own rewards predict held-out pairs better than one for all, and the
+    prior."""
     if missing := [row for row, group in enumerate(groups) if not is_known_group(group)]:
         row = missing[0]
         raise ValueError(f"Row {row} has no group ({groups[row]!r}); name one, or remove the row.")
     labels = np.array([str(group) for group in groups])
     names, counts = np.unique(labels, return_counts=True)
     names = [str(name) for name in names[np.argsort(-counts, kind="stable")]]
-    learn, heldout = ~pairs.heldout, pairs.heldout
+    learn, heldout = pairs.learn, pairs.heldout
     memberships = (labels[:, None] == np.array(names)).astype(np.float64)
     if bare := [name for k, name in enumerate(names) if not memberships[learn, k].any()]:
         raise ValueError(f"The groups {bare} have no pair to learn from; leave them out or collect more.")
-    own = np.stack([_fit(pairs, learn, memberships[learn, k]) for k in range(len(names))])
-    likelihood = _log_likelihood(pairs, heldout, own)
-    scores = {1: _log_likelihood(pairs, heldout, _fit(pairs, learn)[None])[:, 0]}
+    best = {1: _one_reward(pairs)}
     if len(names) > 1:
-        scores[len(names)] = likelihood[torch.arange(len(likelihood)), torch.tensor(memberships[heldout].argmax(1))]
-    found, chosen = _select(scores, torch.tensor(pairs.annotator[heldout]))
-    return memberships, _evidence(found), chosen, names
+        pairs = _for_several(pairs, best[1])
+        own = np.stack([_fit(pairs, learn, memberships[learn, k]) for k in range(len(names))])
+        likelihood, belongs = _log_likelihood(pairs, heldout, own), torch.tensor(memberships[heldout].argmax(1))
+        best[len(names)] = _Scored(likelihood[torch.arange(len(belongs)), belongs], None, pairs.ridge)
+    found, chosen = _select({k: scored.scores for k, scored in best.items()}, torch.tensor(pairs.annotator[heldout]))
+    return memberships, _evidence(found), chosen, names, best[chosen].ridge
 
 
 def _evidence(found: NumComponentsSelection) -> dict[str, dict[str, float]]:
@@ -418,7 +472,7 @@ def _measure(
     seed: int,
 ) -> Diagnosis:
     """Everything that follows from the memberships (N, K) of the pairs; K = 1 gives no group a gap."""
-    learn, heldout = ~pairs.heldout, pairs.heldout
+    learn, heldout = pairs.learn, pairs.heldout
     own = np.stack([_fit(pairs, learn, memberships[learn, k]) for k in range(len(names))])
     single = _fit(pairs, learn)
     chosen, rejected = pairs.chosen[heldout], pairs.rejected[heldout]
@@ -474,7 +528,7 @@ def _curves(
     beta: float,
 ) -> dict[str, list[list[float]]]:
     """Gap of each group where its pairs are weighted so that they make up a given share, the others in proportion."""
-    learn = ~pairs.heldout
+    learn = pairs.learn
     mass = memberships[learn].mean(axis=0)
     curves: dict[str, list[list[float]]] = {}
     for k, name in enumerate(names):

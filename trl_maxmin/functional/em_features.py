@@ -355,7 +355,7 @@ def deal_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) 
     fold[by_annotator] = torch.arange(len(pairs)) % num_folds
     folds = fold.unsqueeze(1).repeat(1, 2)
     for rows in _rows_that_share_texts(pairs):
-        folds[rows] = _deal_texts(pairs.chosen[rows].tolist(), pairs.rejected[rows].tolist(), num_folds, generator)
+        folds[rows] = deal_texts(pairs.chosen[rows].tolist(), pairs.rejected[rows].tolist(), num_folds, generator)
     return folds
 
 
@@ -371,8 +371,22 @@ def _rows_that_share_texts(pairs: FeaturePairs) -> list[Tensor]:
     return [rows for owner, rows in zip(owners, order.split(counts.tolist()), strict=True) if owner in sharing]
 
 
-def _deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator: torch.Generator) -> Tensor:
-    """Folds `(n, 2)` of one annotator's pairs: connected pairs together, or text by text where they are too many."""
+def deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of the texts of one annotator's pairs: connected pairs together, or text by text where they are too many.
+
+    Args:
+        chosen, rejected (`list[int]`): numbers of the texts of each pair.
+        num_folds (`int`): number of folds.
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `Tensor` of shape `(n, 2)`, integers.
+
+    Example:
+
+    >>> deal_texts([0, 1, 5], [1, 2, 6], 2, torch.Generator().manual_seed(0)).tolist()
+    [[0, 0], [0, 0], [1, 1]]
+    """
     root = {text: text for text in [*chosen, *rejected]}
 
     def find(text: int) -> int:
