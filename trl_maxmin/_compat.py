@@ -6,12 +6,9 @@ Of `GRPOTrainer` and `RLOOTrainer`, beside what they document: `_calculate_rewar
 calibrate; `reward_weights`, `reward_func_names`, `ref_model` and `_tokenizer` are read or set. `tests/test_seam.py`
 checks them on the oldest and on the newest supported TRL.
 
-Of transformers: `_hf_deepspeed_config_weak_ref`, the DeepSpeed configuration by which `from_pretrained` loads shards.
+Of transformers: what `models/shards.py` reads. It is there because models are loaded where TRL is not installed, too.
 """
 
-from typing import Any
-
-from transformers.integrations import deepspeed as _deepspeed
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
@@ -23,15 +20,8 @@ __all__ = [
     "DataCollatorForPreference",
     "_BaseConfig",
     "_BaseTrainer",
-    "active_deepspeed_config",
     "disable_dropout_in_model",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
     "use_adapter",
 ]
-
-
-def active_deepspeed_config() -> Any:
-    """What `transformers.integrations.deepspeed.set_hf_deepspeed_config` was given, while it lives."""
-    reference = _deepspeed._hf_deepspeed_config_weak_ref
-    return None if reference is None else reference()

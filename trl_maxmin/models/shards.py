@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations import deepspeed as _deepspeed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-
-from .._compat import active_deepspeed_config
 
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
     """What is loaded or built inside is whole on each rank, under DeepSpeed ZeRO-3 too."""
-    config = active_deepspeed_config()
+    # Private: the configuration by which `from_pretrained` loads shards, while it lives.
+    reference = _deepspeed._hf_deepspeed_config_weak_ref
+    config = None if reference is None else reference()
     if config is None:
         yield
         return
