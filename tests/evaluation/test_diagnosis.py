@@ -210,7 +210,7 @@ def test_full_size(seed):
 
 def test_what_gains_next_to_nothing_adds_no_group():
     """An empty third component, or two that are alike, gain 1e-11 with a smaller standard error yet."""
-    from trl_maxmin.evaluation.diagnosis import _select
+    from trl_maxmin.evaluation.diagnosis_groups import _select
 
     annotator, one = torch.arange(40) // 4, torch.full((40,), -0.5, dtype=torch.float64)
     two = one + 0.2 * (annotator < 2)

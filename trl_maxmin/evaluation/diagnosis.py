@@ -7,21 +7,17 @@ quantities of the impossibility result are measured under the fitted rewards: se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from datasets import Dataset
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, prepare_preferences
-from ..functional.em import NumComponentsSelection, predictive_log_likelihood, select_num_components
-from ..functional.em_features import deal_texts
-from ..functional.em_linear import fit_linear_mixture, fit_weighted_logistic
+from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
 from .bootstrap import Interval, PromptBootstrap
+from .diagnosis_groups import Pairs, find_groups, fit_reward, known_groups, read_pairs
 from .diversity import (
     ASSUMPTIONS,
     GAP_ASSUMPTIONS,
@@ -34,19 +30,10 @@ from .diversity import (
     preference_probability,
     total_variation,
 )
-from .features import model_features, principal_features, word_features
 
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
-RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0)
-"""Prior precisions of the rewards that are tried; features have unit mean square."""
-MIN_GAIN = 2e-3
-"""Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts its
-pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
 _CURVATURE_PROMPTS = 200
-_MAX_RIDGE_OF_SEVERAL = 256.0
-# Into which the texts of an annotator are dealt, where some of them stand in several pairs.
-_NUM_FOLDS = 10
 
 
 @dataclass
@@ -185,26 +172,6 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}"
 
 
-@dataclass
-class _Pairs:
-    """The data as arrays: features of chosen and rejected (N, D), annotator, prompt, whether a pair trains or is held
-    out. Pairs that share a text with held-out and with training pairs of their annotator do neither."""
-
-    chosen: np.ndarray
-    rejected: np.ndarray
-    margin: np.ndarray
-    annotator: np.ndarray
-    prompt: np.ndarray
-    learn: np.ndarray
-    heldout: np.ndarray
-    texts: list[tuple[Any, Any]]
-    ridge: float = RIDGES[0]
-
-    @property
-    def difference(self) -> np.ndarray:
-        return self.chosen - self.rejected
-
-
 def diagnose(
     dataset: Dataset,
     *,
@@ -259,7 +226,7 @@ def diagnose(
         )
     dataset = prepare_preferences(dataset, annotator_column)
     known = group_column is not None
-    pairs = _read(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
+    pairs = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
     if not pairs.heldout.any():
         raise ValueError(
             f"{len(pairs.annotator)} pairs of {pairs.annotator.max() + 1} annotators leave no held-out pair: nearly "
@@ -267,11 +234,11 @@ def diagnose(
             "(annotator_column), collect several pairs from each, or name known groups (group_column)."
         )
     if not known:
-        posterior, selection, chosen, ridge = _find_groups(pairs, max_groups, num_init, seed)
+        posterior, selection, chosen, ridge = find_groups(pairs, max_groups, num_init, seed)
         names = [f"component_{k}" for k in range(chosen)]
         memberships, shares = posterior[pairs.annotator], posterior.mean(axis=0)
     else:
-        memberships, selection, chosen, names, ridge = _known_groups(pairs, dataset[group_column])
+        memberships, selection, chosen, names, ridge = known_groups(pairs, dataset[group_column])
         shares = memberships.mean(axis=0)
     # Cards show this text, so of a local model only the folder's own name.
     model = Path(model_name_or_path or "")
@@ -283,186 +250,8 @@ def diagnose(
     return replace(diagnosis, num_groups=chosen, known=known, selection=selection)
 
 
-def _read(
-    dataset: Dataset, heldout_fraction: float, model: str | None, seed: int, known: bool, **model_kwargs: Any
-) -> _Pairs:
-    count = len(dataset)
-    replies = [*dataset["chosen"], *dataset["rejected"]]
-    given = dataset["prompt"] if "prompt" in dataset.column_names else [""] * count
-    if model is None:
-        raw = word_features(replies)
-    else:
-        raw = model_features(model, [*given, *given], replies, **model_kwargs)
-    features = principal_features(raw)
-    index = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
-    annotator = np.array(index.encode(dataset[ANNOTATOR_COLUMN]))
-    # Without prompts nothing is known to be comparable but the two replies of a pair.
-    keys = [str(prompt) for prompt in given] if "prompt" in dataset.column_names else list(range(count))
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    margin = np.array(dataset["margin"]) if "margin" in dataset.column_names else np.zeros(count)
-    prompt = np.array([number[key] for key in keys])
-    texts = list(zip(map(str, replies[:count]), map(str, replies[count:]), strict=True))
-    learn, heldout = _split(annotator, _text_numbers(given, texts), heldout_fraction, seed, known)
-    return _Pairs(features[:count], features[count:], margin, annotator, prompt, learn, heldout, texts)
-
-
-def _text_numbers(prompts: Sequence[Any], texts: list[tuple[str, str]]) -> np.ndarray:
-    """(N, 2): equal numbers for equal replies to equal prompts."""
-    numbers: dict[tuple[str, str], int] = {}
-    keys = [[(str(prompt), reply) for reply in pair] for prompt, pair in zip(prompts, texts, strict=True)]
-    return np.array([[numbers.setdefault(key, len(numbers)) for key in pair] for pair in keys])
-
-
-def _split(
-    annotator: np.ndarray, texts: np.ndarray, fraction: float, seed: int, known: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs train, and which are held out. Of an annotator who judged a text in several pairs, texts are held
-    out, since their other pairs would imply the held-out ones; a pair with texts of both parts is in neither."""
-    generator, torch_generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    by_annotator = _rows_of(annotator)
-    sharing = [len(np.unique(texts[rows])) < texts[rows].size for rows in by_annotator]
-    heldout = np.zeros(len(annotator), dtype=bool)
-    learn = ~heldout
-    # Nobody has to be placed where groups are known, so pairs may be held out of people with a single one.
-    together = known and not any(sharing)
-    for rows, shares in [(np.arange(len(annotator)), False)] if together else zip(by_annotator, sharing, strict=True):
-        if shares:
-            folds = deal_texts(*texts[rows].T.tolist(), _NUM_FOLDS, torch_generator).numpy()
-            # Of an annotator with few texts the first folds have some; others shall be held out of another.
-            folds = (folds + generator.integers(_NUM_FOLDS)) % _NUM_FOLDS
-            out = folds < min(max(round(fraction * _NUM_FOLDS), 1), _NUM_FOLDS - 1)
-            heldout[rows], learn[rows] = out.all(1), ~out.any(1)
-        else:
-            size = min(round(fraction * len(rows)), len(rows) - 1)
-            chosen = generator.permutation(rows)[:size]
-            heldout[chosen], learn[chosen] = True, False
-    return learn, heldout
-
-
-def _rows_of(labels: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-
-
-def _fit(pairs: _Pairs, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Linear reward (D,) on some of the pairs."""
-    difference = torch.tensor(pairs.difference[rows])
-    weight = torch.ones(len(difference)) if weights is None else torch.tensor(weights)
-    start = torch.zeros(1, difference.shape[1], dtype=torch.float64)
-    margin = torch.tensor(pairs.margin[rows], dtype=torch.float64)
-    return fit_weighted_logistic(difference, weight.double()[:, None], margin, pairs.ridge, start, num_steps=15)[
-        0
-    ].numpy()
-
-
-class _Scored(NamedTuple):
-    scores: torch.Tensor  # (N,) of the held-out pairs, nats
-    fitted: Any
-    ridge: float
-
-
-def _one_reward(pairs: _Pairs) -> _Scored:
-    """Under the prior precision that predicts held-out pairs best."""
-
-    def score(ridge: float) -> _Scored:
-        of = replace(pairs, ridge=ridge)
-        return _Scored(_log_likelihood(of, of.heldout, _fit(of, of.learn)[None])[:, 0], None, ridge)
-
-    return max(map(score, RIDGES), key=lambda scored: scored.scores.mean().item())
-
-
-def _for_several(pairs: _Pairs, one: _Scored) -> _Pairs:
-    """The pairs with the prior of several rewards: that of one reward, but for one that says next to nothing.
-
-    If the prior were weaker, several rewards that are all alike would predict better than one only because each is
-    shrunk more, and data of one group would seem to hold several. But between two groups that want opposite things one
-    reward can say nothing, and is shrunk to nothing; several may not be shrunk away with it.
-    """
-    return replace(pairs, ridge=min(one.ridge, _MAX_RIDGE_OF_SEVERAL))
-
-
-def _log_likelihood(pairs: _Pairs, rows: np.ndarray, parameters: np.ndarray) -> torch.Tensor:
-    """(N, K) of some pairs under rewards with parameters (K, D)."""
-    log_odds = pairs.difference[rows] @ parameters.T - pairs.margin[rows, None]
-    return F.logsigmoid(torch.tensor(log_odds))
-
-
-def _find_groups(
-    pairs: _Pairs, max_groups: int, num_init: int, seed: int
-) -> tuple[np.ndarray, dict[str, dict[str, float]], int, float]:
-    """Memberships (H, K), the largest component first; the evidence for each K, the K it supports, and the prior."""
-    size = int(pairs.annotator.max()) + 1
-    learn, heldout = pairs.learn, pairs.heldout
-    annotator = torch.tensor(pairs.annotator)
-
-    def several(k: int) -> _Scored:
-        fitted = fit_linear_mixture(
-            torch.tensor(pairs.difference[learn]),
-            annotator[learn],
-            size,
-            k,
-            generator=torch.Generator().manual_seed(seed),
-            margin=torch.tensor(pairs.margin[learn]),
-            num_init=num_init,
-            ridge=pairs.ridge,
-        )
-        likelihood = _log_likelihood(pairs, heldout, fitted.weight.numpy())
-        posterior = fitted.log_responsibilities.exp()
-        scores = predictive_log_likelihood(likelihood, fitted.log_responsibilities, annotator[heldout])
-        return _Scored(scores, posterior[:, posterior.sum(0).argsort(descending=True)].numpy(), pairs.ridge)
-
-    one = _one_reward(pairs)
-    pairs = _for_several(pairs, one)
-    best = {1: one._replace(fitted=np.ones((size, 1)))}
-    best |= {k: several(k) for k in range(2, min(max_groups, size) + 1)}
-    found, chosen = _select({k: scored.scores for k, scored in best.items()}, annotator[heldout])
-    return best[chosen].fitted, _evidence(found), chosen, best[chosen].ridge
-
-
-def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[NumComponentsSelection, int]:
-    """The evidence, and the K it supports: the smallest within one standard error, or `MIN_GAIN`, of the best.
-
-    Where components are all alike, or one of them is empty, another K gains next to nothing, and by chance more than
-    one standard error of that in every sixth data set.
-    """
-    found = select_num_components(scores, annotator)
-    return found, next(k for k in sorted(scores) if found.difference[k] <= max(found.standard_error[k], MIN_GAIN))
-
-
-def _known_groups(
-    pairs: _Pairs, groups: Sequence[Any]
-) -> tuple[np.ndarray, dict[str, dict[str, float]], int, list[str], float]:
-    """Memberships (N, K) by column, whether their own rewards predict held-out pairs better than one for all, and the
-    prior."""
-    if missing := [row for row, group in enumerate(groups) if not is_known_group(group)]:
-        row = missing[0]
-        raise ValueError(f"Row {row} has no group ({groups[row]!r}); name one, or remove the row.")
-    labels = np.array([str(group) for group in groups])
-    names, counts = np.unique(labels, return_counts=True)
-    names = [str(name) for name in names[np.argsort(-counts, kind="stable")]]
-    learn, heldout = pairs.learn, pairs.heldout
-    memberships = (labels[:, None] == np.array(names)).astype(np.float64)
-    if bare := [name for k, name in enumerate(names) if not memberships[learn, k].any()]:
-        raise ValueError(f"The groups {bare} have no pair to learn from; leave them out or collect more.")
-    best = {1: _one_reward(pairs)}
-    if len(names) > 1:
-        pairs = _for_several(pairs, best[1])
-        own = np.stack([_fit(pairs, learn, memberships[learn, k]) for k in range(len(names))])
-        likelihood, belongs = _log_likelihood(pairs, heldout, own), torch.tensor(memberships[heldout].argmax(1))
-        best[len(names)] = _Scored(likelihood[torch.arange(len(belongs)), belongs], None, pairs.ridge)
-    found, chosen = _select({k: scored.scores for k, scored in best.items()}, torch.tensor(pairs.annotator[heldout]))
-    return memberships, _evidence(found), chosen, names, best[chosen].ridge
-
-
-def _evidence(found: NumComponentsSelection) -> dict[str, dict[str, float]]:
-    return {
-        str(k): {"mean": found.mean[k], "difference": found.difference[k], "standard_error": found.standard_error[k]}
-        for k in found.mean
-    }
-
-
 def _measure(
-    pairs: _Pairs,
+    pairs: Pairs,
     memberships: np.ndarray,
     shares: np.ndarray,
     names: list[str],
@@ -473,8 +262,8 @@ def _measure(
 ) -> Diagnosis:
     """Everything that follows from the memberships (N, K) of the pairs; K = 1 gives no group a gap."""
     learn, heldout = pairs.learn, pairs.heldout
-    own = np.stack([_fit(pairs, learn, memberships[learn, k]) for k in range(len(names))])
-    single = _fit(pairs, learn)
+    own = np.stack([fit_reward(pairs, learn, memberships[learn, k]) for k in range(len(names))])
+    single = fit_reward(pairs, learn)
     chosen, rejected = pairs.chosen[heldout], pairs.rejected[heldout]
     probability = preference_probability(chosen @ own.T, rejected @ own.T)
     probability_single = preference_probability(chosen @ single, rejected @ single)
@@ -520,7 +309,7 @@ def _measure(
 
 
 def _curves(
-    pairs: _Pairs,
+    pairs: Pairs,
     memberships: np.ndarray,
     own: np.ndarray,
     names: list[str],
@@ -535,12 +324,12 @@ def _curves(
         curves[name] = []
         for share in SHARES:
             factors = np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
-            single = _fit(pairs, learn, memberships[learn] @ factors)
+            single = fit_reward(pairs, learn, memberships[learn] @ factors)
             curves[name].append([share, float(_gaps(candidates, own[k], single, beta).mean())])
     return curves
 
 
-def _candidates(pairs: _Pairs) -> list[np.ndarray]:
+def _candidates(pairs: Pairs) -> list[np.ndarray]:
     """For each prompt the features (M, D) of its different replies."""
     found: dict[int, dict[str, np.ndarray]] = {}
     for row, prompt in enumerate(pairs.prompt):

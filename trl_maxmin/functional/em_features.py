@@ -210,6 +210,7 @@ def fit_feature_mixture(
     fitter = _Fitter(curvature, _in_directions(pairs, directions), prior_scale)
 
     def with_folds(count: int) -> _Run:
+        """EM on folds that are drawn anew."""
         fold = torch.randint(count, (len(pairs),), generator=generator)
         return _Run(fitter, fold, count, num_annotators, num_components, dirichlet_concentration, known)
 
@@ -390,6 +391,7 @@ def deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator
     root = {text: text for text in [*chosen, *rejected]}
 
     def find(text: int) -> int:
+        """The text that stands for all that hang together with this one."""
         while root[text] != text:
             root[text] = text = root[root[text]]
         return text
