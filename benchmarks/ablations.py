@@ -31,9 +31,9 @@ import torch
 from benchmarks.world_experiments import Bench, heldout_accuracy, load, name_by_group, planted, save
 from trl_maxmin.cli.demo_stages import DemoSettings
 from trl_maxmin.trainer import MaxMinPPOTrainer
-from trl_maxmin.trainer.calibration import UtilityReward
-from trl_maxmin.trainer.reward_batch import RewardBatch, RewardSource
-from trl_maxmin.trainer.rewards import build_reward_source
+from trl_maxmin.trainer.scoring.batch import RewardBatch, RewardSource
+from trl_maxmin.trainer.scoring.reference_statistics import UtilityReward
+from trl_maxmin.trainer.scoring.sources import build_reward_source
 
 
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peak_memory import machine
 
-from trl_maxmin.trainer.em_state import EMState
+from trl_maxmin.trainer.reward.em_state import EMState
 
 
 def main() -> None:

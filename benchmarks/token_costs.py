@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.peak_memory import PeakMemory, machine
 from trl_maxmin.functional import token_logprobs
-from trl_maxmin.trainer.policy import CACHED_LOGITS
-from trl_maxmin.trainer.sampling import SampleByCdf
+from trl_maxmin.trainer.common.sampling import SampleByCdf
+from trl_maxmin.trainer.ppo.policy import CACHED_LOGITS
 
 
 def in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

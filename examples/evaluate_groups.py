@@ -40,8 +40,8 @@ from trl_maxmin.cli.io import print_table, read_dataset
 from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
 from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.evaluation import by_group, group_min
-from trl_maxmin.trainer.rewards import RewardBatch, build_reward_source
-from trl_maxmin.trainer.rollout import resolve_stop_tokens, sample_completions, sampling_config, seeded
+from trl_maxmin.trainer.common.sampling import resolve_stop_tokens, sample_completions, sampling_config, seeded
+from trl_maxmin.trainer.scoring.sources import RewardBatch, build_reward_source
 
 
 @dataclass

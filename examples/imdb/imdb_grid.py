@@ -20,7 +20,7 @@ from imdb_stages import Asked, ask_reference, build_reference, collect_preferenc
 from rich.console import Console
 
 from trl_maxmin import MixtureRewardModel
-from trl_maxmin.trainer.calibration import RECORD_FILE, ReferenceStatistics
+from trl_maxmin.trainer.scoring.reference_statistics import RECORD_FILE, ReferenceStatistics
 
 
 SAMPLES = 3

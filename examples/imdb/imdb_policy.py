@@ -25,7 +25,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from trl_maxmin.data.tokenization import encode_prompt
-from trl_maxmin.trainer.rollout import sample_completions, sampling_config
+from trl_maxmin.trainer.common.sampling import sample_completions, sampling_config
 
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"

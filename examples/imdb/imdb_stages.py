@@ -35,7 +35,7 @@ from trl_maxmin import (
     MixtureRewardConfig,
     MixtureRewardTrainer,
 )
-from trl_maxmin.trainer.calibration import ReferenceStatistics
+from trl_maxmin.trainer.scoring.reference_statistics import ReferenceStatistics
 
 
 class Progress(TrainerCallback):

@@ -31,7 +31,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.evaluation import adjusted_rand_index, win_rate
 from trl_maxmin.space.groups import describe_groups
-from trl_maxmin.trainer.rollout import sample_completions, sampling_config, seeded
+from trl_maxmin.trainer.common.sampling import sample_completions, sampling_config, seeded
 
 
 QUIET = {"report_to": "none", "disable_tqdm": True, "bf16": False, "save_strategy": "no", "logging_steps": 10}

@@ -102,7 +102,7 @@ def test_evaluation_scores_on_the_quantised_base(folder, given):
 
 def test_a_quantised_mixture_is_not_moved(folder):
     """Weights in 4 bits refuse: what holds them stays where it was loaded, also inside a mixture."""
-    from trl_maxmin.trainer.rewards import build_reward_source
+    from trl_maxmin.trainer.scoring.sources import build_reward_source
 
     train_rewards("--load_in_4bit", "true")
     mixture = MixtureRewardModel.from_pretrained("mixture")

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForC
 
 from trl_maxmin.cli import main
 from trl_maxmin.cli.estimate import EstimateArguments, estimate_memory
-from trl_maxmin.trainer.reward_callables import load_reward_model
+from trl_maxmin.trainer.scoring.callables import load_reward_model
 
 
 RECIPE = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "tulu2"

@@ -20,8 +20,9 @@ from transformers import (
 
 from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.models import MixtureRewardModel, MixtureRewardModelConfig
+from trl_maxmin.models.base import context_length
 from trl_maxmin.models.families import FAMILIES, get_linear
-from trl_maxmin.models.scoring import context_length, pool_last_token
+from trl_maxmin.models.scoring import pool_last_token
 
 
 SMALL = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

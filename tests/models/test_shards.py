@@ -8,7 +8,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from trl_maxmin import MixtureRewardModel
-from trl_maxmin.models.shards import is_in_shards, place, whole_weights
+from trl_maxmin.models.base import place
+from trl_maxmin.models.shards import is_in_shards, whole_weights
 
 
 class Zero3:

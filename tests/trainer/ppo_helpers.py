@@ -6,10 +6,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from trl_maxmin.trainer.ppo_config import PPOConfig
-from trl_maxmin.trainer.ppo_metrics import LOSS_STATISTICS
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
-from trl_maxmin.trainer.rollout import Rollout
+from trl_maxmin.trainer.ppo.metrics import LOSS_STATISTICS
+from trl_maxmin.trainer.ppo.ppo_config import PPOConfig
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.ppo.rollout import Rollout
 
 
 SIZE = 36

@@ -15,8 +15,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from tests.launcher import PYTHONPATH
 from tests.trainer.ppo_helpers import assert_same, build_ppo_trainer, differ, prompts, weights
 from trl_maxmin.trainer import MaxMinPPOConfig, MaxMinPPOTrainer
-from trl_maxmin.trainer.atomic_checkpoint import STAGING_FOLDER, is_complete_checkpoint, last_complete_checkpoint
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.common.atomic_checkpoint import (
+    STAGING_FOLDER,
+    is_complete_checkpoint,
+    last_complete_checkpoint,
+)
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 pytestmark = pytest.mark.seam
@@ -142,7 +146,7 @@ def test_a_push_takes_the_renamed_folder(make, monkeypatch):
     def push(self, folder):
         pushed.append((Path(folder).name, is_complete_checkpoint(folder), folders(self.args.output_dir)))
 
-    monkeypatch.setattr("trl_maxmin.trainer.hub_push.HubPushMixin._push_from_checkpoint", push)
+    monkeypatch.setattr("trl_maxmin.trainer.common.hub_push.HubPushMixin._push_from_checkpoint", push)
     trainer = make(max_steps=2, **EVERY_STEP)
     trainer.args.push_to_hub = True
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from trl_maxmin.trainer.calibration import ReferenceStatistics, UtilityReward, batch_prompt_keys, prompt_key
-from trl_maxmin.trainer.rewards import CallableReward, RewardBatch, StackedReward
+from trl_maxmin.trainer.scoring.reference_statistics import (
+    ReferenceStatistics,
+    UtilityReward,
+    batch_prompt_keys,
+    prompt_key,
+)
+from trl_maxmin.trainer.scoring.sources import CallableReward, RewardBatch, StackedReward
 
 
 NAN = float("nan")

@@ -19,7 +19,7 @@ import trl_maxmin
 from tests.conftest import build_word_tokenizer
 from tests.launcher import ROOT
 from tests.trainer.ppo_helpers import PROMPTS, critic_model, gpt2, lora
-from trl_maxmin.trainer.policy import PolicyWithCritic
+from trl_maxmin.trainer.ppo.policy import PolicyWithCritic
 
 
 IMPORT = "from trl.experimental.ppo import PPOConfig, PPOTrainer"

@@ -9,7 +9,7 @@ import torch
 from benchmarks.planted import base_model, plant, tokenizer
 from trl_maxmin import MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.evaluation import adjusted_rand_index
-from trl_maxmin.trainer.em_state import EMState
+from trl_maxmin.trainer.reward.em_state import EMState
 
 
 ANNOTATORS = torch.tensor([0, 0, 1])

@@ -12,7 +12,7 @@ from tests.trainer.test_mixture_reward_trainer import config, fit, found_groups,
 from trl_maxmin.functional.em_features import FeaturePairs
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardTrainer
-from trl_maxmin.trainer.component_selection import ComponentSelection
+from trl_maxmin.trainer.reward.component_selection import ComponentSelection
 
 
 FROZEN = {"train_trunk": False, "pooling": "mean"}

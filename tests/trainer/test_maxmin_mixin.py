@@ -10,8 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, TrainingArguments
 from trl import GRPOConfig
 
-from trl_maxmin.trainer.maxmin_config import WELFARE_CHOICES, MaxMinConfigMixin, resolve_utility
-from trl_maxmin.trainer.maxmin_mixin import WELFARE_STATE_FILE, MaxMinMixin, WelfareState
+from trl_maxmin.trainer.maxmin.maxmin_config import WELFARE_CHOICES, MaxMinConfigMixin, resolve_utility
+from trl_maxmin.trainer.maxmin.maxmin_mixin import WELFARE_STATE_FILE, MaxMinMixin, WelfareState
 
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ from trl_maxmin.data.tokenization import encode_prompt
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.models.families import get_linear
 from trl_maxmin.trainer import MaxMinPPOConfig, MaxMinPPOTrainer, PPOConfig, PPOTrainer
-from trl_maxmin.trainer.calibration import ReferenceStatistics, UtilityReward
+from trl_maxmin.trainer.scoring.reference_statistics import ReferenceStatistics, UtilityReward
 
 
 PROMPTS = ["the film", "a movie story is", "plot", "acting very good but", "review of the film", "bad ending"]

@@ -17,7 +17,7 @@ from tests.trainer.trl_helpers import (
     policy_weights,
 )
 from trl_maxmin import MaxMinGRPOTrainer
-from trl_maxmin.trainer.calibration import ReferenceStatistics
+from trl_maxmin.trainer.scoring.reference_statistics import ReferenceStatistics
 
 
 NAN = float("nan")

@@ -11,8 +11,8 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardConfig, MixtureRewardTrainer
-from trl_maxmin.trainer.em_state import EM_STATE_NAME, EMState
-from trl_maxmin.trainer.rewards import build_reward_source
+from trl_maxmin.trainer.reward.em_state import EM_STATE_NAME, EMState
+from trl_maxmin.trainer.scoring.sources import build_reward_source
 
 
 GOOD, BAD, FILLER = ("great", "superb", "lovely"), ("dull", "awful", "weak"), ("the", "film", "plot", "story")
@@ -325,7 +325,9 @@ def test_weights_divided_among_ranks_are_refused_before_they_are_loaded(
     if strategy == "FSDP":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
-        monkeypatch.setattr("trl_maxmin.trainer.mixture_reward_trainer.is_deepspeed_zero3_enabled", lambda: True)
+        monkeypatch.setattr(
+            "trl_maxmin.trainer.reward.mixture_reward_trainer.is_deepspeed_zero3_enabled", lambda: True
+        )
     with pytest.raises(ValueError, match=f"{strategy} divides the weights.*multi_gpu.*--load_in_4bit"):
         MixtureRewardTrainer("no/such-model", config(tmp_path), train_dataset=opposed_groups())
 

@@ -19,8 +19,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from trl_maxmin.trainer.policy import PolicyWithCritic, check_head
-from trl_maxmin.trainer.policy_adapters import CRITIC_ADAPTER, add_reference_adapter
+from trl_maxmin.trainer.ppo.policy import PolicyWithCritic, check_head
+from trl_maxmin.trainer.ppo.policy_adapters import CRITIC_ADAPTER, add_reference_adapter
 
 
 VOCABULARY = 31

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from tests.trainer.ppo_helpers import PROMPTS, brevity, differ, prompts, sevens, weights
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 def test_replies_to_the_evaluation_prompts_are_the_likeliest(make, word_tokenizer, capsys):

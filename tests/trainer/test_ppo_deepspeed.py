@@ -32,9 +32,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardModel
-from trl_maxmin.trainer.ppo_config import PPOConfig
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
-from trl_maxmin.trainer.reward_callables import load_reward_model
+from trl_maxmin.trainer.ppo.ppo_config import PPOConfig
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.scoring.callables import load_reward_model
 
 torch.set_num_threads(1)
 backend = Tokenizer(WordLevel({f"w{i}": i for i in range(20)}, unk_token="w3"))

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from trl_maxmin.trainer.ppo_config import PPOConfig
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.ppo.ppo_config import PPOConfig
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 torch.set_num_threads(1)
 out, kind, world = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -99,8 +99,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import LlamaConfig, LlamaForCausalLM
-from trl_maxmin.trainer.policy import PolicyWithCritic
-from trl_maxmin.trainer.rollout import sample_completions, sampling_config
+from trl_maxmin.trainer.ppo.policy import PolicyWithCritic
+from trl_maxmin.trainer.ppo.rollout import sample_completions, sampling_config
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -159,7 +159,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from tests.conftest import build_word_tokenizer
 from tests.trainer.ppo_helpers import SIZE, brevity, build_ppo_trainer, history, sevens
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 torch.set_num_threads(1)
 out, kind = sys.argv[1], sys.argv[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 from datasets import IterableDataset
 from tests.conftest import build_word_tokenizer
 from tests.trainer.ppo_helpers import gpt2
-from trl_maxmin.trainer.ppo_config import PPOConfig
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.ppo.ppo_config import PPOConfig
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 torch.set_num_threads(1)
 out, world, stop = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -29,8 +29,8 @@ from tests.trainer.ppo_helpers import (
     sevens,
     weights,
 )
-from trl_maxmin.trainer.policy_adapters import CRITIC_ADAPTER
-from trl_maxmin.trainer.ppo_trainer import PPOTrainer
+from trl_maxmin.trainer.ppo.policy_adapters import CRITIC_ADAPTER
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 # ---------------------------------------------------------------------------------------------------- by hand
@@ -370,7 +370,7 @@ def test_the_critic_may_stay_out_of_what_is_published(make, tmp_path, monkeypatc
     """Checkpoints have it in any case, or a run could not go on."""
     extra = {"value_model": critic_model(1)} if kind == "value_model" else {}
     name = {"head": "value_head.safetensors", "value_model": "value_model"}[kind]
-    monkeypatch.setattr("trl_maxmin.trainer.hub_push.HubPushMixin._push_from_checkpoint", lambda *_: None)
+    monkeypatch.setattr("trl_maxmin.trainer.common.hub_push.HubPushMixin._push_from_checkpoint", lambda *_: None)
     for save_critic in (True, False):
         run = tmp_path / f"run-{save_critic}"
         trainer = make(

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from trl_maxmin.models import MixtureRewardModel, MixtureRewardModelConfig
-from trl_maxmin.trainer.rewards import (
+from trl_maxmin.trainer.scoring.sources import (
     CallableReward,
     MixtureReward,
     RewardBatch,

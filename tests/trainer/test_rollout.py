@@ -10,10 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl import SFTConfig, SFTTrainer
 
-from trl_maxmin.trainer.policy import PolicyWithCritic
-from trl_maxmin.trainer.prompts import PromptReader, context_length, rows_from_batch
-from trl_maxmin.trainer.rollout import (
-    Rollout,
+from trl_maxmin.models.base import context_length
+from trl_maxmin.trainer.common.sampling import (
     cut_at_stop,
     pad,
     resolve_stop_tokens,
@@ -22,6 +20,9 @@ from trl_maxmin.trainer.rollout import (
     seeded,
     stream_seed,
 )
+from trl_maxmin.trainer.ppo.policy import PolicyWithCritic
+from trl_maxmin.trainer.ppo.prompts import PromptReader, rows_from_batch
+from trl_maxmin.trainer.ppo.rollout import Rollout
 
 
 CPU = torch.device("cpu")

@@ -8,8 +8,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trl_maxmin.trainer.rollout import sample_completions, seeded
-from trl_maxmin.trainer.sampling import MIN_VOCABULARY, SampleByCdf, sample_by_cdf, sampling_config
+from trl_maxmin.trainer.common.sampling import (
+    MIN_VOCABULARY,
+    SampleByCdf,
+    sample_by_cdf,
+    sample_completions,
+    sampling_config,
+    seeded,
+)
 
 
 CPU = torch.device("cpu")

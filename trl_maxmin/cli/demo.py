@@ -30,8 +30,8 @@ from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..run_record import RunRecord
 from ..space.groups import describe_groups, write_group_facts
 from ..trainer import MixtureRewardTrainer
-from ..trainer.maxmin_config import WELFARE_CHOICES
-from ..trainer.recording import component_counts, component_heldout
+from ..trainer.common.recording import component_counts, component_heldout
+from ..trainer.maxmin.maxmin_config import WELFARE_CHOICES
 from .demo_stages import (
     DemoSettings,
     EvaluationReplies,

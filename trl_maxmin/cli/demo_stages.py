@@ -27,7 +27,7 @@ from ..data.tokenization import encode_prompt
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
 from ..functional.em import NumComponentsSelection, select_num_components
 from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
-from ..trainer.rollout import sample_completions, seeded
+from ..trainer.common.sampling import sample_completions, seeded
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, TrainerCallback
 
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
-from ..trainer.maxmin_grpo_config import MaxMinGRPOConfig
-from ..trainer.maxmin_grpo_trainer import MaxMinGRPOTrainer
-from ..trainer.maxmin_rloo_config import MaxMinRLOOConfig
-from ..trainer.maxmin_rloo_trainer import MaxMinRLOOTrainer
+from ..trainer.maxmin.maxmin_grpo_config import MaxMinGRPOConfig
+from ..trainer.maxmin.maxmin_grpo_trainer import MaxMinGRPOTrainer
+from ..trainer.maxmin.maxmin_rloo_config import MaxMinRLOOConfig
+from ..trainer.maxmin.maxmin_rloo_trainer import MaxMinRLOOTrainer
 from .demo_stages import DemoSettings, quiet, run_training
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..trainer.maxmin_grpo_config import MaxMinGRPOConfig
-from ..trainer.maxmin_grpo_trainer import MaxMinGRPOTrainer
+from ..trainer.maxmin.maxmin_grpo_config import MaxMinGRPOConfig
+from ..trainer.maxmin.maxmin_grpo_trainer import MaxMinGRPOTrainer
 from .policy import run_policy
 
 

@@ -12,7 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..models import MixtureRewardModel
-from ..trainer.reward_callables import load_reward_model
+from ..trainer.scoring.callables import load_reward_model
 from .io import read_dataset
 from .loading import quantization_options
 from .parser import CommandParser

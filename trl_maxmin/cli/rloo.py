@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..trainer.maxmin_rloo_config import MaxMinRLOOConfig
-from ..trainer.maxmin_rloo_trainer import MaxMinRLOOTrainer
+from ..trainer.maxmin.maxmin_rloo_config import MaxMinRLOOConfig
+from ..trainer.maxmin.maxmin_rloo_trainer import MaxMinRLOOTrainer
 from .policy import run_policy
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..data.tokenization import Prompt, same_vocabulary
 from ..distributed import gather_objects
 from ..models import MixtureRewardModel
-from ..trainer.rewards import RewardBatch, build_reward_source
+from ..trainer.scoring.sources import RewardBatch, build_reward_source
 from .generation import (
     Replies,
     Sampling,

@@ -85,7 +85,8 @@ def model_features(
     """
     from ..data.tokenization import encode_reply
     from ..models import MixtureRewardModel
-    from ..models.scoring import context_length, pad_sequences
+    from ..models.base import context_length
+    from ..models.scoring import pad_sequences
 
     mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).eval()
     mixture.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import Prompt, encode_prompt
 from ..distributed import gather_objects
-from ..trainer.rollout import pad, resolve_stop_tokens, sample_completions, sampling_config, seeded
+from ..trainer.common.sampling import pad, resolve_stop_tokens, sample_completions, sampling_config, seeded
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenization import encode_prompt, same_vocabulary
+from .base import context_length
 
 
 if TYPE_CHECKING:
@@ -67,17 +68,6 @@ def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tupl
         input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         attention_mask[row, : len(ids)] = 1
     return input_ids, attention_mask
-
-
-def context_length(config: Any) -> int | None:
-    """Most tokens a model can read, or `None` where its config sets no limit."""
-    text = config.get_text_config()
-    for name in ("n_positions", "max_position_embeddings"):
-        limit = getattr(text, name, None)
-        if isinstance(limit, int) and limit > 0:
-            # RoBERTa's table starts counting after its padding index.
-            return limit - text.pad_token_id - 1 if text.model_type == "roberta" else limit
-    return None
 
 
 @torch.no_grad()

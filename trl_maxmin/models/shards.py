@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as _deepspeed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -72,17 +70,3 @@ def make_whole(module: nn.Module) -> None:
         for name, parameter in child._parameters.items():
             if id(parameter) in whole:
                 child._parameters[name] = whole[id(parameter)]
-
-
-def place(module: nn.Module, device: torch.device) -> None:
-    """Move a model to where it computes; one that is quantised or dispatched stays where it was loaded.
-
-    `Trainer` leaves models that are for DeepSpeed, FSDP or `bf16_full_eval` on the CPU until training.
-
-    Args:
-        module (`nn.Module`): changed in place.
-        device (`torch.device`): the trainer's.
-    """
-    parts = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
-    if not any(getattr(part, "is_quantized", False) or getattr(part, "hf_device_map", None) for part in parts):
-        module.to(device)

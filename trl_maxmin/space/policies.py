@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import Prompt, encode_prompt
-from ..models.scoring import context_length
+from ..models.base import context_length
 
 
 logger = logging.getLogger(__name__)

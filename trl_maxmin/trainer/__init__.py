@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers and their configurations.
+"""Trainers and their configurations, in five rooms, each of which imports only from those before it.
 
-Those that build on TRL's GRPO and RLOO are imported when they are first used.
+| room | holds |
+|---|---|
+| `common` | sampling, checkpoints, pushes, what goes into the run record |
+| `scoring` | text or ids to rewards, and rewards to utilities |
+| `reward` | the EM trainer |
+| `ppo` | the PPO trainer |
+| `maxmin` | welfare, calibration, and the trainers that serve the worst-off group |
+
+Names are imported when they are first used: scoring alone needs no TRL.
 """
 
 from __future__ import annotations
@@ -9,39 +17,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .maxmin_ppo_config import MaxMinPPOConfig
-from .maxmin_ppo_trainer import MaxMinPPOTrainer
-from .mixture_reward_config import MixtureRewardConfig
-from .mixture_reward_trainer import MixtureRewardTrainer
-from .ppo_config import PPOConfig
-from .ppo_trainer import PPOTrainer
-
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
-    from .maxmin_grpo_config import MaxMinGRPOConfig as MaxMinGRPOConfig
-    from .maxmin_grpo_trainer import MaxMinGRPOTrainer as MaxMinGRPOTrainer
-    from .maxmin_rloo_config import MaxMinRLOOConfig as MaxMinRLOOConfig
-    from .maxmin_rloo_trainer import MaxMinRLOOTrainer as MaxMinRLOOTrainer
+    from .maxmin.maxmin_grpo_config import MaxMinGRPOConfig as MaxMinGRPOConfig
+    from .maxmin.maxmin_grpo_trainer import MaxMinGRPOTrainer as MaxMinGRPOTrainer
+    from .maxmin.maxmin_ppo_config import MaxMinPPOConfig as MaxMinPPOConfig
+    from .maxmin.maxmin_ppo_trainer import MaxMinPPOTrainer as MaxMinPPOTrainer
+    from .maxmin.maxmin_rloo_config import MaxMinRLOOConfig as MaxMinRLOOConfig
+    from .maxmin.maxmin_rloo_trainer import MaxMinRLOOTrainer as MaxMinRLOOTrainer
+    from .ppo.ppo_config import PPOConfig as PPOConfig
+    from .ppo.ppo_trainer import PPOTrainer as PPOTrainer
+    from .reward.mixture_reward_config import MixtureRewardConfig as MixtureRewardConfig
+    from .reward.mixture_reward_trainer import MixtureRewardTrainer as MixtureRewardTrainer
 
 _MODULE_OF = {
-    "MaxMinGRPOConfig": "maxmin_grpo_config",
-    "MaxMinGRPOTrainer": "maxmin_grpo_trainer",
-    "MaxMinRLOOConfig": "maxmin_rloo_config",
-    "MaxMinRLOOTrainer": "maxmin_rloo_trainer",
+    "MaxMinGRPOConfig": "maxmin.maxmin_grpo_config",
+    "MaxMinGRPOTrainer": "maxmin.maxmin_grpo_trainer",
+    "MaxMinPPOConfig": "maxmin.maxmin_ppo_config",
+    "MaxMinPPOTrainer": "maxmin.maxmin_ppo_trainer",
+    "MaxMinRLOOConfig": "maxmin.maxmin_rloo_config",
+    "MaxMinRLOOTrainer": "maxmin.maxmin_rloo_trainer",
+    "MixtureRewardConfig": "reward.mixture_reward_config",
+    "MixtureRewardTrainer": "reward.mixture_reward_trainer",
+    "PPOConfig": "ppo.ppo_config",
+    "PPOTrainer": "ppo.ppo_trainer",
 }
 
-__all__ = [
-    "MaxMinGRPOConfig",
-    "MaxMinGRPOTrainer",
-    "MaxMinPPOConfig",
-    "MaxMinPPOTrainer",
-    "MaxMinRLOOConfig",
-    "MaxMinRLOOTrainer",
-    "MixtureRewardConfig",
-    "MixtureRewardTrainer",
-    "PPOConfig",
-    "PPOTrainer",
-]
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training arguments that MaxMin adds to a policy trainer's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...functional.welfare import WELFARE_RULES
+from ..scoring.reference_statistics import UTILITY_KINDS
+
+
+# "sample_min" changes the reward, not the weights, so it is no welfare rule; a user chooses it in the same place.
+WELFARE_CHOICES = (*WELFARE_RULES, "sample_min")
+OSCILLATION_CHOICES = ("warn", "stop", "ignore")
+STEP_SCHEDULES = ("constant", "inverse_sqrt")
+
+
+def resolve_utility(utility: str | None, num_components: int) -> str:
+    """The utility to use: as asked, else `"zscore"` for several components and `"raw"` for one.
+
+    Args:
+        utility (`str`, *optional*): `"zscore"`, `"win_rate"`, `"raw"` or None.
+        num_components (`int`): K.
+
+    Returns:
+        `str`
+
+    Example:
+
+    ```python
+    >>> resolve_utility(None, 2), resolve_utility(None, 1), resolve_utility("win_rate", 1)
+    ('zscore', 'raw', 'win_rate')
+
+    ```
+    """
+    if utility is not None:
+        return utility
+    # One component with raw rewards is conventional RLHF exactly.
+    return "zscore" if num_components > 1 else "raw"
+
+
+@dataclass
+class MaxMinConfigMixin:
+    """Fields that a MaxMin trainer's configuration has beside those of its host.
+
+    > Parameters that control whom the policy serves
+
+    Args:
+        welfare (`str`, *optional*, defaults to `"maxmin"`):
+            How group utilities become weights: `"maxmin"`, `"softmin"`, `"mirror"`, `"utilitarian"`, `"mixing"`,
+            `"nash"`; or `"sample_min"`, the per-sample minimum, which is a different objective.
+        welfare_temperature (`float`, *optional*, defaults to 1.0):
+            Temperature tau of `"softmin"`, in units of utility.
+        welfare_step_size (`float`, *optional*, defaults to 0.1):
+            Step size eta of `"mirror"`.
+        welfare_step_schedule (`str`, *optional*, defaults to `"constant"`):
+            `"constant"`, or `"inverse_sqrt"`: eta divided by the square root of the number of the rollout, so that
+            the weights come to rest.
+        welfare_window (`int`, *optional*, defaults to 1):
+            Group utilities are averaged exponentially over about this many rollouts before they decide; 1 is no
+            averaging.
+        welfare_floor (`float`, *optional*, defaults to 0.0):
+            Smallest weight of a component, in `[0, 1 / K]`.
+        disagreement_point (`list[float]`, *optional*):
+            K utilities without an agreement, for `"nash"`. Default: 0, which under `"zscore"` is the reference
+            policy's.
+        oscillation (`str`, *optional*, defaults to `"warn"`):
+            What to do when `"maxmin"` goes in circles, that is when the worst-off group alternates while the worst
+            utility stalls: `"warn"` (once), `"stop"` the training, or `"ignore"`.
+        oscillation_window (`int`, *optional*, defaults to 20):
+            Number of rollouts over which that is looked at; at least 4.
+
+    > Parameters that control the utility
+
+    Args:
+        utility (`str`, *optional*):
+            `"zscore"`, `"win_rate"` or `"raw"`. Default: `"zscore"` for several components, `"raw"` for one.
+        num_reference_completions (`int`, *optional*, defaults to 8):
+            Replies of the reference policy per prompt that utilities are measured against; at least 4.
+        max_calibration_prompts (`int`, *optional*, defaults to 1024):
+            Number of distinct prompts that get reference replies.
+    """
+
+    welfare: str = field(
+        default="maxmin",
+        metadata={
+            "help": "How group utilities become weights: 'maxmin', 'softmin', 'mirror', 'utilitarian', 'mixing' or "
+            "'nash'; or 'sample_min', the per-sample minimum, which is a different objective."
+        },
+    )
+    utility: str | None = field(
+        default=None,
+        metadata={
+            "help": "Scale on which components are compared: 'zscore', 'win_rate' or 'raw'. Default: 'zscore' for "
+            "several components, 'raw' for one."
+        },
+    )
+    welfare_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the 'softmin' rule, in units of utility."}
+    )
+    welfare_step_size: float = field(default=0.1, metadata={"help": "Step size of the 'mirror' rule."})
+    welfare_step_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Step size of 'mirror' over the rollouts: 'constant', or 'inverse_sqrt', which divides it by the "
+            "square root of the number of the rollout."
+        },
+    )
+    welfare_window: int = field(
+        default=1,
+        metadata={"help": "Group utilities are averaged over about this many rollouts; 1 is no averaging."},
+    )
+    welfare_floor: float = field(default=0.0, metadata={"help": "Smallest weight of a component, in [0, 1 / K]."})
+    disagreement_point: list[float] | None = field(
+        default=None, metadata={"help": "Utility of each component without an agreement, for 'nash'. Default: zeros."}
+    )
+    oscillation: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when 'maxmin' alternates between groups while the worst utility stalls: 'warn', "
+            "'stop' or 'ignore'."
+        },
+    )
+    oscillation_window: int = field(
+        default=20, metadata={"help": "Number of rollouts over which oscillation is looked at; at least 4."}
+    )
+    num_reference_completions: int = field(
+        default=8,
+        metadata={"help": "Replies of the reference policy per prompt to measure utilities against; at least 4."},
+    )
+    max_calibration_prompts: int = field(
+        default=1024, metadata={"help": "Number of distinct prompts that get reference replies."}
+    )
+
+    def __post_init__(self) -> None:
+        self._validate_maxmin()
+        host = getattr(super(), "__post_init__", None)
+        if host is not None:
+            host()
+
+    def _validate_maxmin(self) -> None:
+        """Refuse values that no number of components could make sense of.
+
+        Raises:
+            `ValueError`: Naming the field, the value and what is allowed.
+        """
+        if self.welfare not in WELFARE_CHOICES:
+            allowed = ", ".join(map(repr, WELFARE_CHOICES))
+            raise ValueError(f"`welfare` is {self.welfare!r}, which is unknown; choose one of {allowed}.")
+        if self.utility is not None and self.utility not in UTILITY_KINDS:
+            allowed = ", ".join(map(repr, UTILITY_KINDS))
+            raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
+        named = (("oscillation", OSCILLATION_CHOICES), ("welfare_step_schedule", STEP_SCHEDULES))
+        for name, choices in named:
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(map(repr, choices))
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, which is unknown; choose one of {allowed}.")
+        if getattr(self, "reward_weights", None) is not None:
+            raise ValueError(
+                f"`reward_weights` is {self.reward_weights}, but a MaxMin trainer decides the weights by `welfare`; "
+                "leave it out, or use the host trainer for fixed weights."
+            )
+        infinity = float("inf")
+        rules = (
+            ("welfare_temperature", 0.0 < self.welfare_temperature < infinity, "finite and positive"),
+            ("welfare_step_size", 0.0 < self.welfare_step_size < infinity, "finite and positive"),
+            ("welfare_window", self.welfare_window >= 1, "at least 1 (no averaging)"),
+            ("welfare_floor", 0.0 <= self.welfare_floor <= 1.0, "in [0, 1 / K]"),
+            ("oscillation_window", self.oscillation_window >= 4, "at least 4, to see a trend"),
+            ("num_reference_completions", self.num_reference_completions >= 4, "at least 4, to estimate a spread"),
+            ("max_calibration_prompts", self.max_calibration_prompts >= 1, "at least 1"),
+        )
+        for name, holds, allowed in rules:
+            if not holds:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be {allowed}.")

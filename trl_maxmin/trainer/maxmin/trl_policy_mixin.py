@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MaxMin on top of TRL's GRPO and RLOO: rewards in, reference replies for calibration, raw rewards in the logs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+from trl.data_utils import is_conversational
+
+from ..._compat import unwrap_model_for_generation, use_adapter
+from ...distributed import gather_rows, local_slice, rows_per_rank
+from ...models.base import base_model
+from ...models.lora import freeze_reward_adapters
+from ..common.sampling import cut_at_stop, sample_completions, seeded
+from ..scoring.callables import RewardCallables
+from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
+from .calibration_mixin import CalibrationMixin, ReferenceReplies
+from .maxmin_mixin import check_welfare
+
+
+# TRL's name of the copy of an adapter that was trained before.
+TRL_REFERENCE_ADAPTER = "ref"
+
+
+class TRLPolicyMixin(CalibrationMixin):
+    """Put before TRL's `GRPOTrainer` or `RLOOTrainer`; of the algorithm only `_calculate_rewards` is touched.
+
+    The constructor takes what the host's takes, and three things more: rewards may be a [`MixtureRewardModel`] or a
+    dict by group (see [`RewardCallables`]), `welfare_function` is a rule of the user's own, and
+    `reference_statistics` are those of an earlier run.
+
+    Calibration happens when the rewards of the first rollout are known, before anything is learned from them.
+    """
+
+    _config_class: type
+    _host_logs_component_rewards = True
+    # Set while the host generates reference replies: what its seam saw.
+    _recorded: list[tuple[list, list, list, torch.Tensor]] | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        *,
+        welfare_function: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        reference_statistics: ReferenceStatistics | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else base_model(model).config.name_or_path or "policy"
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
+        if not isinstance(args, self._config_class):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a {self._config_class.__name__}: "
+                "it has the same fields, and those that say whom the policy serves."
+            )
+        rewards = None
+        if reward_funcs is not None and reward_funcs != []:
+            rewards = RewardCallables(reward_funcs, reward_processing_classes)
+            check_welfare(args, rewards.names, rewards.mixing_weights, welfare_function is not None)
+        elif not kwargs.get("environment_factory"):
+            raise ValueError(
+                "`reward_funcs` is empty; pass a `MixtureRewardModel`, or a list or a dict of one reward a group."
+            )
+        if isinstance(model, torch.nn.Module):
+            freeze_reward_adapters(model)
+        super().__init__(
+            model=model,
+            reward_funcs=[] if rewards is None else list(rewards.functions),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        self.stop_token_ids = list(getattr(self, "eos_token_ids", None) or [self._tokenizer.eos_token_id])
+        mixing_weights = None
+        if rewards is not None:
+            rewards.bind(self._tokenizer, self.stop_token_ids, self.accelerator)
+            # An environment of TRL may have added a reward of its own behind ours.
+            self.reward_func_names[: len(rewards.names)] = rewards.names
+            mixing_weights = rewards.mixing_weights
+        self._component_metrics: dict[str, dict[str, list[float]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+        self._init_calibration(reference_statistics)
+        self._init_welfare(self.reward_func_names, mixing_weights, welfare_function)
+
+    # -- the seam -----------------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(
+        self, inputs: list, prompts: list, completions: list, completion_ids_list: list
+    ) -> torch.Tensor:
+        if self._recorded is None:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
+        self._recorded.append((inputs, prompts, completion_ids_list, rewards))
+        return rewards
+
+    def _utilities(self, rewards: torch.Tensor, inputs: list, prompts: list) -> torch.Tensor:
+        self._last_raw_rewards = rewards
+        if self.utility == "raw":
+            return rewards
+        self.calibrate()
+        counts = rows_per_rank(self.accelerator, len(prompts))
+        keys = self._reply_keys(inputs, prompts)
+        local = rewards[local_slice(self.accelerator, counts)]
+        return gather_rows(
+            self.accelerator, self.reference_statistics.utilities(local, keys, self.utility), counts
+        ).to(rewards.device)
+
+    def _component_rewards(self, utilities: torch.Tensor) -> torch.Tensor:
+        return self._last_raw_rewards
+
+    # -- calibration --------------------------------------------------------------------------------------------------
+
+    def _row_key(self, row: dict[str, Any]) -> str:
+        prompt, images = row.get("prompt", ""), row.get("images") or [row.get("image")]
+        seen = [hashlib.sha256(image.tobytes()).hexdigest() for image in images if hasattr(image, "tobytes")]
+        return prompt_key([prompt, *seen] if seen else prompt)
+
+    @property
+    def _host_generates(self) -> bool:
+        """Whether a reply is more than what a language model samples behind a prompt."""
+        names = ("tools", "rollout_func", "environment_factories", "_is_vlm")
+        return any(getattr(self, name, None) for name in names)
+
+    @torch.no_grad()
+    def _sample_reference(self, rows: list[dict[str, Any]]) -> ReferenceReplies:
+        if self._host_generates:
+            return self._record_reference(rows)
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids = self._tokenize_prompts(prompts)[0]
+        with (
+            self._reference_policy() as policy,
+            unwrap_model_for_generation(
+                policy, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            ) as model,
+            seeded(self.accelerator.device, self.args.seed, "calibration", self.accelerator.process_index),
+            self.accelerator.autocast(),
+        ):
+            replies = sample_completions(
+                model,
+                prompt_ids,
+                self._reference_generation_config(),
+                self._tokenizer.pad_token_id,
+                self.stop_token_ids,
+                self.args.per_device_train_batch_size * self.args.steps_per_generation,
+            )
+        ids = [reply for reply, _ in replies]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if is_conversational({"prompt": prompts[0]}):
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        finished = torch.tensor([ended for _, ended in replies])
+        return ReferenceReplies(rows, prompts, texts, ids, finished)
+
+    def _reference_generation_config(self) -> GenerationConfig:
+        """How TRL samples training replies, whoever generates them (vLLM too)."""
+        args = self.args
+        settings = {
+            "do_sample": True,
+            "max_new_tokens": args.max_completion_length,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "min_p": args.min_p,
+            "repetition_penalty": args.repetition_penalty,
+        }
+        return GenerationConfig(**settings | ({} if args.use_vllm else args.generation_kwargs or {}))
+
+    @contextmanager
+    def _reference_policy(self) -> Iterator[torch.nn.Module]:
+        """The reference model, or the policy with its adapters set back."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        policy = self.accelerator.unwrap_model(self.model)
+        if not isinstance(policy, PeftModel):
+            self._require_start("a policy without a reference model (`beta=0`)")
+            yield self.model_wrapped
+            return
+        with use_adapter(policy, TRL_REFERENCE_ADAPTER if TRL_REFERENCE_ADAPTER in policy.peft_config else None):
+            yield self.model_wrapped
+
+    def _require_start(self, what: str) -> None:
+        if self.state.global_step > 0:
+            raise ValueError(
+                f"Utilities cannot be calibrated at step {self.state.global_step} for {what}: the reference policy "
+                "is gone. Pass `reference_statistics` of the run's start (its checkpoints have them), or set "
+                "`utility='raw'`."
+            )
+
+    def _record_reference(self, rows: list[dict[str, Any]]) -> ReferenceReplies:
+        """Replies as the host makes them, tools, images and environments included; the policy is the reference."""
+        self._require_start("a policy that calls tools, sees images or acts in an environment")
+        training, logs, metrics = self.model.training, self._logs, self._metrics["eval"]
+        pending = self._pending_metrics, self._pending_extra_logs
+        # The host wants whole groups of replies; what fills up the last one is dropped below.
+        group, count = self.num_generations_eval, len(rows)
+        rows = rows + [rows[-1]] * (-count % group)
+        size = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        size = max(size // group, 1) * group
+        self._recorded, self._metrics["eval"] = [], defaultdict(list)
+        self._logs = {
+            name: defaultdict(list) if isinstance(value, defaultdict) else [] for name, value in logs.items()
+        }
+        self._pending_metrics, self._pending_extra_logs = defaultdict(list), defaultdict(list)
+        self.model.eval()
+        try:
+            with seeded(self.accelerator.device, self.args.seed, "calibration", self.accelerator.process_index):
+                for start in range(0, len(rows), size):
+                    self._generate_and_score_completions([dict(row) for row in rows[start : start + size]])
+            recorded = self._recorded
+        finally:
+            self._recorded, self._metrics["eval"], self._logs = None, metrics, logs
+            self._pending_metrics, self._pending_extra_logs = pending
+            self.model.train(training)
+        ids = [reply for _, _, replies, _ in recorded for reply in replies][:count]
+        local = [
+            rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]
+            for _, prompts, _, rewards in recorded
+        ]
+        return ReferenceReplies(
+            inputs=rows[:count],
+            prompts=[prompt for _, prompts, _, _ in recorded for prompt in prompts][:count],
+            completions=ids,
+            completion_ids=ids,
+            finished=torch.tensor([cut_at_stop(reply[-1:], self.stop_token_ids)[1] for reply in ids]),
+            rewards=torch.cat(local)[:count],
+        )
+
+    def _score_reference(self, replies: ReferenceReplies) -> torch.Tensor:
+        if replies.rewards is not None:
+            return replies.rewards
+        pending = self._pending_metrics, self._pending_extra_logs
+        self._pending_metrics, self._pending_extra_logs = defaultdict(list), defaultdict(list)
+        size = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        rank, columns = self.accelerator.process_index, []
+        try:
+            for start in range(0, len(replies.inputs), size):
+                rows = slice(start, start + size)
+                parts = replies.inputs[rows], replies.prompts[rows], replies.completions[rows]
+                gathered = self._raw_rewards(*parts, replies.completion_ids[rows])
+                columns.append(gathered[rank * len(parts[0]) : (rank + 1) * len(parts[0])])
+        finally:
+            self._pending_metrics, self._pending_extra_logs = pending
+        return torch.cat(columns)
+
+    def _reference_parameters(self) -> list[tuple[str, torch.Tensor]]:
+        if self.ref_model is not None:
+            return list(self.accelerator.unwrap_model(self.ref_model).named_parameters())
+        policy = self.accelerator.unwrap_model(self.model)
+        named = list(policy.named_parameters())
+        if not isinstance(policy, PeftModel):
+            return named
+        keep = f".{TRL_REFERENCE_ADAPTER}."
+        return [(name, p) for name, p in named if "lora_" not in name or keep in name]
+
+    # -- metrics ------------------------------------------------------------------------------------------------------
+
+    def _log_welfare(self, mode: str, rewards: torch.Tensor, group_utilities: torch.Tensor) -> None:
+        super()._log_welfare(mode, rewards, group_utilities)
+        values = rewards.detach().double()
+        means = values.nanmean(dim=0)
+        spread = (values - means).square().nansum(dim=0) / ((~values.isnan()).sum(dim=0) - 1).clamp_min(1)
+        for name, mean, std in zip(self.component_names, means.tolist(), spread.sqrt().tolist(), strict=True):
+            if mean == mean:
+                self._component_metrics[mode][f"rewards/{name}/mean"].append(mean)
+                self._component_metrics[mode][f"rewards/{name}/std"].append(std)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the host's; `rewards/<component>/mean` and `/std` are those of the rewards, as in every MaxMin trainer,
+        where TRL would log what it optimises."""
+        mode = "train" if self.model.training else "eval"
+        if self._metrics[mode]:
+            self._metrics[mode].update(self._component_metrics[mode])
+            self._component_metrics[mode].clear()
+        super().log(logs, start_time)

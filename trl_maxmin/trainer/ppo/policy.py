@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root module of the PPO trainers: a policy and its critic behind one forward.
+
+One root means one DDP, FSDP or DeepSpeed wrapper, one optimizer and one pass through the trunk for log-probabilities
+and values together. Letters: B rows, P prompt tokens, T reply tokens, n real reply tokens, H hidden size, V
+vocabulary, C channels of the critic.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ...functional.logprobs import token_logprobs
+from ...models.base import base_model
+from ...models.heads import Float32Linear, compute_in_float32
+from ...models.lora import without_reward_adapters
+from .policy_adapters import (
+    CRITIC_ADAPTER,
+    active_adapter,
+    adapters_off,
+    add_critic_adapter,
+    checkpoint_contexts,
+)
+
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"
+# Logits that stay in the last cache of a CPU: 25 MB.
+CACHED_LOGITS = 6_400_000
+
+
+def use_class_forward(model: PreTrainedModel) -> None:
+    """Take a forward off the instance that another trainer has put there.
+
+    TRL's `SFTTrainer` replaces `forward` by a function that holds the method of the model it was given. A copy of that
+    model (`copy.deepcopy`) keeps the function, and with it answers from the weights of the original: it would sample
+    from one policy and train another.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): changed in place. One that accelerate has spread over devices
+            (`device_map`) needs its own forward and keeps it.
+    """
+    if not hasattr(model, "_hf_hook"):
+        vars(model).pop("forward", None)
+
+
+class PolicyWithCritic(nn.Module):
+    """A causal language model together with a critic.
+
+    Args:
+        policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`):
+            The causal language model to train. Adapters have to be layers (LoRA and its kin), not prompts.
+        num_channels (`int`, defaults to `1`):
+            C. With 0 and no `value_model` there is no critic (that is how a reference model is held).
+        value_model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`, *optional*):
+            A sequence-classification model with C labels and a trunk of its own. By default the critic is
+            a linear head on the policy's trunk.
+        critic_detach (`bool`, defaults to `False`):
+            Whether the head's gradient stops before the policy's trunk.
+        critic_adapter (`bool`, defaults to `False`):
+            Whether the head reads the states of a trunk with an adapter of its own, on the base of the policy, whose
+            adapter then learns from the policy's loss alone. A second pass through the trunk.
+        logits_chunk_size (`int`, defaults to `4096`):
+            Tokens whose V logits exist at the same time. Several chunks are computed again in the backward pass, so
+            that the memory does not grow with the number of tokens; a single chunk is kept.
+
+    Raises:
+        `ValueError`: a policy that is no decoder with a language-model head, a prompt-learning adapter, or a
+            `value_model` with another number of labels or without a `score` layer.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        num_channels: int = 1,
+        value_model: PreTrainedModel | PeftModel | None = None,
+        critic_detach: bool = False,
+        logits_chunk_size: int = 4096,
+        critic_adapter: bool = False,
+    ) -> None:
+        super().__init__()
+        _require_decoder(policy)
+        use_class_forward(base_model(policy))
+        self.policy = policy
+        self.critic_detach = critic_detach
+        self.logits_chunk_size = logits_chunk_size
+        self._checkpointing_kwargs: dict = {}
+        self._inputs_require_grad = False
+        self._critic_adapter = add_critic_adapter(policy) if critic_adapter else None
+        self.value_model = value_model
+        self.value_head = None
+        if value_model is not None:
+            _require_scorer(value_model, num_channels)
+            compute_in_float32(base_model(value_model).score)
+        elif num_channels:
+            self.value_head = _value_head(base_model(policy).get_output_embeddings(), num_channels)
+
+    @property
+    def config(self):
+        """The policy's configuration, where trainers look for it."""
+        return self.policy.config
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The policy without its adapter wrapper (adapters are layers inside it)."""
+        return base_model(self.policy)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_mask: torch.Tensor,
+        completion_ids: torch.Tensor,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        with_values: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Log-probabilities of the replies' tokens, and the value of the state before each of them.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(B, P + T)`): prompts, left padded, followed by replies, right padded.
+            attention_mask (`torch.Tensor` of shape `(B, P + T)`): bool; `True` on real tokens.
+            completion_mask (`torch.Tensor` of shape `(B, T)`): bool; `True` on the real tokens of the reply.
+            completion_ids (`torch.Tensor` of shape `(B, T)`): the tokens of the reply, the end of `input_ids`.
+            temperature (`float`): the logits are divided by it, as when sampling.
+            with_entropy (`bool`): whether to compute the entropy, without gradient.
+            with_values (`bool`): whether to ask the critic.
+
+        Returns:
+            `tuple`: log-probabilities `(B, T)` in nats, entropies `(B, T)` in nats or `None`, and values `(B, T, C)`
+            (C = 0 where the critic is not asked); all float32, and 0 on padding.
+        """
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask.long(),
+            "position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
+        # The state before a token is read at the token that precedes it.
+        states = slice(-completion_mask.shape[1] - 1, -1)
+        hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
+        logprobs, entropy = self._token_logprobs(hidden, completion_ids[completion_mask], temperature, with_entropy)
+        if with_values:
+            values = self._token_values(hidden, arguments, states, completion_mask)
+        else:
+            values = hidden.new_zeros((hidden.shape[0], 0), dtype=torch.float32)
+        return (
+            _scatter(logprobs, completion_mask),
+            _scatter(entropy, completion_mask) if with_entropy else None,
+            _scatter(values, completion_mask),
+        )
+
+    def _token_logprobs(
+        self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities `(n,)` of the tokens and entropies `(n,)`, from hidden states `(n, H)`, chunk by chunk."""
+        size = self.logits_chunk_size
+        if hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            # Nothing is kept, so chunks may be as small as a processor's cache, which is faster.
+            vocabulary = self.causal_lm.config.get_text_config().vocab_size
+            size = min(size, max(CACHED_LOGITS // vocabulary, 64))
+        count = max(-(-len(ids) // size), 1)
+        if is_deepspeed_zero3_enabled():
+            # The ranks gather the head together, for each chunk again.
+            count = int(gather(torch.tensor([count], device=hidden.device)).max())
+        pairs = zip(hidden.tensor_split(count), ids.tensor_split(count), strict=True)
+        recompute = count > 1 and torch.is_grad_enabled()
+        reentrant = self._checkpoints_are_reentrant
+        logprobs, entropies = [], []
+        for states, tokens in pairs:
+            if recompute:
+                result = checkpoint(self._chunk, states, tokens, temperature, with_entropy, use_reentrant=reentrant)
+            else:
+                result = self._chunk(states, tokens, temperature, with_entropy)
+            logprobs.append(result[0])
+            entropies.append(result[1])
+        return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+    def _chunk(
+        self, states: torch.Tensor, tokens: torch.Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits = head_logits(self.causal_lm, states)
+        if temperature != 1.0:
+            logits = logits.float() / temperature
+        return token_logprobs(logits, tokens, with_entropy)
+
+    def _token_values(
+        self, hidden: torch.Tensor, arguments: dict, states: slice, completion_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Values `(n, C)`, in float32 whatever the precision of the trunk."""
+        if self.value_model is not None:
+            scorer = base_model(self.value_model)
+            return scorer.score(_trunk(scorer, arguments)[:, states][completion_mask]).float()
+        if self.value_head is None:
+            return hidden.new_zeros((hidden.shape[0], 0), dtype=torch.float32)
+        if self._critic_adapter is not None:
+            with active_adapter(self.policy, self._critic_adapter):
+                hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
+        return self.value_head(hidden.detach() if self.critic_detach else hidden)
+
+    def generate(self, *args, **kwargs):
+        """The policy's `generate`; a wrapper that shards the root (FSDP2) hooks in here."""
+        return self.causal_lm.generate(*args, **kwargs)
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """Recompute activations in the backward pass, in the policy and in a critic with its own trunk.
+
+        Args:
+            activation_checkpointing_kwargs (`dict`, *optional*): for `torch.utils.checkpoint.checkpoint`; those of the
+                last call by default, non-reentrant at first. With an adapter under DeepSpeed ZeRO-3 they are always
+                reentrant.
+            kwargs: whatever else the installed transformers knows.
+        """
+        if activation_checkpointing_kwargs:
+            self._checkpointing_kwargs = dict(activation_checkpointing_kwargs)
+        settings = {"use_reentrant": False, **self._checkpointing_kwargs}
+        models = [model for model in (self.policy, self.value_model) if model is not None]
+        if self._checkpoints_are_reentrant:
+            settings["use_reentrant"] = True
+            self._require_input_grads(models)
+        if self._critic_adapter is not None:
+            if settings["use_reentrant"]:
+                raise ValueError(
+                    "critic_adapter=True needs non-reentrant checkpointing, which computes each layer again with the "
+                    "adapter it ran with: leave `use_reentrant` out of `gradient_checkpointing_kwargs`."
+                )
+            settings["context_fn"] = partial(checkpoint_contexts, self.policy)
+        for model in models:
+            model = base_model(model)
+            name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else None
+            name = name or "gradient_checkpointing"
+            getattr(model, f"{name}_enable")(**{f"{name}_kwargs": settings}, **kwargs)
+
+    @property
+    def _checkpoints_are_reentrant(self) -> bool:
+        """With an adapter under DeepSpeed ZeRO-3: recomputed otherwise, frozen weights, gathered in the forward pass
+        alone, are found to have changed their shape."""
+        adapted = isinstance(self.policy, PeftModel) or isinstance(self.value_model, PeftModel)
+        return adapted and is_deepspeed_zero3_enabled()
+
+    def _require_input_grads(self, models: list[PreTrainedModel | PeftModel]) -> None:
+        """Reentrant checkpointing passes gradients on only where a layer's input has one; below an adapter all is
+        frozen."""
+        if self._critic_adapter is not None:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 needs reentrant checkpointing of a policy with an adapter, and critic_adapter=True "
+                "non-reentrant. Set gradient_checkpointing=False or critic_adapter=False, or use ZeRO-2."
+            )
+        if not self._inputs_require_grad:
+            for model in models:
+                base_model(model).enable_input_require_grads()
+            self._inputs_require_grad = True
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        for model in filter(None, (self.policy, self.value_model)):
+            model = base_model(model)
+            new_name = hasattr(model, "activation_checkpointing_disable")
+            (model.activation_checkpointing_disable if new_name else model.gradient_checkpointing_disable)()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """The name of [`activation_checkpointing_enable`] in older transformers."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """The name of [`activation_checkpointing_disable`] in older transformers."""
+        self.activation_checkpointing_disable()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the policy recomputes its activations."""
+        return any(getattr(module, "gradient_checkpointing", False) is True for module in self.policy.modules())
+
+    is_gradient_checkpointing = is_activation_checkpointing
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str] | None:
+        """What a saved policy leaves out because it is tied: transformers asks the trainer's model when it reloads."""
+        head = self.causal_lm.get_output_embeddings()
+        if head.weight is not self.causal_lm.get_input_embeddings().weight:
+            return None
+        return [f"{name}.weight" for name, module in self.causal_lm.named_modules() if module is head]
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Blocks that FSDP shards one by one: accelerate asks the module it wraps."""
+        models = [base_model(model) for model in (self.policy, self.value_model) if model is not None]
+        return sorted({name for model in models for name in model._no_split_modules or ()})
+
+    def tie_weights(self) -> None:
+        """Tie the policy's embeddings again after a reload."""
+        self.causal_lm.tie_weights()
+
+    @contextmanager
+    def reference_mode(self, adapter: str | None = None) -> Iterator[None]:
+        """Turn the policy into its reference: adapters off, or another adapter on.
+
+        Args:
+            adapter (`str`, *optional*): the adapter of the reference; `None` switches adapters off.
+        """
+        with adapters_off(self.policy) if adapter is None else active_adapter(self.policy, adapter):
+            yield
+
+    def save_critic(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the critic beside a saved policy.
+
+        Args:
+            folder (`str` or `Path`): gets `value_head.safetensors`, or `value_model/` where the critic has its own
+                trunk.
+            state_dict (`dict`, *optional*): of this module, gathered, where the weights are sharded.
+        """
+        prefixes = ("value_head.", "value_model.")
+        weights = {
+            name.split(".", 1)[1]: tensor for name, tensor in (state_dict or {}).items() if name.startswith(prefixes)
+        }
+        if self.value_head is not None:
+            weights = weights or self.value_head.state_dict()
+            weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
+            save_file(weights, Path(folder) / VALUE_HEAD_FILE, metadata={"format": "pt"})
+            if self._critic_adapter is not None:
+                # PEFT writes an adapter of this name into a folder of this name.
+                self.policy.save_pretrained(
+                    Path(folder) / VALUE_MODEL_FOLDER,
+                    selected_adapters=[self._critic_adapter],
+                    state_dict=without_reward_adapters(self._policy_weights(state_dict) or self.policy.state_dict()),
+                )
+        elif self.value_model is not None:
+            self.value_model.save_pretrained(self._critic_folder(folder), state_dict=weights or None)
+
+    def load_critic(self, folder: str | Path) -> None:
+        """Read what [`save_critic`] wrote.
+
+        Args:
+            folder (`str` or `Path`): where the policy was saved.
+
+        Raises:
+            `FileNotFoundError`: the folder has no critic of this kind.
+        """
+        where = self._critic_folder(folder) if self.value_model is not None else Path(folder) / VALUE_HEAD_FILE
+        if self.value_head is None and self.value_model is None:
+            return
+        if not where.exists():
+            raise FileNotFoundError(
+                f"{where} is missing: the folder holds a policy without its critic (or with one of another kind). "
+                "Resume from a checkpoint that this trainer wrote with the same `value_model` setting."
+            )
+        if self.value_head is not None:
+            self.value_head.load_state_dict(load_file(where))
+            if self._critic_adapter is not None:
+                self._load_critic_adapter(Path(folder) / VALUE_MODEL_FOLDER / CRITIC_ADAPTER)
+        elif isinstance(self.value_model, PeftModel):
+            self.value_model.load_adapter(str(where), self.value_model.active_adapter, is_trainable=True)
+        else:
+            # Tied weights are saved once, so a key may be missing; a wrong one may not be there.
+            outcome = self.value_model.load_state_dict(_read_weights(where), strict=False)
+            if outcome.unexpected_keys:
+                raise ValueError(f"{where} is of another model: unexpected {outcome.unexpected_keys[:3]}.")
+
+    @staticmethod
+    def _policy_weights(state_dict: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+        if state_dict is None:
+            return None
+        prefix = "policy."
+        return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
+
+    def _load_critic_adapter(self, folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file} is missing: the folder holds a critic without an adapter of its own. Resume with "
+                "critic_adapter=False, or from a checkpoint that was written with critic_adapter=True."
+            )
+        set_peft_model_state_dict(self.policy, load_file(file), adapter_name=CRITIC_ADAPTER)
+
+    def _critic_folder(self, folder: str | Path) -> Path:
+        # One level deeper for an adapter: transformers takes every sub-folder with adapter weights for the policy's.
+        where = Path(folder) / VALUE_MODEL_FOLDER
+        return where / "adapter" if isinstance(self.value_model, PeftModel) else where
+
+
+def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits as the model itself computes them from its last hidden states.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): a causal language model.
+        hidden (`torch.Tensor` of shape `(n, H)`): outputs of its trunk.
+
+    Returns:
+        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family
+        adds behind its head.
+    """
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden)
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    if scale is not None:
+        logits = logits * scale
+    if divisor is not None:
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel | PeftModel, tolerance: float = 1e-2) -> None:
+    """Compare [`head_logits`] with the model's own logits on three tokens, so that an unknown family cannot train
+    wrongly.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): a causal language model, not sharded.
+        tolerance (`float`): largest difference of log-probabilities, in nats.
+
+    Raises:
+        `ValueError`: they differ.
+    """
+    model = base_model(model)
+    training = model.training
+    model.eval()
+    ids = torch.arange(3, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    own = model(**arguments).logits.float().log_softmax(-1)
+    ours = head_logits(model, _trunk(model, arguments)[0]).float().log_softmax(-1)
+    model.train(training)
+    if not torch.allclose(own[0], ours, atol=tolerance, rtol=tolerance):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits behind the language-model head in a way that is not known "
+            "here, so the log-probabilities would be wrong. Please report the model family."
+        )
+
+
+def _require_decoder(policy: nn.Module) -> None:
+    if isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{policy.active_peft_config.peft_type} puts virtual tokens before the prompt, which PPO's positions do "
+            "not know. Use an adapter made of layers, such as LoRA."
+        )
+    model = base_model(policy)
+    if (
+        not isinstance(model, PreTrainedModel)
+        or model.config.is_encoder_decoder
+        or model.get_output_embeddings() is None
+    ):
+        raise ValueError(
+            f"The policy must be a decoder-only language model of transformers, got {type(model).__name__}. "
+            "Load it with AutoModelForCausalLM."
+        )
+
+
+def _require_scorer(value_model: nn.Module, num_channels: int) -> None:
+    model = base_model(value_model)
+    if not hasattr(model, "score"):
+        raise ValueError(
+            f"The value model must be a decoder's sequence-classification model with a `score` layer, got "
+            f"{type(model).__name__}. Load it with AutoModelForSequenceClassification, or leave `value_model=None` "
+            "for a critic on the policy's trunk."
+        )
+    if model.config.num_labels != num_channels:
+        raise ValueError(
+            f"The value model has {model.config.num_labels} labels, but the critic needs {num_channels} (one per "
+            "reward component and one for the KL penalty), or 1 for the weighted sum."
+        )
+
+
+def _value_head(lm_head: nn.Linear, num_channels: int) -> Float32Linear:
+    """A float32 head that starts near zero and does not touch the global random state."""
+    # Of the layer, not of its weight: under ZeRO-3 that is empty until it is used.
+    width = lm_head.in_features
+    head = nn.utils.skip_init(Float32Linear, width, num_channels, device=lm_head.weight.device, dtype=torch.float32)
+    start = torch.randn((num_channels, width), generator=torch.Generator().manual_seed(0)) / (width + 1)
+    with torch.no_grad():
+        head.weight.copy_(start)
+        head.bias.zero_()
+    return head
+
+
+def _trunk(model: PreTrainedModel, arguments: dict) -> torch.Tensor:
+    """Last hidden states `(B, S, H)`: no list of all layers', no logits."""
+    trunk = getattr(model, model.base_model_prefix)
+    known = inspect.signature(trunk.forward).parameters
+    if "position_ids" not in known:
+        arguments = {name: value for name, value in arguments.items() if name != "position_ids"}
+    return trunk(**arguments).last_hidden_state
+
+
+def _scatter(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Entries `(n, ...)` of the real tokens back in their places `(B, T, ...)`, 0 elsewhere."""
+    out = rows.new_zeros((*mask.shape, *rows.shape[1:]))
+    return out.index_put((mask,), rows) if rows.requires_grad else out.index_put_((mask,), rows)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return load_file(folder / "model.safetensors")
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}

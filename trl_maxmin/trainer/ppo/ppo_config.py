@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training arguments of [`PPOTrainer`]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from ..._compat import _BaseConfig
+from ...functional.ppo import KL_ESTIMATORS
+
+
+@dataclass
+class PPOConfig(_BaseConfig):
+    r"""
+    Configuration of [`PPOTrainer`]: all fields of TRL 1.12's `trl.experimental.ppo.PPOConfig`, and some more. For what
+    is not listed see [`~transformers.TrainingArguments`]. One step (`max_steps`, `save_steps`, `logging_steps`,
+    the learning rate's schedule) is one rollout, that is `per_device_train_batch_size * gradient_accumulation_steps *
+    world_size` replies and `num_ppo_epochs * num_mini_batches` optimizer steps.
+
+    Parameters:
+        > Parameters that control the length of the run
+
+        total_episodes (`int`, *optional*):
+            Replies to train on; rounded up to whole rollouts. Default: `num_train_epochs` passes over the prompts.
+            `max_steps` goes before both.
+
+        > Parameters that control the rollout
+
+        response_length (`int`, *optional*, defaults to `53`):
+            Length limit of a reply, in tokens. The limit is terminal: nothing is bootstrapped behind it.
+        max_prompt_length (`int`, *optional*):
+            Prompts keep their last so many tokens. Default: a prompt that does not fit is an error.
+        temperature (`float`, *optional*, defaults to `0.7`):
+            Sampling temperature, above 0. The log-probabilities of PPO are those at this temperature.
+        generation_kwargs (`dict`, *optional*):
+            More settings of [`~transformers.GenerationConfig`]. One that filters or penalises tokens (`top_p`,
+            `repetition_penalty`) samples from another distribution than the one PPO weighs.
+        stop_token (`str`, *optional*):
+            `"eos"`: the tokenizer's EOS ends a reply. Default: what the policy's `generation_config` says, else the
+            tokenizer's EOS. Excludes `stop_token_id`.
+        stop_token_id (`int`, *optional*):
+            This token ends a reply.
+        local_rollout_forward_batch_size (`int`, *optional*, defaults to `64`):
+            Replies per process that are generated, and passed without gradient, together.
+        num_sample_generations (`int`, *optional*, defaults to `10`):
+            How often in the run `generate_completions` prints likeliest replies to a batch of evaluation prompts; 0
+            is never. For metrics set `eval_strategy`.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether each log shows a table of sampled replies with their scores.
+        ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
+            DeepSpeed ZeRO-3: gather the policy's weights to generate. Faster; needs the memory for them.
+
+        > Parameters that control the reward
+
+        reward_weights (`list[float]`, *optional*):
+            What each reward component counts. Default: 1 each.
+        missing_eos_penalty (`float`, *optional*):
+            Taken off the score of a reply that no stop token ended, under every component. Not negative.
+        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+            Whether such replies are left out of the loss.
+        whiten_rewards (`bool`, *optional*, defaults to `False`):
+            Whether rewards are scaled to variance 1 over all tokens of the rollout, on all processes.
+        kl_coef (`float`, *optional*, defaults to `0.05`):
+            What a nat of KL to the reference costs; where it starts with `adaptive_kl`.
+        kl_estimator (`str`, *optional*, defaults to `"k1"`):
+            `"k1"` (unbiased) or `"k3"` (unbiased, lower variance, never negative).
+        adaptive_kl (`bool`, *optional*, defaults to `False`):
+            Whether the coefficient is adapted to hold `kl_target` (arXiv 1909.08593).
+        kl_target (`float`, *optional*, defaults to `6.0`):
+            KL of a whole reply to hold, in nats.
+        kl_horizon (`float`, *optional*, defaults to `10000.0`):
+            Episodes in which the coefficient moves by about 20 % while the KL is off by 20 % or more.
+
+        > Parameters that control the optimisation
+
+        num_ppo_epochs (`int`, *optional*, defaults to `4`):
+            Passes over a rollout.
+        num_mini_batches (`int`, *optional*, defaults to `1`):
+            Optimizer steps in a pass. The batch of each process has to be divisible by it.
+        cliprange (`float`, *optional*, defaults to `0.2`):
+            Clip range of the ratio.
+        target_kl (`float`, *optional*):
+            Early stop: the minibatch on which the policy is further than this (in nats per token, `0.5 * E[d^2]`) from
+            the one that sampled is the last of the rollout. Default: never.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per token.
+        lam (`float`, *optional*, defaults to `0.95`):
+            Lambda of GAE.
+        logits_chunk_size (`int`, *optional*, defaults to `4096`):
+            Tokens whose logits over the vocabulary exist at the same time.
+
+        > Parameters that control the critic
+
+        critic (`str`, *optional*, defaults to `"vector"`):
+            `"vector"`: one output for each reward component and one for the KL penalty, so that the weights may change
+            at every rollout. `"scalar"`: one output for the weighted sum. A `value_model` with one label is scalar.
+        critic_detach (`bool`, *optional*, defaults to `False`):
+            Whether the critic's gradient stops before the policy's trunk (with `value_model=None`).
+        critic_adapter (`bool`, *optional*, defaults to `False`):
+            With a policy that has an adapter: whether the critic gets one of its own, on the same base and of the same
+            shape. Neither loss then moves the other's adapter; a forward takes two passes through the trunk.
+        vf_coef (`float`, *optional*, defaults to `0.1`):
+            Weight of the value loss, which is the mean over the critic's outputs.
+        cliprange_value (`float`, *optional*, defaults to `0.2`):
+            Clip range of the values.
+
+        > Parameters that control models and data
+
+        model_init_kwargs (`dict`, *optional*):
+            For `from_pretrained` where `model` is a name. The default data type is float32.
+        model_adapter_name, ref_adapter_name (`str`, *optional*):
+            Adapters of a `PeftModel` that are trained and that serve as the reference.
+        save_critic (`bool`, *optional*, defaults to `True`):
+            Whether `save_model`, and with it a push to the Hub, has the critic beside the policy. Checkpoints always
+            have it.
+        dataset_num_proc (`int`, *optional*):
+            Accepted for scripts of TRL 1.12; prompts are tokenised as they are drawn.
+        sft_model_path, reward_model_path (`str`, *optional*):
+            For scripts; the trainer does not read them.
+
+        > Filled in by the trainer
+
+        world_size, num_total_batches, micro_batch_size, local_batch_size, batch_size, local_mini_batch_size,
+        mini_batch_size (`int`, *optional*):
+            Processes, rollouts, and sizes per micro-batch, rollout and optimizer step, on all processes or (`local`)
+            one.
+
+    > [!NOTE]
+    > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 3e-6, `logging_steps` 10,
+    > `gradient_checkpointing` on, `bf16` on where the accelerator supports it (TRL would raise on a CPU),
+    > `remove_unused_columns` off, because the other columns go to the reward functions.
+    """
+
+    learning_rate: float = field(default=3e-6, metadata={"help": "The initial learning rate for AdamW."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Ignored: all columns of the data are passed to the reward functions."}
+    )
+
+    total_episodes: int | None = field(
+        default=None, metadata={"help": "Replies to train on, rounded up to whole rollouts."}
+    )
+
+    response_length: int = field(default=53, metadata={"help": "Length limit of a reply, in tokens."})
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Prompts keep their last so many tokens; by default a long one is an error."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature, above 0."})
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More settings of GenerationConfig, as a dict or JSON."}
+    )
+    stop_token: Literal["eos"] | None = field(
+        default=None, metadata={"help": "'eos': the tokenizer's EOS ends a reply. Excludes stop_token_id."}
+    )
+    stop_token_id: int | None = field(default=None, metadata={"help": "This token ends a reply."})
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Replies per process generated, and passed without gradient, together."}
+    )
+    num_sample_generations: int = field(
+        default=10, metadata={"help": "Tables of replies to evaluation prompts throughout the run."}
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Show a table of sampled replies with their scores at each log."}
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "DeepSpeed ZeRO-3: gather the policy's weights to generate."}
+    )
+
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "What each reward component counts; by default 1 each."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken off the score of a reply that no stop token ended."}
+    )
+    mask_truncated_completions: bool = field(
+        default=False, metadata={"help": "Leave replies that no stop token ended out of the loss."}
+    )
+    whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards to variance 1 over the rollout."})
+    kl_coef: float = field(default=0.05, metadata={"help": "What a nat of KL to the reference costs."})
+    kl_estimator: Literal["k1", "k3"] = field(
+        default="k1", metadata={"help": "'k1' (unbiased) or 'k3' (unbiased, lower variance, never negative)."}
+    )
+    adaptive_kl: bool = field(default=False, metadata={"help": "Adapt the KL coefficient to hold kl_target."})
+    kl_target: float = field(default=6.0, metadata={"help": "KL of a whole reply to hold, in nats."})
+    kl_horizon: float = field(default=10000.0, metadata={"help": "Episodes in which the coefficient moves by 20%%."})
+
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in a pass over a rollout."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the ratio."})
+    target_kl: float | None = field(
+        default=None, metadata={"help": "Stop the passes over a rollout beyond this KL per token."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    logits_chunk_size: int = field(
+        default=4096, metadata={"help": "Tokens whose logits over the vocabulary exist at the same time."}
+    )
+
+    critic: Literal["vector", "scalar"] = field(
+        default="vector", metadata={"help": "One output per reward component and for the KL, or one for the sum."}
+    )
+    critic_detach: bool = field(
+        default=False, metadata={"help": "Stop the critic's gradient before the policy's trunk."}
+    )
+    critic_adapter: bool = field(
+        default=False, metadata={"help": "With an adapter policy: the critic gets an adapter of its own on its base."}
+    )
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For from_pretrained where the model is a name, as a dict or JSON."}
+    )
+    model_adapter_name: str | None = field(default=None, metadata={"help": "Adapter that is trained."})
+    ref_adapter_name: str | None = field(default=None, metadata={"help": "Adapter that is the reference."})
+    save_critic: bool = field(
+        default=True, metadata={"help": "Save (and push) the critic beside the policy; checkpoints always have it."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Accepted for old scripts."})
+    sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts."})
+    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts."})
+
+    world_size: int | None = field(default=None, metadata={"help": "Filled in: processes."})
+    num_total_batches: int | None = field(default=None, metadata={"help": "Filled in: rollouts."})
+    micro_batch_size: int | None = field(default=None, metadata={"help": "Filled in: rows of a micro-batch."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Filled in: replies of one process."})
+    batch_size: int | None = field(default=None, metadata={"help": "Filled in: replies of a rollout."})
+    local_mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Filled in: replies of an optimizer step on one process."}
+    )
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Filled in: replies of an optimizer step."})
+
+    # JSON on the command line.
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs", "model_init_kwargs"]
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
+            self.bf16 = False
+        super().__post_init__()
+        self.remove_unused_columns = False
+        self._check_choices()
+        self._check_ranges()
+
+    def fill_sizes(self) -> None:
+        """Compute the sizes that follow from the batch size, the accumulation and the number of processes.
+
+        Raises:
+            `ValueError`: a batch that `num_mini_batches` does not divide.
+        """
+        self.micro_batch_size = self.per_device_train_batch_size * self.world_size
+        self.local_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        self.batch_size = self.local_batch_size * self.world_size
+        if self.local_batch_size % self.num_mini_batches:
+            raise ValueError(
+                f"A rollout has batch_size={self.batch_size} replies, {self.local_batch_size} on each process "
+                f"(per_device_train_batch_size {self.per_device_train_batch_size} x gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}), which num_mini_batches={self.num_mini_batches} does not divide."
+            )
+        self.local_mini_batch_size = self.local_batch_size // self.num_mini_batches
+        self.mini_batch_size = self.batch_size // self.num_mini_batches
+
+    def _check_choices(self) -> None:
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise ValueError(
+                f"Set stop_token ({self.stop_token!r}) or stop_token_id ({self.stop_token_id}), not both."
+            )
+        allowed = {
+            "stop_token": (None, "eos"),
+            # k2 is biased: it may be measured, not optimised.
+            "kl_estimator": tuple(name for name in KL_ESTIMATORS if name != "k2"),
+            "critic": ("vector", "scalar"),
+        }
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
+
+    def _check_ranges(self) -> None:
+        positive = ("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "logits_chunk_size")
+        positive += ("local_rollout_forward_batch_size", "kl_target", "kl_horizon", "max_prompt_length", "target_kl")
+        positive += ("total_episodes",)
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+        for name in ("missing_eos_penalty", "kl_coef"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+
+
+def _number_of_processes(self: PPOConfig) -> int:
+    return TrainingArguments.world_size.fget(self)
+
+
+# TRL 1.12 has `world_size` as a field, `TrainingArguments` as a property that the loop reads: the launcher decides.
+PPOConfig.world_size = property(_number_of_processes, lambda self, value: None)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the rows of the data to the token ids of their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import is_tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...data.tokenization import encode_prompt
+from ...models.base import as_list
+
+
+Row = dict[str, Any]
+
+
+@dataclass
+class PromptReader:
+    """Token ids of the prompt in a row of the data.
+
+    Args:
+        tokenizer: the policy's.
+        max_prompt_length (`int`, *optional*): longer prompts lose their beginning.
+        response_length (`int`): tokens that have to fit behind the prompt.
+        context_length (`int`, *optional*): positions that the policy has; `None` if it has no limit.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_prompt_length: int | None = None
+    response_length: int = 0
+    context_length: int | None = None
+
+    def __call__(self, row: Mapping[str, Any], name: str = "A row") -> list[int]:
+        """Read one row.
+
+        Args:
+            row (`dict`): with `input_ids` (and `attention_mask` where they are padded), or `prompt` (text or
+                messages).
+            name (`str`): how an error calls the row.
+
+        Returns:
+            `list[int]`: ids without padding.
+
+        Raises:
+            `ValueError`: the row has no prompt, an empty one, or one that leaves no room for the reply.
+        """
+        if row.get("input_ids") is not None:
+            ids = as_list(row["input_ids"])
+            if row.get("attention_mask") is not None:
+                ids = [token for token, real in zip(ids, as_list(row["attention_mask"]), strict=True) if real]
+        elif row.get("prompt") is not None:
+            ids = encode_prompt(self.tokenizer, row["prompt"])
+        else:
+            raise ValueError(
+                f"{name} has the columns {sorted(row)}, but needs `prompt` (text or messages) or `input_ids` (tokens)."
+            )
+        if self.max_prompt_length is not None:
+            ids = ids[-self.max_prompt_length :]
+        if not ids:
+            raise ValueError(f"{name} has an empty prompt. Start it with at least one token, such as BOS.")
+        room = None if self.context_length is None else self.context_length - self.response_length
+        if room is not None and len(ids) > room:
+            raise ValueError(
+                f"{name} has a prompt of {len(ids)} tokens, which with response_length={self.response_length} exceeds "
+                f"the policy's context of {self.context_length} tokens. Shorten the prompt, lower `response_length`, "
+                f"or set `max_prompt_length` to at most {max(room, 0)} to cut prompts from the left."
+            )
+        return ids
+
+    def check(self, dataset: Iterable[Mapping[str, Any]], name: str) -> None:
+        """Read every row, so that a bad one raises before anything trains.
+
+        Args:
+            dataset: a sequence of rows.
+            name (`str`): how errors call the data.
+
+        Raises:
+            `ValueError`: as reading a row, with its number.
+        """
+        for number, row in enumerate(dataset):
+            self(row, f"Row {number} of the {name}")
+
+
+def rows_from_batch(batch: list[Row] | Mapping[str, Any]) -> list[Row]:
+    """Rows of a batch: the list that our collator leaves alone, or the columns that a user's collator made.
+
+    Args:
+        batch (`list[dict]` or `dict`): rows, or columns (tensors or lists) of equal length.
+
+    Returns:
+        `list[dict]`: rows.
+    """
+    if not isinstance(batch, Mapping):
+        return list(batch)
+    columns = {name: value.tolist() if is_tensor(value) else value for name, value in batch.items()}
+    size = len(next(iter(columns.values())))
+    return [{name: column[i] for name, column in columns.items()} for i in range(size)]

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The buffer of one rollout.
+
+Letters: B replies of this rank, P prompt tokens, T reply tokens, K reward components, C channels of the critic. Masks
+are bool with `True` on real tokens; they travel with the ids, so nothing is ever inferred from the value of a token.
+Prompts are left padded, replies right padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..common.sampling import pad
+from .prompts import Row
+
+
+@dataclass
+class Rollout:
+    """What one rank sampled in one rollout, and what became known of it.
+
+    Args:
+        inputs (`list[dict]`): the rows of the data, each with `prompt_ids` and `finished` added.
+        prompts, completions: text, or messages where the data are conversational.
+        prompt_ids, completion_ids (`list[list[int]]`): without padding; a reply ends with its stop token if it
+            finished.
+        finished (`torch.Tensor` of shape `(B,)`): bool; a stop token ended the reply.
+        input_ids (`torch.Tensor` of shape `(B, P + T)`): prompts left padded, replies right padded.
+        attention_mask (`torch.Tensor` of shape `(B, P + T)`): bool.
+        completion_mask (`torch.Tensor` of shape `(B, T)`): bool.
+        loss_mask (`torch.Tensor` of shape `(B, T)`): bool; `True` on tokens that are learned from.
+        logprobs, ref_logprobs, entropy (`torch.Tensor` of shape `(B, T)`): nats, of the policy that sampled and of the
+            reference.
+        values (`torch.Tensor` of shape `(B, T, C)`): of the state before each token.
+        scores (`torch.Tensor` of shape `(B, K)`): what the reply earned under each component, penalties included.
+        kl (`torch.Tensor` of shape `(B, T)`): nats.
+        advantages (`torch.Tensor` of shape `(B, T)`), returns (`torch.Tensor` of shape `(B, T, C)`).
+    """
+
+    inputs: list[Row]
+    prompts: list[Any]
+    completions: list[Any]
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    finished: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    completion_mask: torch.Tensor
+    loss_mask: torch.Tensor
+    logprobs: torch.Tensor | None = None
+    ref_logprobs: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        rows: list[Row],
+        prompt_ids: list[list[int]],
+        replies: list[tuple[list[int], bool]],
+        tokenizer: PreTrainedTokenizerBase,
+        pad_token_id: int,
+        device: torch.device,
+    ) -> Rollout:
+        """Pad, decode and carry the data's own columns along.
+
+        Args:
+            rows (`list[dict]`): of the data.
+            prompt_ids (`list[list[int]]`): see [`PromptReader`].
+            replies (`list[tuple[list[int], bool]]`): see [`sample_completions`].
+            tokenizer: the policy's.
+            pad_token_id (`int`): any id.
+            device (`torch.device`): of the tensors.
+
+        Returns:
+            [`Rollout`].
+        """
+        completion_ids = [ids for ids, _ in replies]
+        left, left_mask = pad(prompt_ids, pad_token_id, device, left=True)
+        right, right_mask = pad(completion_ids, pad_token_id, device, left=False)
+        given = [row.get("prompt") for row in rows]
+        missing = [i for i, prompt in enumerate(given) if prompt is None]
+        decoded = tokenizer.batch_decode([prompt_ids[i] for i in missing], skip_special_tokens=True) if missing else []
+        for i, text in zip(missing, decoded, strict=True):
+            given[i] = text
+        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True) if completion_ids else []
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(given, texts, strict=True)
+        ]
+        inputs = [
+            {**row, "prompt_ids": ids, "finished": finished}
+            for row, ids, (_, finished) in zip(rows, prompt_ids, replies, strict=True)
+        ]
+        return cls(
+            inputs=inputs,
+            prompts=given,
+            completions=completions,
+            prompt_ids=prompt_ids,
+            completion_ids=completion_ids,
+            finished=torch.tensor([finished for _, finished in replies], dtype=torch.bool, device=device),
+            input_ids=torch.cat([left, right], dim=1),
+            attention_mask=torch.cat([left_mask, right_mask], dim=1),
+            completion_mask=right_mask,
+            loss_mask=right_mask.clone(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    def by_length(self, rows: Sequence[int] | None = None) -> list[int]:
+        """Rows in the order of their real length, so that neighbours share a tight micro-batch.
+
+        Args:
+            rows (`list[int]`, *optional*): which; all by default.
+
+        Returns:
+            `list[int]`.
+        """
+        rows = range(len(self)) if rows is None else rows
+        return sorted(rows, key=lambda i: (len(self.prompt_ids[i]) + len(self.completion_ids[i]), i))
+
+    def micro_batch(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Tensors of some rows, trimmed to their longest prompt and their longest reply.
+
+        Args:
+            rows (`list[int]`): which.
+
+        Returns:
+            `dict[str, torch.Tensor]`: every tensor that is known so far, and `completion_ids` `(B, T)`.
+        """
+        prompt = max((len(self.prompt_ids[i]) for i in rows), default=1)
+        reply = max((len(self.completion_ids[i]) for i in rows), default=0)
+        start = self.input_ids.shape[1] - self.completion_mask.shape[1]
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.input_ids.device)
+        batch = {}
+        for item in fields(self):
+            tensor = getattr(self, item.name)
+            if not torch.is_tensor(tensor):
+                continue
+            if item.name in ("input_ids", "attention_mask"):
+                batch[item.name] = tensor[index, start - prompt : start + reply]
+            elif item.name in ("finished", "scores"):
+                batch[item.name] = tensor[index]
+            else:
+                batch[item.name] = tensor[index, :reply]
+        batch["completion_ids"] = batch["input_ids"][:, prompt:]
+        return batch
+
+    def map_rows(
+        self, function: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor | None, ...]], batch_size: int
+    ) -> list[torch.Tensor | None]:
+        """Apply a function to all rows in tight micro-batches, and put the results in the order of the rows.
+
+        Args:
+            function: from a micro-batch to tensors `(b, t, ...)`, or `None`.
+            batch_size (`int`): rows of a micro-batch.
+
+        Returns:
+            `list`: one tensor `(B, T, ...)` per result, 0 on padding.
+        """
+        results: list[torch.Tensor | None] = []
+        order = self.by_length()
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            outputs = function(self.micro_batch(rows))
+            if not results:
+                shape = self.completion_mask.shape
+                results = [None if out is None else out.new_zeros((*shape, *out.shape[2:])) for out in outputs]
+            for whole, out in zip(results, outputs, strict=True):
+                if whole is not None:
+                    whole[torch.as_tensor(rows, device=whole.device), : out.shape[1]] = out
+        return results

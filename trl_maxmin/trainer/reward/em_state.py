@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What EM remembers between gradient steps, and the E-step that updates it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ...functional.em import (
+    annotator_log_likelihood,
+    classification_log_likelihood,
+    hard_assignment,
+    log_responsibilities,
+    lower_bound,
+    posterior_entropy,
+    update_mixing_weights,
+)
+
+
+EM_STATE_NAME = "em_state.safetensors"
+
+
+class EMState:
+    """Responsibilities, mixing weights and the latest score of every training pair.
+
+    Args:
+        annotator_index (`torch.Tensor` of shape `(N,)`): annotator 0..H-1 of each pair.
+        num_annotators (`int`): H.
+        num_components (`int`): K.
+        em (`str`): `"soft"` or `"hard"`.
+        dirichlet_concentration (`float`): of the prior on the mixing weights (soft EM).
+        known (`torch.Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where it
+            is not. E-steps leave the known ones where they are.
+
+    Attributes:
+        log_responsibilities (`(H, K)`): log posterior of the component given the annotator's pairs.
+        mixing_weights (`(K,)`): on the simplex.
+        scores (`(N, K)`): log-likelihood of each pair under each component, nats; NaN = not scored yet.
+        start_scores (`(N, K)` or `None`): the same from the start on the frozen trunk, out of fold.
+    """
+
+    def __init__(
+        self,
+        annotator_index: torch.Tensor,
+        num_annotators: int,
+        num_components: int,
+        em: str = "soft",
+        dirichlet_concentration: float = 1.0,
+        known: torch.Tensor | None = None,
+    ) -> None:
+        self.annotator_index = annotator_index
+        self.num_annotators = num_annotators
+        self.num_components = num_components
+        self.em = em
+        self.dirichlet_concentration = dirichlet_concentration
+        uniform = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
+        self.mixing_weights = uniform
+        self.known = known
+        self.log_responsibilities = self.with_known(uniform.log().repeat(num_annotators, 1))
+        self.scores = torch.full((len(annotator_index), num_components), float("nan"))
+        self.start_scores: torch.Tensor | None = None
+        self.changed = 1.0
+        self.bound = float("-inf")
+        self.previous_bound = float("-inf")
+
+    def with_known(self, log_resp: torch.Tensor) -> torch.Tensor:
+        """Log responsibilities `(H, K)` in which the annotators of known groups are where they belong."""
+        if self.known is None:
+            return log_resp
+        rows = self.known >= 0
+        log_resp = log_resp.clone()
+        log_resp[rows] = torch.nn.functional.one_hot(self.known[rows], self.num_components).double().log()
+        return log_resp
+
+    def responsibilities(self, annotator_index: torch.Tensor) -> torch.Tensor:
+        """`(B, K)`: how much each component owns the pairs of these annotators; rows sum to 1."""
+        return self.log_responsibilities.exp()[annotator_index.cpu()].float().to(annotator_index.device)
+
+    def record(self, pair_index: torch.Tensor, log_likelihood: torch.Tensor) -> None:
+        """Remember the scores of some pairs, `(B,)` and `(B, K)`; the latest counts."""
+        self.scores[pair_index.cpu()] = log_likelihood.detach().float().cpu()
+
+    def evidence(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihoods `(M, K)` of the pairs that have been scored, and their annotators `(M,)`.
+
+        With a start on the frozen trunk: the mean of its out-of-fold score and the latest one. From the second epoch
+        on a trunk has met the pairs it scores, under the responsibilities it is asked about; the start never has.
+        """
+        scores = self.scores if self.start_scores is None else (self.scores + self.start_scores) / 2
+        scored = ~scores.isnan().any(dim=-1)
+        return (scores, self.annotator_index) if scored.all() else (scores[scored], self.annotator_index[scored])
+
+    def e_step(self, beta: float = 1.0) -> dict[str, float]:
+        """Assign annotators from the evidence.
+
+        Args:
+            beta (`float`): inverse temperature of the posterior (soft EM).
+
+        Returns:
+            `dict`: `lower_bound` and `posterior_entropy` in nats per annotator, `assignment_changes` as a share of
+            annotators, `beta`.
+        """
+        scores, annotators = self.evidence()
+        sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
+        before = self.log_responsibilities.argmax(-1)
+        if self.em == "hard":
+            assignment = hard_assignment(sums, before)
+            if self.known is not None:
+                assignment = torch.where(self.known >= 0, self.known, assignment)
+            one_hot = torch.nn.functional.one_hot(assignment, self.num_components).double()
+            self.log_responsibilities = one_hot.log()
+            self.mixing_weights = one_hot.mean(0)
+            bound = classification_log_likelihood(sums, assignment)
+        else:
+            self.log_responsibilities = self.with_known(log_responsibilities(sums, self.mixing_weights.log(), beta))
+            self.mixing_weights = update_mixing_weights(self.log_responsibilities, self.dirichlet_concentration)
+            bound = lower_bound(sums, self.mixing_weights.log(), beta, self.dirichlet_concentration)
+        self.changed = (self.log_responsibilities.argmax(-1) != before).double().mean().item()
+        self.previous_bound, self.bound = self.bound, bound.item() / self.num_annotators
+        return {
+            "em/lower_bound": self.bound,
+            "em/posterior_entropy": posterior_entropy(self.log_responsibilities).mean().item(),
+            "em/assignment_changes": self.changed,
+            "em/beta": beta,
+        }
+
+    def converged(self, tolerance: float = 0.02) -> bool:
+        """Whether the last E-step moved at most this share of the annotators to another component."""
+        return self.changed <= tolerance
+
+    def save(self, folder: str | Path) -> None:
+        """Write the state into a checkpoint folder (annotators by number, never by id)."""
+        tensors = {
+            "log_responsibilities": self.log_responsibilities,
+            "mixing_weights": self.mixing_weights,
+            "scores": self.scores,
+            "progress": torch.tensor([self.changed, self.bound, self.previous_bound], dtype=torch.float64),
+        }
+        if self.start_scores is not None:
+            tensors["start_scores"] = self.start_scores
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(Path(folder) / EM_STATE_NAME))
+
+    def load(self, folder: str | Path) -> None:
+        """Read what [`~EMState.save`] wrote.
+
+        Raises:
+            ValueError: the checkpoint is of other data or another K.
+        """
+        tensors = load_file(str(Path(folder) / EM_STATE_NAME))
+        if tensors["scores"].shape != self.scores.shape:
+            raise ValueError(
+                f"The checkpoint holds {tuple(tensors['scores'].shape)} (pairs, components), this run has "
+                f"{tuple(self.scores.shape)}. Resume with the data and the number of components it was started with."
+            )
+        self.log_responsibilities = tensors["log_responsibilities"]
+        self.mixing_weights = tensors["mixing_weights"]
+        self.scores = tensors["scores"]
+        self.start_scores = tensors.get("start_scores")
+        self.changed, self.bound, self.previous_bound = tensors["progress"].tolist()

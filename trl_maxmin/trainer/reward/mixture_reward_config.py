@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training arguments of [`MixtureRewardTrainer`]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import RewardConfig
+
+from ...models.configuration_mixture_reward import POOLINGS
+from .component_selection import parse_candidates
+
+
+def _whole_number(value: int | str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"num_components must be 'auto' or a whole number of at least 1, got {value!r}.") from None
+
+
+EM_KINDS = ("soft", "hard")
+E_STEP_SCORES = ("cached", "fresh")
+
+
+@dataclass
+class MixtureRewardConfig(RewardConfig):
+    r"""
+    Configuration of [`MixtureRewardTrainer`]. All of [`~trl.RewardConfig`]'s fields, and:
+
+    Parameters:
+        > Parameters that control the mixture
+
+        num_components (`int` or `"auto"`, *optional*, defaults to `2`):
+            K, when the trainer builds the mixture from a base model. A `MixtureRewardModel` brings its own. `"auto"`:
+            chosen from `select` when training starts.
+        select (`str`, *optional*):
+            Candidate K, `"1,2,3,4"`, for `num_components="auto"`, which it implies. Each is cross-validated over each
+            annotator's training pairs on the features of the frozen base; the smallest K within one standard error of
+            the best is used.
+        component_type (`str`, *optional*, defaults to `"head"`):
+            `"head"` (one trunk, K heads), `"lora"` (one frozen base, K adapters with heads) or `"full"` (K models),
+            likewise.
+        train_trunk (`bool`, *optional*, defaults to `True`):
+            Whether the shared trunk of `"head"` components is trained. `False`: each distinct text is encoded once and
+            the heads are fitted to the features without a gradient loop, in seconds; the learning rate and the number
+            of steps then have no meaning.
+        pooling (`str`, *optional*, defaults to `"auto"`):
+            What the heads read: `"auto"` as the family does it, `"mean"` over the tokens (better for a frozen
+            encoder), `"mean_sqrt_len"` that mean times the square root of the number of tokens (where evidence adds
+            up).
+        kernel_features (`int`, *optional*):
+            With `train_trunk=False`: number of random Fourier features of the pooled vector that the heads read, which
+            makes the rewards nonlinear in it; even, 0 for none. Default with `pooling="mean"`: 2,048 or none,
+            whichever predicts pairs out of fold better with one component; else 0, because components with kernel
+            features cannot be exported as plain sequence classifiers.
+        prior_scale (`float`, *optional*, defaults to `3.0`):
+            Standard deviation of a pair's Bradley-Terry log-odds under the prior on heads on frozen features.
+
+        > Parameters that control the data
+
+        annotator_column (`str`, *optional*, defaults to `"annotator_id"`):
+            Column that names who gave the preference. Missing, each pair is its own annotator, with a warning.
+        heldout_fraction (`float`, *optional*, defaults to `0.2`):
+            Share of each annotator's pairs that neither trains nor assigns: temperatures are calibrated and accuracies
+            reported on them. Used only when no `eval_dataset` is given.
+        group_column (`str`, *optional*):
+            Column with the annotators' known groups, for all or (None elsewhere) some of them. Such an annotator
+            belongs to the component of that name from the start. Without it a `group` column is only reported on.
+
+        > Parameters that control EM
+
+        em (`str`, *optional*, defaults to `"soft"`):
+            `"soft"`: posterior over components, annealed. `"hard"`: the paper's Algorithm 2, each annotator goes to
+            the component that explains them best. Departs from the paper by default: a hard split made early freezes.
+        n_init (`int`, *optional*, defaults to `4`):
+            Three times so many starts fit heads to the frozen trunk, pairs scored out of fold; the best continues, and
+            its scores stay half of the evidence. `0`: no starts, annealing runs from random heads.
+        init_steps (`int`, *optional*, defaults to `40`):
+            EM steps of each start, the first half annealed, where the trunk is trained afterwards.
+        annealing_start (`float`, *optional*, defaults to `0.2`):
+            First inverse temperature of the posterior in the training loop, in (0, 1]. The sum over an annotator's
+            pairs grows with their number, so an unannealed posterior saturates at once.
+        annealing_steps (`int`, *optional*):
+            Optimizer steps until the inverse temperature is 1. Default: a quarter of all steps.
+        e_step_interval (`int`, *optional*, defaults to `10`):
+            Optimizer steps between E-steps.
+        e_step_scores (`str`, *optional*, defaults to `"cached"`):
+            `"cached"`: use the scores that training has just computed, each from before the pair was trained on in its
+            epoch, averaged with those of the start; such an E-step costs nothing. `"fresh"`: score all pairs again, in
+            one batched forward for all components; a pair that was memorised then looks surer than it is.
+        e_step_batch_size (`int`, *optional*):
+            Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`,
+            but at least 32: sorted by length, they are cheap.
+        dirichlet_concentration (`float`, *optional*, defaults to `2.0`):
+            Prior on the mixing weights, at least 1; above 1 an empty component can come back.
+        calibrate_temperature (`bool`, *optional*, defaults to `True`):
+            Whether each component is divided by a temperature fitted on held-out pairs after training.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]: those of
+    > [`~trl.RewardConfig`], but `bf16` stays off where the hardware has no bfloat16.
+
+    Raises:
+        ValueError: a value outside the ranges above.
+    """
+
+    # `str`, because that is how the command line reads "auto"; numbers become `int` below.
+    num_components: str = field(
+        default=2, metadata={"help": "K, when the mixture is built from a base model; 'auto': see --select."}
+    )
+    select: str | None = field(
+        default=None, metadata={"help": "Candidate K, e.g. 1,2,3,4: choose by cross-validation. Implies 'auto'."}
+    )
+    component_type: str = field(
+        default="head",
+        metadata={
+            "help": "'head' (one trunk, K heads), 'lora' (one frozen base, K adapters) or 'full' (K models).",
+            "choices": ["head", "lora", "full"],
+        },
+    )
+    train_trunk: bool = field(
+        default=True,
+        metadata={"help": "Train the shared trunk of 'head' components; false: fit heads to cached features."},
+    )
+    pooling: str = field(
+        default="auto",
+        metadata={
+            "help": "What the heads read: 'auto' (as the family does), 'mean' or 'mean_sqrt_len' (evidence adds up).",
+            "choices": list(POOLINGS),
+        },
+    )
+    kernel_features: int | None = field(
+        default=None,
+        metadata={"help": "Random Fourier features for heads on a frozen trunk. Default: 2048 or 0, by the data."},
+    )
+    prior_scale: float = field(
+        default=3.0, metadata={"help": "Log-odds of a pair under the prior of heads on frozen features (deviation)."}
+    )
+    annotator_column: str = field(
+        default="annotator_id", metadata={"help": "Column that names who gave the preference."}
+    )
+    heldout_fraction: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of each annotator's pairs that neither trains nor assigns (without an eval_dataset)."
+        },
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column with known groups (None where unknown): they fix who belongs where."}
+    )
+    em: str = field(
+        default="soft",
+        metadata={"help": "'soft' (annealed posterior) or 'hard' (Algorithm 2).", "choices": ["soft", "hard"]},
+    )
+    n_init: int = field(default=4, metadata={"help": "A third of the starts on the frozen trunk; the best continues."})
+    init_steps: int = field(default=40, metadata={"help": "EM steps of each start."})
+    annealing_start: float = field(
+        default=0.2, metadata={"help": "First inverse temperature of the posterior, in (0, 1]."}
+    )
+    annealing_steps: int | None = field(
+        default=None, metadata={"help": "Optimizer steps until it is 1. Default: a quarter of all steps."}
+    )
+    e_step_interval: int = field(default=10, metadata={"help": "Optimizer steps between E-steps."})
+    e_step_scores: str = field(
+        default="cached",
+        metadata={
+            "help": "'cached' (scores computed in training, free) or 'fresh' (score all pairs again).",
+            "choices": ["cached", "fresh"],
+        },
+    )
+    e_step_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs per forward of the E-step. Default: the evaluation's, at least 32."}
+    )
+    dirichlet_concentration: float = field(default=2.0, metadata={"help": "Prior on the mixing weights, at least 1."})
+    calibrate_temperature: bool = field(
+        default=True, metadata={"help": "Fit a temperature per component on held-out pairs after training."}
+    )
+
+    def __post_init__(self) -> None:
+        # TRL's default asks for bfloat16 and refuses to start where the hardware has none.
+        if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
+            self.bf16 = False
+        super().__post_init__()
+        if self.select is not None:
+            self.num_components = "auto"
+        elif self.num_components == "auto":
+            self.select = "1,2,3,4"
+        if self.num_components != "auto":
+            self.num_components = _whole_number(self.num_components)
+        if self.kernel_features is None and (self.train_trunk or self.pooling != "mean"):
+            self.kernel_features = 0
+        if self.kernel_features and self.train_trunk:
+            raise ValueError(
+                f"kernel_features={self.kernel_features} is for heads on a frozen trunk. Add train_trunk=False "
+                "(--train_trunk false), or leave it out."
+            )
+        checks = {
+            "num_components": (self.num_components == "auto" or self.num_components >= 1, "'auto' or at least 1"),
+            "select": (self.select is None or bool(parse_candidates(self.select)), "candidates"),
+            "train_trunk": (
+                self.train_trunk or self.component_type == "head",
+                f"true with component_type={self.component_type!r}, whose trunk is not shared by heads alone",
+            ),
+            "pooling": (self.pooling in POOLINGS, f"one of {POOLINGS}"),
+            "kernel_features": (
+                self.kernel_features is None or (self.kernel_features >= 0 and self.kernel_features % 2 == 0),
+                "an even number of at least 0",
+            ),
+            "prior_scale": (self.prior_scale > 0, "positive"),
+            "em": (self.em in EM_KINDS, f"one of {EM_KINDS}"),
+            "e_step_scores": (self.e_step_scores in E_STEP_SCORES, f"one of {E_STEP_SCORES}"),
+            "heldout_fraction": (0 <= self.heldout_fraction < 1, "in [0, 1)"),
+            "n_init": (self.n_init >= 0, "0 or more"),
+            "init_steps": (self.init_steps >= 1, "at least 1"),
+            "annealing_start": (0 < self.annealing_start <= 1, "in (0, 1]"),
+            "e_step_interval": (self.e_step_interval >= 1, "at least 1"),
+            "e_step_batch_size": (self.e_step_batch_size is None or self.e_step_batch_size >= 1, "at least 1"),
+            "dirichlet_concentration": (self.dirichlet_concentration >= 1, "at least 1"),
+        }
+        if self.e_step_batch_size is None:
+            self.e_step_batch_size = max(self.per_device_eval_batch_size, 32)
+        for name, (valid, allowed) in checks.items():
+            if not valid:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")

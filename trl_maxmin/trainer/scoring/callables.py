@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards as TRL's trainers want them: one callable for each group, however many of them one model answers.
+
+TRL reads column 0 of a model's logits and feeds it text without the stop token. So models, mixtures among them, go in
+as callables that score the ids that were sampled; the callables of one mixture share one forward. The user's own
+functions go in as they are: asynchronous ones, `log_metric` and the like stay TRL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from ..._compat import prepare_deepspeed
+from ...data.tokenization import encode_prompt
+from ...models.modeling_mixture_reward import MixtureRewardModel
+from ...models.scoring import SharedRewardFunctions
+from ...models.shards import is_in_shards, whole_weights
+from .batch import RewardBatch, RewardSource
+from .functions import callable_name, unique_names
+from .sources import build_reward_source
+
+
+@whole_weights()
+def load_reward_model(name: str) -> Any:
+    """A mixture, or a pair of a one-label model and its tokenizer, by what a folder or Hub id holds.
+
+    The base of a LoRA mixture is quantised as it was when the mixture was fitted, on this process's device.
+    It is whole on each rank, under DeepSpeed ZeRO-3 too.
+
+    Args:
+        name (`str`): folder or Hub id.
+
+    Returns:
+        [`MixtureRewardModel`] or `tuple`.
+
+    Raises:
+        `OSError`: there is no such model.
+    """
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == "mixture_reward":
+        # A quantised base cannot be moved later.
+        where = {"device_map": {"": PartialState().device}} if config.base_quantization else {}
+        return MixtureRewardModel.from_pretrained(name, **where)
+    model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
+    return model, AutoTokenizer.from_pretrained(name)
+
+
+class SourceFunctions(SharedRewardFunctions):
+    """Callables in TRL's convention in front of a [`RewardSource`]: the first asked about a batch scores it for all.
+
+    Args:
+        reward_model: what [`build_reward_source`] takes: a mixture, a model, or a pair `(model, tokenizer)`.
+    """
+
+    def __init__(self, reward_model: Any) -> None:
+        self.reward_model = reward_model
+        self.source: RewardSource = build_reward_source(reward_model)
+        self.names = list(self.source.names)
+        self.policy_processing_class = None
+        self.stop_token_ids: tuple[int, ...] = ()
+        self.num_forwards = 0
+        self._key: tuple[Any, ...] | None = None
+        self._rewards: torch.Tensor | None = None
+
+    def bind(self, tokenizer: Any, stop_token_ids: Sequence[int], accelerator: Accelerator) -> None:
+        """Called when the trainer knows its tokenizer and its device.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): the policy's.
+            stop_token_ids (`list[int]`): tokens that end a reply.
+            accelerator ([`~accelerate.Accelerator`]): says where the model goes.
+        """
+        self.policy_processing_class, self.stop_token_ids = tokenizer, tuple(stop_token_ids)
+        self.source = build_reward_source(self.reward_model, policy_tokenizer=tokenizer)
+        model = self.reward_model[0] if isinstance(self.reward_model, tuple) else self.reward_model
+        if isinstance(model, PreTrainedModel) and is_in_shards(model):
+            # The user loaded it under ZeRO-3: the engine's hooks gather it layer by layer.
+            prepare_deepspeed(model, accelerator)
+        else:
+            self.source.to(accelerator.device)
+
+    def _score(
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]] | None
+    ) -> torch.Tensor:
+        if completion_ids is None or self.policy_processing_class is None:
+            return self.source(RewardBatch(prompts=prompts, completions=completions))
+        return self.source(
+            RewardBatch(
+                prompts=prompts,
+                completions=completions,
+                prompt_ids=[encode_prompt(self.policy_processing_class, prompt) for prompt in prompts],
+                completion_ids=completion_ids,
+                finished=[bool(ids) and ids[-1] in self.stop_token_ids for ids in completion_ids],
+            )
+        )
+
+
+class RewardCallables:
+    """What a user gave as rewards, as the K callables that TRL takes.
+
+    Args:
+        reward_funcs:
+            A [`MixtureRewardModel`], a one-label model, a pair `(model, tokenizer)`, a folder or Hub id of one of
+            these, a function in TRL's convention, a list of these, or a dict of single rewards by the name of their
+            group.
+        reward_processing_classes (`list`, *optional*):
+            Tokenizers of the rewards, as in TRL; `None` for functions and for models that carry their own.
+
+    Attributes:
+        functions (`list[Callable]`): K callables.
+        names (`list[str]`): K unique names.
+        mixing_weights (`torch.Tensor` of shape `(K,)` or `None`): of a mixture that is the only reward.
+
+    Raises:
+        `ValueError`: nothing given, a number of tokenizers that differs, a mixture under a name of a dict, or a model
+            with several labels.
+        `TypeError`: what cannot score replies.
+    """
+
+    def __init__(self, reward_funcs: Any, reward_processing_classes: Any = None) -> None:
+        given_names: list[str] | None = None
+        if isinstance(reward_funcs, dict):
+            given_names, reward_funcs = list(reward_funcs), list(reward_funcs.values())
+        entries = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        tokenizers = reward_processing_classes
+        tokenizers = [None] * len(entries) if tokenizers is None else tokenizers
+        tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers]
+        if len(tokenizers) != len(entries):
+            raise ValueError(
+                f"There are {len(tokenizers)} `reward_processing_classes` for {len(entries)} rewards; give one each, "
+                "None for functions."
+            )
+        self.functions: list[Callable] = []
+        self.shared: list[SourceFunctions] = []
+        names: list[str] = []
+        for entry, tokenizer in zip(entries, tokenizers, strict=True):
+            functions, own_names = self._expand(entry, tokenizer)
+            self.functions += functions
+            names += own_names
+        if given_names is not None and len(given_names) != len(names):
+            raise ValueError(
+                f"The rewards {given_names} have {len(names)} columns; a mixture names its components itself: give it "
+                "alone or in a list, and set `mixture.config.component_names`."
+            )
+        self.names = unique_names(names) if given_names is None else given_names
+        alone = len(entries) == 1 and len(self.shared) == 1
+        self.mixing_weights = self.shared[0].source.mixing_weights if alone else None
+
+    def _expand(self, entry: Any, tokenizer: Any) -> tuple[list[Callable], list[str]]:
+        if isinstance(entry, str):
+            entry = load_reward_model(entry)
+        model = entry[0] if isinstance(entry, tuple) else entry
+        if isinstance(model, PreTrainedModel | RewardSource):
+            pair = (model, tokenizer) if tokenizer is not None and not isinstance(entry, tuple) else entry
+            shared = SourceFunctions(pair)
+            self.shared.append(shared)
+            return shared.callables(), shared.names
+        build_reward_source(entry)  # raises where it is no reward
+        return [entry], [callable_name(entry)]
+
+    def bind(self, tokenizer: Any, stop_token_ids: Sequence[int], accelerator: Accelerator) -> None:
+        """See [`SourceFunctions.bind`]."""
+        for shared in self.shared:
+            shared.bind(tokenizer, stop_token_ids, accelerator)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models as sources of rewards: a mixture, or a sequence classifier with one label."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...data.tokenization import encode_reply, same_vocabulary
+from ...models.base import context_length, place
+from ...models.modeling_mixture_reward import MixtureRewardModel
+from ...models.scoring import pad_sequences, pool_last_token
+from ...models.shards import make_whole
+from .batch import RewardBatch, RewardSource
+
+
+class MixtureReward(RewardSource):
+    """The components of a mixture in one pass, a column each.
+
+    A component that describes no annotator (`config.component_annotators`) has no column, and a warning names it: the
+    worst-off group must be a group of people.
+
+    Args:
+        mixture ([`MixtureRewardModel`]):
+            The mixture.
+        policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's tokenizer. Ids are passed on as they are where both vocabularies agree (and where nothing is
+            known about either); otherwise the text is tokenised again.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The mixture's tokenizer, if not its own.
+        batch_size (`int`, *optional*, defaults to 64):
+            Replies per forward.
+
+    Attributes:
+        components (`list[int]`): the mixture's component behind each column.
+    """
+
+    def __init__(
+        self,
+        mixture: MixtureRewardModel,
+        policy_tokenizer: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.mixture = mixture
+        self.policy_tokenizer = policy_tokenizer
+        self.processing_class = processing_class or mixture.processing_class
+        self.batch_size = batch_size
+        self.components = mixture.described_components
+        self.names = [mixture.component_names[k] for k in self.components]
+        self.mixing_weights = mixture.mixing_weights[self.components]
+        if len(self.components) < mixture.num_components:
+            empty = ", ".join(sorted(set(mixture.component_names) - set(self.names)))
+            warnings.warn(
+                f"{empty} of the mixture describes no annotator and is left out: the policy serves {len(self.names)} "
+                f"of {mixture.num_components} components. Fit the mixture with num_components={len(self.names)}, or "
+                "set `config.component_annotators` to None to count every component.",
+                stacklevel=2,
+            )
+            self.mixing_weights = self.mixing_weights / self.mixing_weights.sum()
+        # An encoder frames its text with special tokens that ids of a policy do not have.
+        frames = self.processing_class is not None and not mixture.family.is_decoder
+        self._reads_ids = not frames and same_vocabulary(policy_tokenizer, self.processing_class)
+
+    def __call__(self, batch: RewardBatch) -> torch.Tensor:
+        """Score the replies, see [`RewardSource`]."""
+        if batch.completion_ids is not None and batch.prompt_ids is not None and self._reads_ids:
+            rewards = self.mixture.score(
+                prompt_ids=batch.prompt_ids, completion_ids=batch.completion_ids, batch_size=self.batch_size
+            )
+        else:
+            prompts, completions, finished = batch.as_text(self.policy_tokenizer)
+            rewards = self.mixture.score(
+                prompts,
+                completions,
+                finished=finished,
+                processing_class=self.processing_class,
+                batch_size=self.batch_size,
+            )
+        return rewards[:, self.components]
+
+    def to(self, device: torch.device | str) -> MixtureReward:
+        """See [`RewardSource`]."""
+        make_whole(self.mixture)
+        place(self.mixture, device)
+        return self
+
+
+class SequenceClassificationReward(RewardSource):
+    """One plain reward model: a sequence classifier with a single label.
+
+    A decoder's reward is read at the last token of the reply. Its own forward would look for the last token that is
+    not the pad token instead, and read one token early wherever the tokenizer pads with EOS.
+
+    Args:
+        model (`PreTrainedModel`):
+            A model with `config.num_labels == 1`: a decoder with a `score` layer, or an encoder.
+        policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's tokenizer.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The model's tokenizer. Without one the model is taken to share the policy's vocabulary.
+        name (`str`, *optional*):
+            Name of the column. Default: last part of the name that the model was loaded by, or `"reward"`.
+        batch_size (`int`, *optional*, defaults to 64):
+            Replies per forward; they are sorted by length first.
+
+    Raises:
+        `ValueError`: More than one label, an encoder-decoder model, or (when called) a sequence that the model cannot
+            read: empty, longer than its context, or with ids beyond its vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy_tokenizer: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        name: str | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"{type(model).__name__} has {model.config.num_labels} labels, but a reward model has 1. For several "
+                "rewards pass a `MixtureRewardModel`, or a list of one-label models or functions."
+            )
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{type(model).__name__} is an encoder-decoder model, which pools at an EOS that a truncated reply "
+                "does not have. Use a decoder or an encoder, or wrap the model in a reward function."
+            )
+        self.model = model
+        self.policy_tokenizer = policy_tokenizer
+        self.processing_class = processing_class
+        self.batch_size = batch_size
+        self.names = [name or str(model.config.name_or_path or "reward").rstrip("/").split("/")[-1]]
+        # An encoder frames its text with special tokens that ids of a policy do not have.
+        frames = processing_class is not None and not hasattr(model, "score")
+        self._reads_ids = not frames and same_vocabulary(policy_tokenizer, processing_class)
+
+    def __call__(self, batch: RewardBatch) -> torch.Tensor:
+        """Score the replies, see [`RewardSource`]."""
+        sequences = self._sequences(batch)
+        self._require_readable(sequences)
+        rewards = torch.zeros(len(sequences), 1, dtype=torch.float32, device=self.model.device)
+        order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+        was_training = self.model.training
+        self.model.eval()
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            rewards[rows] = self._forward([sequences[row] for row in rows])
+        self.model.train(was_training)
+        return rewards
+
+    def to(self, device: torch.device | str) -> SequenceClassificationReward:
+        """See [`RewardSource`]."""
+        make_whole(self.model)
+        place(self.model, device)
+        return self
+
+    def _sequences(self, batch: RewardBatch) -> list[list[int]]:
+        if batch.prompt_ids is not None and batch.completion_ids is not None and self._reads_ids:
+            return [list(p) + list(c) for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
+        tokenizer = self.processing_class or self.policy_tokenizer
+        if tokenizer is None:
+            raise ValueError(
+                f"{type(self.model).__name__} was given text but no tokenizer; pass the reward model as a pair "
+                "`(model, tokenizer)`."
+            )
+        return [
+            encode_reply(tokenizer, prompt, completion, ended)
+            for prompt, completion, ended in zip(*batch.as_text(self.policy_tokenizer), strict=True)
+        ]
+
+    def _require_readable(self, sequences: list[list[int]]) -> None:
+        limit = context_length(self.model.config)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        for row, ids in enumerate(sequences):
+            if not ids or (limit is not None and len(ids) > limit):
+                raise ValueError(
+                    f"Reply {row} has {len(ids)} tokens with its prompt, but {type(self.model).__name__} reads 1 to "
+                    f"{limit}; shorten the prompts or the replies."
+                )
+            if max(ids) >= vocabulary:
+                raise ValueError(
+                    f"Reply {row} has the token id {max(ids)}, but {type(self.model).__name__} knows ids below "
+                    f"{vocabulary}. If it has another tokenizer, pass the pair `(model, tokenizer)`."
+                )
+
+    @torch.no_grad()
+    def _forward(self, sequences: list[list[int]]) -> torch.Tensor:
+        pad_token_id = self.model.config.get_text_config().pad_token_id or 0
+        input_ids, attention_mask = (t.to(self.model.device) for t in pad_sequences(sequences, pad_token_id))
+        head = getattr(self.model, "score", None)
+        if head is None:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :1].float()
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        # Padding is on the right: the default positions are those of the real tokens.
+        hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        pooled = pool_last_token(hidden, attention_mask)
+        return head(pooled.to(next(head.parameters()).dtype)).float()
