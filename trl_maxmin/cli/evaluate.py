@@ -44,6 +44,7 @@ class EvaluateArguments(ScriptArguments):
         output_dir (`str`): folder for results and figures.
         max_prompts (`int`): use the first so many rows.
         max_new_tokens, temperature, num_completions, batch_size, seed, max_prompt_length: of the sampling.
+        chat_template_kwargs (`dict`): keywords for the chat template, as in the policies' training.
         dtype (`str`): of the policies' weights.
         num_resamples (`int`): of the bootstrap over prompts.
         majority, minority (`str`): groups of the Pareto figure.
@@ -81,6 +82,9 @@ class EvaluateArguments(ScriptArguments):
     max_new_tokens: int = field(default=128, metadata={"help": "Length limit of a reply, in tokens."})
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Prompts keep their last so many tokens; by default a long one is an error."}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON of keywords for the chat template, as in the policies' training."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     num_completions: int = field(default=4, metadata={"help": "Replies a prompt, of every policy."})
@@ -131,6 +135,7 @@ def run(argv: Sequence[str]) -> None:
                 arguments.batch_size,
                 arguments.seed,
                 arguments.max_prompt_length,
+                arguments.chat_template_kwargs,
             ),
             accelerator=accelerator,
             num_resamples=arguments.num_resamples,

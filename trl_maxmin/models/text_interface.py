@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
-from ..data.tokenization import Prompt, encode_reply
+from ..data.tokenization import ChatOptions, Prompt, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..functional.preference import preference_log_likelihood
 from ..functional.utility import within_prompt_scale
@@ -63,6 +63,7 @@ class TextInterfaceMixin:
         completion_ids: Sequence[Sequence[int]] | None = None,
         finished: bool | Sequence[bool] = True,
         processing_class: PreTrainedTokenizerBase | None = None,
+        chat_options: Sequence[ChatOptions] | None = None,
         batch_size: int = 64,
     ) -> torch.Tensor:
         """Rewards of replies, given as text or as token ids; the same number either way.
@@ -73,6 +74,8 @@ class TextInterfaceMixin:
                 this model's vocabulary. `completion_ids` hold the stop token iff the reply finished.
             finished (`bool` or N of them, defaults to `True`): for text, whether the reply ended by itself.
             processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer for text; defaults to the model's own.
+            chat_options (`Sequence[dict]`, N, *optional*): for text, what the chat template is given for each row
+                beside the messages: `tools`, and keywords such as `enable_thinking`.
             batch_size (`int`): sequences per forward; they are sorted by length first.
 
         Returns:
@@ -94,11 +97,12 @@ class TextInterfaceMixin:
                     "`mixture.attach_tokenizer(tokenizer)`."
                 )
             flags = [finished] * len(completions) if isinstance(finished, bool) else list(finished)
-            sequences = [
-                encode_reply(tokenizer, prompt, completion, flag)
-                for prompt, completion, flag in zip(prompts or [], completions, flags, strict=True)
-            ]
-        return score_sequences(self, sequences, batch_size)
+            options = [None] * len(flags) if chat_options is None else chat_options
+            rows = zip(prompts or [], completions, flags, options, strict=True)
+            sequences = [encode_reply(tokenizer, *row) for row in rows]
+        return score_sequences(
+            self, lambda ids, mask: self(ids, mask).rewards, sequences, self.num_components, batch_size
+        )
 
     def calibrate(
         self,
