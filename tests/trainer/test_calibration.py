@@ -48,7 +48,7 @@ def test_completions_stay_with_their_prompt():
 def test_zscore_of_the_reference_itself_has_mean_zero_and_unit_spread():
     statistics, table = reference(per_prompt=6)
     keys = [prompt_key(p) for p in "pqr" for _ in range(6)]
-    utilities = statistics.utilities(torch.tensor(table.reshape(-1, 2)), keys).reshape(3, 6, 2)
+    utilities = statistics.utilities(torch.tensor(table.reshape(-1, 2)).float(), keys).reshape(3, 6, 2)
     torch.testing.assert_close(utilities.mean(dim=1), torch.zeros(3, 2), atol=1e-4, rtol=0)
     torch.testing.assert_close(utilities.var(dim=1).mean(dim=0), torch.ones(2), atol=1e-4, rtol=0)
 

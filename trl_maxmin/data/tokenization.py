@@ -274,10 +274,10 @@ def _template_stop(
 def _first_special(tokenizer: PreTrainedTokenizerBase, ids: list[int], eos: int | None) -> int | None:
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
-    special -= {tokenizer.unk_token_id, tokenizer.bos_token_id}
     # Some tokenizers mark the end of a turn as an ordinary word of their own; others have their line breaks there.
     words = {token for token, entry in added.items() if entry.content.strip()}
-    return next((token for kind in (special, words) for token in ids if token in kind), eos)
+    none = {tokenizer.unk_token_id, tokenizer.bos_token_id}
+    return next((token for kind in (special - none, words - none) for token in ids if token in kind), eos)
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
