@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from trl_maxmin.trainer.ppo.checkpoint import load_critic, save_critic
 from trl_maxmin.trainer.ppo.policy import PolicyWithCritic, check_head
 from trl_maxmin.trainer.ppo.policy_adapters import CRITIC_ADAPTER, add_reference_adapter
 
@@ -208,8 +209,8 @@ class TestValueModel:
         for parameter in second.value_model.parameters():
             if parameter.requires_grad:
                 parameter.data.add_(1.0)
-        first.save_critic(tmp_path)
-        second.load_critic(tmp_path)
+        save_critic(first, tmp_path)
+        load_critic(second, tmp_path)
         torch.testing.assert_close(first(**batch())[2], second(**batch())[2])
 
 
@@ -303,19 +304,19 @@ class TestAdapters:
 
     def test_a_critic_adapter_is_saved_beside_the_policy(self, tmp_path):
         root, other = self.critic(), self.critic(seed=5)
-        root.save_critic(tmp_path)
+        save_critic(root, tmp_path)
         other.policy.load_state_dict(
             {n: w for n, w in root.policy.state_dict().items() if CRITIC_ADAPTER not in n}, strict=False
         )
-        other.load_critic(tmp_path)
+        load_critic(other, tmp_path)
         with torch.no_grad():
             for ours, theirs in zip(root(**batch())[::2], other(**batch())[::2], strict=True):
                 assert torch.equal(ours, theirs)
         head_only = tmp_path / "head"
         head_only.mkdir()
-        PolicyWithCritic(self.lora(), 2).save_critic(head_only)
+        save_critic(PolicyWithCritic(self.lora(), 2), head_only)
         with pytest.raises(FileNotFoundError, match="critic_adapter=False"):
-            other.load_critic(head_only)
+            load_critic(other, head_only)
 
     def test_a_critic_adapter_needs_an_adapter_and_its_own_checkpointing(self):
         with pytest.raises(ValueError, match="critic_adapter=True needs a policy with an adapter"):
@@ -358,14 +359,14 @@ def test_check_head_notices_an_unknown_family():
 def test_save_and_load_head(tmp_path):
     root, other = PolicyWithCritic(build(), 2), PolicyWithCritic(build(), 2)
     root.value_head.weight.data.fill_(0.25)
-    root.save_critic(tmp_path)
-    other.load_critic(tmp_path)
+    save_critic(root, tmp_path)
+    load_critic(other, tmp_path)
     assert torch.equal(other.value_head.weight, root.value_head.weight)
 
 
 def test_load_without_a_critic(tmp_path):
     with pytest.raises(FileNotFoundError, match="value_head.safetensors is missing"):
-        PolicyWithCritic(build(), 2).load_critic(tmp_path)
+        load_critic(PolicyWithCritic(build(), 2), tmp_path)
 
 
 def test_gradient_checkpointing_is_passed_on_and_changes_no_gradient():

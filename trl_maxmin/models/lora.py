@@ -12,7 +12,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -152,27 +153,45 @@ def _layers(trunk: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in trunk.modules() if isinstance(module, BaseTunerLayer)]
 
 
+#: A module with adapters, the names of those that are on, and whether all are off.
+AdapterState = list[tuple[nn.Module, Any, bool]]
+
+
+def adapter_state(model: nn.Module) -> AdapterState:
+    """Which adapters are on in each module that has some, what is trained whole beside them (`modules_to_save`)
+    included."""
+    switches = (module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper))
+    return [(module, module._active_adapter, module._disable_adapters) for module in switches]
+
+
 @contextmanager
-def active_adapter(trunk: nn.Module, k: int | None) -> Iterator[None]:
-    """Run the trunk with component k's adapter alone, or (`None`) as it was before there were adapters.
-
-    PEFT's own switch also turns gradients of the other adapters off, but the K components are trained together and
-    their graphs live side by side; so only the choice of the adapter is set, and set back.
-
-    Args:
-        trunk (`nn.Module`): with adapters of [`add_adapters`].
-        k (`int` or `None`): component.
-    """
-    layers = _layers(trunk)
-    before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
-    for layer in layers:
-        layer._active_adapter = [] if k is None else [adapter_name(k)]
-        layer._disable_adapters = False
+def adapters_as(state: AdapterState) -> Iterator[None]:
+    """The modules have the adapters of a state on inside, those from before afterwards."""
+    before = [(module, module._active_adapter, module._disable_adapters) for module, _, _ in state]
+    _switch(state)
     try:
         yield
     finally:
-        for layer, active, disabled in before:
-            layer._active_adapter, layer._disable_adapters = active, disabled
+        _switch(before)
+
+
+def _switch(state: AdapterState) -> None:
+    for module, active, disabled in state:
+        module._active_adapter, module._disable_adapters = active, disabled
+
+
+def active_adapter(model: nn.Module, adapter: int | str | None) -> AbstractContextManager[None]:
+    """Run a model with one adapter alone, or (`None`) as it was before there were adapters.
+
+    PEFT's own switch also turns gradients of the other adapters off, but here several are trained together and their
+    graphs live side by side; so only the choice of the adapter is set, and set back.
+
+    Args:
+        model (`nn.Module`): with adapters of [`add_adapters`] or of PEFT.
+        adapter (`int`, `str` or `None`): a component, or an adapter's name.
+    """
+    names = [] if adapter is None else [adapter if isinstance(adapter, str) else adapter_name(adapter)]
+    return adapters_as([(module, names, adapter is None) for module, _, _ in adapter_state(model)])
 
 
 def keep_adapter_in_checkpoints(trunk: nn.Module) -> None:
@@ -192,17 +211,11 @@ def keep_adapter_in_checkpoints(trunk: nn.Module) -> None:
 
 
 def _checkpoint_under_adapter(trunk: nn.Module, original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    state = [(layer, layer._active_adapter, layer._disable_adapters) for layer in _layers(trunk)]
+    state = adapter_state(trunk)
 
     def run(*inputs: Any, **options: Any) -> Any:
-        now = [(layer, layer._active_adapter, layer._disable_adapters) for layer, _, _ in state]
-        for layer, active, disabled in state:
-            layer._active_adapter, layer._disable_adapters = active, disabled
-        try:
+        with adapters_as(state):
             return function(*inputs, **options)
-        finally:
-            for layer, active, disabled in now:
-                layer._active_adapter, layer._disable_adapters = active, disabled
 
     return original(run, *args, **kwargs)
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What PPO logs: means over real tokens, or over replies, of all ranks."""
+"""What PPO logs, by the names of TRL 1.12: means over real tokens, or over replies, of all ranks."""
 
 from __future__ import annotations
 
 import math
-import time
 
 import torch
+from accelerate import Accelerator
 
 from ...distributed import sum_over_ranks
-from ...functional.ppo import adaptive_kl_coef
 from .rollout import Rollout
 
 
@@ -22,72 +21,78 @@ LOSS_STATISTICS = (
     "val/clipfrac_avg",
     "val/ratio",
 )
+# Where the run is, not where it was on average since the last log.
+LATEST = ("episode", "eps", "lr")
 
 
-class RolloutMetricsMixin:
-    """The metrics of [`PPOTrainer`], by the names that they had in TRL 1.12."""
+def loss_metrics(means: torch.Tensor) -> dict[str, float]:
+    """Metrics of the optimizer steps of one rollout.
 
-    def _log_losses(self, means: torch.Tensor) -> None:
-        metrics = self._metrics["train"]
-        for name, value in zip(LOSS_STATISTICS, means.mean(0).tolist(), strict=True):
-            metrics[name].append(value)
-        ratios = means[:, LOSS_STATISTICS.index("val/ratio")]
-        metrics["val/ratio_var"].append(ratios.var().item() if len(ratios) > 1 else 0.0)
-        metrics["policy/num_steps"].append(float(len(means)))
+    Args:
+        means (`torch.Tensor` of shape `(steps, len(LOSS_STATISTICS))`): token means of every step, over all ranks.
 
-    def _log_rollout(self, rollout: Rollout) -> None:
-        """Means over the replies of all ranks; adapts the KL coefficient, where asked, to the KL just measured."""
-        means = self._rollout_means(rollout)
-        non_score = -self.kl_coef * means["objective/kl"]
-        means["objective/non_score_reward"] = non_score
-        means["objective/rlhf_reward"] = non_score + means["objective/scores"]
-        means["objective/kl_coef"] = self.kl_coef
-        episodes = self.args.batch_size * (self.state.global_step + 1)
-        start, first_step = self._clock
-        means["eps"] = (episodes - self.args.batch_size * first_step) / (time.perf_counter() - start)
-        means["episode"] = episodes
-        means["lr"] = self._get_learning_rate()
-        for name, value in means.items():
-            self._metrics["train"][name].append(float(value))
-        if self.args.adaptive_kl:
-            self.kl_coef = adaptive_kl_coef(
-                self.kl_coef, means["objective/kl"], self.args.kl_target, self.args.kl_horizon, self.args.batch_size
-            )
+    Returns:
+        `dict[str, float]`: their means over the steps, the variance of the ratio between steps, the number of steps.
+    """
+    ratios = means[:, LOSS_STATISTICS.index("val/ratio")]
+    return {
+        **dict(zip(LOSS_STATISTICS, means.mean(0).tolist(), strict=True)),
+        "val/ratio_var": ratios.var().item() if len(ratios) > 1 else 0.0,
+        "policy/num_steps": float(len(means)),
+    }
 
-    def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
-        lengths = rollout.completion_mask.sum(1)
-        sums = {
-            "objective/kl": rollout.kl.sum(),
-            "objective/entropy": -rollout.logprobs.sum(),
-            "objective/scores": (rollout.scores @ self.reward_weights.to(rollout.scores)).sum(),
-            "val/num_eos_tokens": rollout.finished.sum(),
-            "completions/mean_length": lengths.sum(),
-            "policy/entropy_avg": rollout.entropy.sum(),
-        }
-        counts = [lengths.new_tensor(len(rollout)), lengths.sum()]
-        totals = sum_over_ranks(self.accelerator, torch.stack([value.double() for value in [*sums.values(), *counts]]))
-        *values, rows, tokens = totals.tolist()
-        means = {name: value / max(rows, 1.0) for name, value in zip(sums, values, strict=True)}
-        means["policy/entropy_avg"] *= max(rows, 1.0) / max(tokens, 1.0)
-        means["val/num_eos_tokens"] *= max(rows, 1.0)
-        return means
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what was measured since the last log.
+def rollout_metrics(
+    accelerator: Accelerator, rollout: Rollout, weights: torch.Tensor, kl_coef: float
+) -> dict[str, float]:
+    """Metrics of one rollout, over the replies of all ranks.
 
-        Args:
-            logs (`dict`): what the loop logs.
-            start_time (`float`, *optional*): of the training.
-        """
-        mode = "train" if self.model.training else "eval"
-        prefix = "" if mode == "train" else "eval_"
-        for name, values in self._metrics[mode].items():
-            known = [value for value in values if not math.isnan(value)]
-            if known:
-                # Where the run is, not where it was on average since the last log.
-                logs[prefix + name] = known[-1] if name in ("episode", "eps", "lr") else sum(known) / len(known)
-        self._metrics[mode].clear()
-        super().log(logs, start_time)
-        if mode == "train" and self._completions is not None:
-            self._show_completions(self._completions)
-            self._completions = None
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+        rollout ([`Rollout`]): scored, penalties included.
+        weights (`torch.Tensor` of shape `(K,)`): what each reward counts.
+        kl_coef (`float`): what a nat of KL costs.
+
+    Returns:
+        `dict[str, float]`.
+    """
+    lengths = rollout.completion_mask.sum(1)
+    sums = {
+        "objective/kl": rollout.kl.sum(),
+        "objective/entropy": -rollout.logprobs.sum(),
+        "objective/scores": (rollout.scores @ weights.to(rollout.scores)).sum(),
+        "val/num_eos_tokens": rollout.finished.sum(),
+        "completions/mean_length": lengths.sum(),
+        "policy/entropy_avg": rollout.entropy.sum(),
+    }
+    counts = [lengths.new_tensor(len(rollout)), lengths.sum()]
+    totals = sum_over_ranks(accelerator, torch.stack([value.double() for value in [*sums.values(), *counts]]))
+    *values, rows, tokens = totals.tolist()
+    means = {name: value / max(rows, 1.0) for name, value in zip(sums, values, strict=True)}
+    means["policy/entropy_avg"] *= max(rows, 1.0) / max(tokens, 1.0)
+    means["val/num_eos_tokens"] *= max(rows, 1.0)
+    means["objective/non_score_reward"] = -kl_coef * means["objective/kl"]
+    means["objective/rlhf_reward"] = means["objective/non_score_reward"] + means["objective/scores"]
+    means["objective/kl_coef"] = kl_coef
+    return means
+
+
+def take_means(metrics: dict[str, list[float]]) -> dict[str, float]:
+    """Means of what was measured since the last time; `metrics` is empty afterwards.
+
+    Args:
+        metrics (`dict[str, list[float]]`): NaN: not known.
+
+    Returns:
+        `dict[str, float]`: of the metrics that are known.
+
+    Example:
+
+    >>> take_means({"loss": [1.0, 2.0, float("nan")], "episode": [8.0, 16.0]})
+    {'loss': 1.5, 'episode': 16.0}
+    """
+    known = {name: [value for value in values if not math.isnan(value)] for name, values in metrics.items()}
+    metrics.clear()
+    return {
+        name: values[-1] if name in LATEST else sum(values) / len(values) for name, values in known.items() if values
+    }

@@ -9,16 +9,12 @@ vocabulary, C channels of the critic.
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -27,18 +23,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ...functional.logprobs import token_logprobs
 from ...models.base import base_model
 from ...models.heads import Float32Linear, compute_in_float32
-from ...models.lora import without_reward_adapters
-from .policy_adapters import (
-    CRITIC_ADAPTER,
-    active_adapter,
-    adapters_off,
-    add_critic_adapter,
-    checkpoint_contexts,
-)
+from ...models.lora import active_adapter
+from .policy_adapters import add_critic_adapter, checkpoint_contexts
 
 
-VALUE_HEAD_FILE = "value_head.safetensors"
-VALUE_MODEL_FOLDER = "value_model"
 # Logits that stay in the last cache of a CPU: 25 MB.
 CACHED_LOGITS = 6_400_000
 
@@ -100,7 +88,7 @@ class PolicyWithCritic(nn.Module):
         self.logits_chunk_size = logits_chunk_size
         self._checkpointing_kwargs: dict = {}
         self._inputs_require_grad = False
-        self._critic_adapter = add_critic_adapter(policy) if critic_adapter else None
+        self.critic_adapter = add_critic_adapter(policy) if critic_adapter else None
         self.value_model = value_model
         self.value_head = None
         if value_model is not None:
@@ -207,8 +195,8 @@ class PolicyWithCritic(nn.Module):
             return scorer.score(_trunk(scorer, arguments)[:, states][completion_mask]).float()
         if self.value_head is None:
             return hidden.new_zeros((hidden.shape[0], 0), dtype=torch.float32)
-        if self._critic_adapter is not None:
-            with active_adapter(self.policy, self._critic_adapter):
+        if self.critic_adapter is not None:
+            with active_adapter(self.policy, self.critic_adapter):
                 hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
         return self.value_head(hidden.detach() if self.critic_detach else hidden)
 
@@ -232,7 +220,7 @@ class PolicyWithCritic(nn.Module):
         if self._checkpoints_are_reentrant:
             settings["use_reentrant"] = True
             self._require_input_grads(models)
-        if self._critic_adapter is not None:
+        if self.critic_adapter is not None:
             if settings["use_reentrant"]:
                 raise ValueError(
                     "critic_adapter=True needs non-reentrant checkpointing, which computes each layer again with the "
@@ -255,7 +243,7 @@ class PolicyWithCritic(nn.Module):
     def _require_input_grads(self, models: list[PreTrainedModel | PeftModel]) -> None:
         """Reentrant checkpointing passes gradients on only where a layer's input has one; below an adapter all is
         frozen."""
-        if self._critic_adapter is not None:
+        if self.critic_adapter is not None:
             raise ValueError(
                 "DeepSpeed ZeRO-3 needs reentrant checkpointing of a policy with an adapter, and critic_adapter=True "
                 "non-reentrant. Set gradient_checkpointing=False or critic_adapter=False, or use ZeRO-2."
@@ -305,91 +293,13 @@ class PolicyWithCritic(nn.Module):
         """Tie the policy's embeddings again after a reload."""
         self.causal_lm.tie_weights()
 
-    @contextmanager
-    def reference_mode(self, adapter: str | None = None) -> Iterator[None]:
+    def reference_mode(self, adapter: str | None = None) -> AbstractContextManager[None]:
         """Turn the policy into its reference: adapters off, or another adapter on.
 
         Args:
             adapter (`str`, *optional*): the adapter of the reference; `None` switches adapters off.
         """
-        with adapters_off(self.policy) if adapter is None else active_adapter(self.policy, adapter):
-            yield
-
-    def save_critic(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write the critic beside a saved policy.
-
-        Args:
-            folder (`str` or `Path`): gets `value_head.safetensors`, or `value_model/` where the critic has its own
-                trunk.
-            state_dict (`dict`, *optional*): of this module, gathered, where the weights are sharded.
-        """
-        prefixes = ("value_head.", "value_model.")
-        weights = {
-            name.split(".", 1)[1]: tensor for name, tensor in (state_dict or {}).items() if name.startswith(prefixes)
-        }
-        if self.value_head is not None:
-            weights = weights or self.value_head.state_dict()
-            weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
-            save_file(weights, Path(folder) / VALUE_HEAD_FILE, metadata={"format": "pt"})
-            if self._critic_adapter is not None:
-                # PEFT writes an adapter of this name into a folder of this name.
-                self.policy.save_pretrained(
-                    Path(folder) / VALUE_MODEL_FOLDER,
-                    selected_adapters=[self._critic_adapter],
-                    state_dict=without_reward_adapters(self._policy_weights(state_dict) or self.policy.state_dict()),
-                )
-        elif self.value_model is not None:
-            self.value_model.save_pretrained(self._critic_folder(folder), state_dict=weights or None)
-
-    def load_critic(self, folder: str | Path) -> None:
-        """Read what [`save_critic`] wrote.
-
-        Args:
-            folder (`str` or `Path`): where the policy was saved.
-
-        Raises:
-            `FileNotFoundError`: the folder has no critic of this kind.
-        """
-        where = self._critic_folder(folder) if self.value_model is not None else Path(folder) / VALUE_HEAD_FILE
-        if self.value_head is None and self.value_model is None:
-            return
-        if not where.exists():
-            raise FileNotFoundError(
-                f"{where} is missing: the folder holds a policy without its critic (or with one of another kind). "
-                "Resume from a checkpoint that this trainer wrote with the same `value_model` setting."
-            )
-        if self.value_head is not None:
-            self.value_head.load_state_dict(load_file(where))
-            if self._critic_adapter is not None:
-                self._load_critic_adapter(Path(folder) / VALUE_MODEL_FOLDER / CRITIC_ADAPTER)
-        elif isinstance(self.value_model, PeftModel):
-            self.value_model.load_adapter(str(where), self.value_model.active_adapter, is_trainable=True)
-        else:
-            # Tied weights are saved once, so a key may be missing; a wrong one may not be there.
-            outcome = self.value_model.load_state_dict(_read_weights(where), strict=False)
-            if outcome.unexpected_keys:
-                raise ValueError(f"{where} is of another model: unexpected {outcome.unexpected_keys[:3]}.")
-
-    @staticmethod
-    def _policy_weights(state_dict: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
-        if state_dict is None:
-            return None
-        prefix = "policy."
-        return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
-
-    def _load_critic_adapter(self, folder: Path) -> None:
-        file = folder / "adapter_model.safetensors"
-        if not file.exists():
-            raise FileNotFoundError(
-                f"{file} is missing: the folder holds a critic without an adapter of its own. Resume with "
-                "critic_adapter=False, or from a checkpoint that was written with critic_adapter=True."
-            )
-        set_peft_model_state_dict(self.policy, load_file(file), adapter_name=CRITIC_ADAPTER)
-
-    def _critic_folder(self, folder: str | Path) -> Path:
-        # One level deeper for an adapter: transformers takes every sub-folder with adapter weights for the policy's.
-        where = Path(folder) / VALUE_MODEL_FOLDER
-        return where / "adapter" if isinstance(self.value_model, PeftModel) else where
+        return active_adapter(self.policy, adapter)
 
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -499,11 +409,3 @@ def _scatter(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Entries `(n, ...)` of the real tokens back in their places `(B, T, ...)`, 0 elsewhere."""
     out = rows.new_zeros((*mask.shape, *rows.shape[1:]))
     return out.index_put((mask,), rows) if rows.requires_grad else out.index_put_((mask,), rows)
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return load_file(folder / "model.safetensors")
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}

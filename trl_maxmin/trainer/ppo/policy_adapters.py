@@ -4,68 +4,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from ...models.lora import adapter_state, adapters_as
+
 
 REFERENCE_ADAPTER = "trl_maxmin_reference"
 CRITIC_ADAPTER = "trl_maxmin_critic"
-
-
-@contextmanager
-def _same_trainable(policy: PeftModel) -> Iterator[None]:
-    """What is trainable before is trainable afterwards: PEFT's switches freeze all adapters but the active one, which
-    here train together with it."""
-    trainable = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
-
-
-def activate(policy: PeftModel, name: str) -> None:
-    """Make an adapter the active one, and leave what is trainable as it is.
-
-    Args:
-        policy (`peft.PeftModel`): changed in place.
-        name (`str`): of an adapter it has.
-    """
-    with _same_trainable(policy):
-        policy.set_adapter(name)
-
-
-@contextmanager
-def adapters_off(policy: PeftModel) -> Iterator[None]:
-    """The policy without its adapters inside; afterwards they are as they were, what is trainable included.
-
-    Args:
-        policy (`peft.PeftModel`): with adapters.
-    """
-    with _same_trainable(policy), policy.disable_adapter():
-        yield
-
-
-@contextmanager
-def active_adapter(policy: PeftModel, name: str) -> Iterator[None]:
-    """An adapter is active inside, the one before afterwards.
-
-    Args:
-        policy (`peft.PeftModel`): with this adapter.
-        name (`str`): of the adapter.
-    """
-    before = policy.active_adapter
-    if before == name:
-        yield
-        return
-    activate(policy, name)
-    try:
-        yield
-    finally:
-        activate(policy, before)
 
 
 def checkpoint_contexts(policy: PeftModel) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -77,7 +25,7 @@ def checkpoint_contexts(policy: PeftModel) -> tuple[AbstractContextManager, Abst
     Returns:
         `tuple`: contexts of the forward and of the recomputation.
     """
-    return nullcontext(), active_adapter(policy, policy.active_adapter)
+    return nullcontext(), adapters_as(adapter_state(policy))
 
 
 def add_reference_adapter(policy: PeftModel) -> str:
@@ -89,13 +37,10 @@ def add_reference_adapter(policy: PeftModel) -> str:
     Returns:
         `str`: the name of the copy.
     """
-    active = policy.active_adapter
     if REFERENCE_ADAPTER not in policy.peft_config:
-        policy.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(policy.peft_config[active]))
-        weights = get_peft_model_state_dict(policy, adapter_name=active)
+        _add_adapter(policy, REFERENCE_ADAPTER, trainable=False)
+        weights = get_peft_model_state_dict(policy, adapter_name=policy.active_adapter)
         set_peft_model_state_dict(policy, weights, adapter_name=REFERENCE_ADAPTER)
-        activate(policy, active)
-        _set_trainable(policy, REFERENCE_ADAPTER, False)
     return REFERENCE_ADAPTER
 
 
@@ -116,18 +61,21 @@ def add_critic_adapter(policy: PeftModel) -> str:
             "critic_adapter=True needs a policy with an adapter (`peft_config`, or a `PeftModel` as `model`): the "
             "critic then gets an adapter of its own on the same base."
         )
-    active = policy.active_adapter
     if CRITIC_ADAPTER not in policy.peft_config:
-        # Its own stream, so that a critic more or less changes nothing else that is drawn.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            policy.add_adapter(CRITIC_ADAPTER, copy.deepcopy(policy.peft_config[active]))
-        activate(policy, active)
-        _set_trainable(policy, CRITIC_ADAPTER, True)
+        _add_adapter(policy, CRITIC_ADAPTER, trainable=True)
     return CRITIC_ADAPTER
 
 
-def _set_trainable(policy: PeftModel, adapter: str, flag: bool) -> None:
-    for name, parameter in policy.named_parameters():
-        if f".{adapter}." in f"{name}.":
-            parameter.requires_grad_(flag)
+def _add_adapter(policy: PeftModel, name: str, trainable: bool) -> None:
+    """One more adapter like the active one, which stays active; what was trainable stays so, whatever PEFT freezes."""
+    active, before = policy.active_adapter, [(p, p.requires_grad) for p in policy.parameters()]
+    # Its own stream, so that an adapter more or less changes nothing else that is drawn.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        policy.add_adapter(name, copy.deepcopy(policy.peft_config[active]))
+    policy.set_adapter(active)
+    for parameter, flag in before:
+        parameter.requires_grad_(flag)
+    for full_name, parameter in policy.named_parameters():
+        if f".{name}." in f"{full_name}.":
+            parameter.requires_grad_(trainable)

@@ -241,6 +241,8 @@ class PPOConfig(_BaseConfig):
             self.bf16 = False
         super().__post_init__()
         self.remove_unused_columns = False
+        # `None` means "do not clip", as 0 does; the loop of transformers 5.23 compares it with a number.
+        self.max_grad_norm = self.max_grad_norm or 0.0
         self._check_choices()
         self._check_ranges()
 

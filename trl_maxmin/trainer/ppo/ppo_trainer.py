@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from peft import PeftConfig, PeftModel
-from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import has_length
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zero3_enabled
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..._compat import _BaseTrainer, unwrap_model_for_generation
 from ...distributed import (
@@ -28,23 +32,23 @@ from ...distributed import (
     sum_over_ranks,
 )
 from ...functional.ppo import (
+    adaptive_kl_coef,
     combine_advantages,
     generalized_advantage_estimate,
     kl_estimate,
-    masked_moments,
-    moments_to_mean_var,
     place_terminal_rewards,
     policy_loss_terms,
     value_loss_terms,
     whiten,
 )
-from ...models.base import base_model, context_length
+from ...models.base import context_length, place
+from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.sampling import resolve_stop_tokens, sample_completions, sampling_config, seeded, stream_seed
 from ..scoring.sources import RewardBatch, build_reward_source
-from .checkpoint import PolicyCheckpointMixin
-from .completions import CompletionTableMixin
-from .evaluation import ReplyEvaluationMixin
-from .metrics import LOSS_STATISTICS, RolloutMetricsMixin
+from .checkpoint import copy_critic, load_critic, load_policy_weights, save_critic, save_policy
+from .completions import completion_columns, show_completions
+from .evaluation import EvaluationSums
+from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, take_means
 from .policy import PolicyWithCritic
 from .ppo_config import PPOConfig
 from .prompts import PromptReader, Row, rows_from_batch
@@ -54,19 +58,27 @@ from .setup import (
     build_reference,
     build_root,
     disable_dropout,
+    initial_weights,
     load_policy,
+    load_tokenizer,
     match_shards,
+    padding_token,
     place_reference,
     plan_steps,
     require,
 )
+from .whitening import global_mean_var, whiten_channels
 
 
 # Columns that are the prompt itself; the others go to the reward functions.
 PROMPT_COLUMNS = ("prompt", "input_ids", "attention_mask", "prompt_ids", "finished")
 
 
-class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixin, CompletionTableMixin, _BaseTrainer):
+# The KL coefficient of a checkpoint, which may have been adapted.
+STATE_FILE = "ppo_state.json"
+
+
+class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     """Proximal policy optimisation of a language model, on `transformers.Trainer`.
 
     The trainer that TRL dropped in 1.13, with its constructor and its configuration, built anew: transformers' loop
@@ -133,34 +145,38 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         if ref_model is model:
             raise ValueError("`ref_model` is `model` itself; pass a copy, or `None` for the policy as it is now.")
         plan_steps(args, train_dataset)
+        tokenizer = load_tokenizer(processing_class, model, args)
         policy = load_policy(model, args, peft_config)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(base_model(policy).config.name_or_path)
+        # The tokenizer of the policy, inside its processor where there is one.
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        # From a row of the data to the ids of its prompt.
         self._read_prompt = PromptReader(
             self._tokenizer, args.max_prompt_length, args.response_length, context_length(policy)
         )
-        self._check_data(train_dataset, eval_dataset)
-
+        self._read_prompt.check(train_dataset, eval_dataset)
+        # How replies are sampled, what ends one, and what fills up a batch.
         self.stop_token_ids = resolve_stop_tokens(args.stop_token, args.stop_token_id, policy, self._tokenizer)
-        # Masks travel with the ids, so any id that the policy can embed serves as padding; scripts of TRL 1.12 add a
-        # pad token to the tokenizer without resizing the model.
-        padding = [self._tokenizer.pad_token_id, *self.stop_token_ids, 0]
-        size = base_model(policy).get_input_embeddings().num_embeddings
-        self.pad_token_id = next(token for token in padding if token is not None and token < size)
+        self.pad_token_id = padding_token([self._tokenizer.pad_token_id, *self.stop_token_ids], policy)
         self.generation_config = sampling_config(args.temperature, args.response_length, args.generation_kwargs)
-
-        self.reward_source = self._build_reward_source(reward_model)
+        # K rewards: where they come from, what they are called, what each counts `(K,)`, and what a nat of KL costs.
+        self.reward_source = build_reward_source(reward_model, policy_tokenizer=self._tokenizer)
         self.reward_func_names = list(self.reward_source.names)
-        self.reward_weights = self._initial_reward_weights(args)
+        self.reward_weights = initial_weights(args.reward_weights, self.reward_func_names)
         self.kl_coef = args.kl_coef
+        # Whether the critic predicts the weighted sum, or every reward and the KL penalty apart.
         value_model = adapt_critic(value_model, peft_config, args.seed)
         root, self.scalar_critic = build_root(policy, value_model, args, len(self.reward_func_names))
+        # The reference: a module of its own, or `None` and the adapter (`None`: none) that the policy then has on.
         self.reference, self._reference_adapter = build_reference(root, ref_model, peft_config, args)
         match_shards(root)
         disable_dropout(root)
+        # Prompts of the rollout that is being collected.
         self._prompt_buffer: list[Row] = []
+        # What was measured since the last log, and the time and the step at which this run began.
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._clock: tuple[float, int] | None = None
+        # The table that the next log shows.
+        self._completions: dict[str, list] | None = None
 
         use_cache = getattr(root.config, "use_cache", None)
         super().__init__(
@@ -184,28 +200,14 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         if hasattr(policy, "add_model_tags"):
             policy.add_model_tags(self._tag_names)
 
-    # ------------------------------------------------------------------------------------------------ construction
-    def _check_data(self, train_dataset: Any, eval_dataset: Any) -> None:
-        named = {"training set": train_dataset}
-        if isinstance(eval_dataset, dict):
-            named |= {f"evaluation set {name!r}": dataset for name, dataset in eval_dataset.items()}
-        else:
-            named["evaluation set"] = eval_dataset
-        for name, dataset in named.items():
-            if dataset is not None and has_length(dataset) and not isinstance(dataset, IterableDataset):
-                self._read_prompt.check(dataset, name)
+    @property
+    def _root(self) -> PolicyWithCritic:
+        return self.accelerator.unwrap_model(self.model)
 
-    def _build_reward_source(self, reward_model: Any) -> Any:
-        return build_reward_source(reward_model, policy_tokenizer=self._tokenizer)
-
-    def _initial_reward_weights(self, args: PPOConfig) -> torch.Tensor:
-        names = self.reward_func_names
-        weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
-        if len(weights) != len(names):
-            raise ValueError(
-                f"reward_weights has {len(weights)} entries, but there are {len(names)} rewards: {names}."
-            )
-        return torch.tensor(weights, dtype=torch.float32)
+    @property
+    def policy_model(self) -> PreTrainedModel | PeftModel:
+        """The policy without its critic."""
+        return self._root.policy
 
     # --------------------------------------------------------------------------------------------------- the loop
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -243,14 +245,12 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         if self._sample_generation_is_due():
             self.generate_completions(sampling=True)
 
-        rollout = self._rollout(rows)
-        self._score(rollout)
-        rewards, channel_weights = self._aggregate(rollout)
-        self._advantages(rollout, rewards, channel_weights)
-        loss = self._optimise(rollout)
-        self._log_rollout(rollout)
-        if self.args.log_completions:
-            self._completions = self._completion_columns(rollout)
+        rollout = self._rollout(rows)  # 1: replies, and what policy, critic and reference make of them
+        self._score(rollout)  # 2: rewards of all ranks, and then their weights
+        rewards, channel_weights = self._aggregate(rollout)  # 3: rewards of every token and channel
+        self._advantages(rollout, rewards, channel_weights)  # 4: GAE, weighted, whitened
+        loss = self._optimise(rollout)  # 5: epochs of minibatches of micro-batches
+        self._log_rollout(rollout)  # 6: metrics, and the KL coefficient of the next rollout
         return loss
 
     # ---------------------------------------------------------------------------------------------------- 1 rollout
@@ -312,15 +312,6 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
         inputs = {name: batch[name] for name in names}
         return model(**inputs, temperature=self.args.temperature, **options)
 
-    @property
-    def _root(self) -> PolicyWithCritic:
-        return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def policy_model(self) -> PreTrainedModel | PeftModel:
-        """The policy without its critic."""
-        return self._root.policy
-
     # ----------------------------------------------------------------------------------------------------- 2 rewards
     def _score(self, rollout: Rollout) -> None:
         """Rewards of all ranks through the seam, and this rank's rows back."""
@@ -366,25 +357,11 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
             columns={name: [row.get(name) for row in inputs] for name in names},
         )
 
-    def _settle_scores(self, rollout: Rollout, weights: torch.Tensor) -> None:
-        """Penalties, and rows that a component of weight could not score."""
-        unscored = rollout.scores[:, weights != 0].isnan().any(1)
-        if unscored.any():
-            warnings.warn(
-                f"{int(unscored.sum())} of {len(rollout)} replies have no score (NaN) and are left out of the loss.",
-                stacklevel=2,
-            )
-        rollout.loss_mask &= ~unscored.unsqueeze(1)
-        rollout.scores = rollout.scores.nan_to_num(nan=0.0)
-        if self.args.missing_eos_penalty is not None:
-            rollout.scores = rollout.scores - self.args.missing_eos_penalty * (~rollout.finished).unsqueeze(1)
-        if self.args.mask_truncated_completions:
-            rollout.loss_mask &= rollout.finished.unsqueeze(1)
-
+    # --------------------------------------------------------------------------------- 3 rewards of tokens and channels
     def _aggregate(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Rewards per token and channel `(B, T, C)`, and what each channel counts `(C,)`."""
         weights = self.reward_weights.to(rollout.scores)
-        self._settle_scores(rollout, weights)
+        rollout.settle_scores(weights, self.args.missing_eos_penalty, self.args.mask_truncated_completions)
         terminal = place_terminal_rewards(rollout.scores, rollout.completion_mask)
         if self.scalar_critic:
             rewards = (terminal @ weights - self.kl_coef * rollout.kl).unsqueeze(-1)
@@ -393,22 +370,10 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
             rewards = torch.cat([terminal, -rollout.kl.unsqueeze(-1)], dim=-1)
             channel_weights = torch.cat([weights, weights.new_tensor([self.kl_coef])])
         if self.args.whiten_rewards:
-            rewards = self._whiten_channels(rewards, channel_weights, rollout.loss_mask)
+            rewards = whiten_channels(self.accelerator, rewards, channel_weights, rollout.loss_mask)
         return rewards, channel_weights
 
-    def _whiten_channels(
-        self, rewards: torch.Tensor, channel_weights: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Scale all channels by the deviation of their weighted sum, each around its own mean: the weighted sum of the
-        result is the whitened weighted sum, whatever the number of channels."""
-        _, var = self._global_mean_var(combine_advantages(rewards, channel_weights), mask)
-        means = [self._global_mean_var(channel, mask)[0] for channel in rewards.unbind(-1)]
-        channels = [whiten(c, mask, m, var, shift_mean=False) for c, m in zip(rewards.unbind(-1), means, strict=True)]
-        return torch.stack(channels, dim=-1)
-
-    def _global_mean_var(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return moments_to_mean_var(sum_over_ranks(self.accelerator, masked_moments(values, mask)))
-
+    # ------------------------------------------------------------------------------------------------- 4 advantages
     def _advantages(self, rollout: Rollout, rewards: torch.Tensor, channel_weights: torch.Tensor) -> None:
         """Advantages per channel, weighted, then whitened over all ranks; logs how much of the returns the critic
         foresaw."""
@@ -416,13 +381,13 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
             rewards, rollout.values, rollout.completion_mask, self.args.gamma, self.args.lam
         )
         combined = combine_advantages(advantages, channel_weights)
-        mean, var = self._global_mean_var(combined, rollout.loss_mask)
+        mean, var = global_mean_var(self.accelerator, combined, rollout.loss_mask)
         rollout.advantages = whiten(combined, rollout.loss_mask, mean, var)
         returns = combine_advantages(rollout.returns, channel_weights)
-        _, spread = self._global_mean_var(returns, rollout.loss_mask)
+        _, spread = global_mean_var(self.accelerator, returns, rollout.loss_mask)
         self._metrics["train"]["val/explained_variance"].append((1 - var / spread).item() if spread > 0 else math.nan)
 
-    # ------------------------------------------------------------------------------------------------ 3 optimisation
+    # ----------------------------------------------------------------------------------------------- 5 optimisation
     def _optimise(self, rollout: Rollout) -> torch.Tensor:
         """Optimizer steps on a rollout. The gradients of the last one are left for the loop to clip and apply."""
         plan = self._minibatches(len(rollout))
@@ -433,12 +398,12 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
             statistics.append(self._backward_minibatch(rollout, rows, num_tokens))
             if number == len(plan) - 1 or self._beyond_target_kl(statistics[-1], num_tokens):
                 break
-            if self.args.max_grad_norm > 0:
+            if self.args.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model_wrapped.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
             self.model_wrapped.zero_grad()
         means = sum_over_ranks(self.accelerator, torch.stack(statistics)) / tokens[: len(statistics), None]
-        self._log_losses(means)
+        self._note(loss_metrics(means))
         return (means[:, 0] + self.args.vf_coef * means[:, 1]).mean()
 
     def _minibatches(self, num_rows: int) -> list[list[int]]:
@@ -490,6 +455,183 @@ class PPOTrainer(PolicyCheckpointMixin, ReplyEvaluationMixin, RolloutMetricsMixi
             return False
         approxkl = sum_over_ranks(self.accelerator, statistics)[LOSS_STATISTICS.index("policy/approxkl_avg")]
         return approxkl.item() / num_tokens > self.args.target_kl
+
+    # ------------------------------------------------------------------------------------------------------ 6 metrics
+    def _note(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(float(value))
+
+    def _log_rollout(self, rollout: Rollout) -> None:
+        """Note what is known of a rollout; adapt the KL coefficient, where asked, to the KL just measured."""
+        metrics = rollout_metrics(self.accelerator, rollout, self.reward_weights, self.kl_coef)
+        episodes = self.args.batch_size * (self.state.global_step + 1)
+        start, first_step = self._clock
+        eps = (episodes - self.args.batch_size * first_step) / (time.perf_counter() - start)
+        self._note(metrics | {"eps": eps, "episode": episodes, "lr": self._get_learning_rate()})
+        if self.args.adaptive_kl:
+            self.kl_coef = adaptive_kl_coef(
+                self.kl_coef, metrics["objective/kl"], self.args.kl_target, self.args.kl_horizon, self.args.batch_size
+            )
+        if self.args.log_completions:
+            self._completions = self._completion_columns(rollout)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of what was measured since the last log.
+
+        Args:
+            logs (`dict`): what the loop logs.
+            start_time (`float`, *optional*): of the training.
+        """
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        logs.update({prefix + name: value for name, value in take_means(self._metrics[mode]).items()})
+        super().log(logs, start_time)
+        if mode == "train" and self._completions is not None:
+            self._show(self._completions)
+            self._completions = None
+
+    # ----------------------------------------------------------------------------------------- beside the updates
+    @contextmanager
+    def _ready_policy(self) -> Iterator[None]:
+        """The policy ready to compute. Before training it may still be on the CPU, and in shards (DeepSpeed ZeRO-3) it
+        has no engine that gathers them layer by layer; the one it gets here cannot train, so it goes again."""
+        if not is_deepspeed_zero3_enabled() or self.deepspeed is not None:
+            if not self.state.max_steps:
+                place(self.model, self.accelerator.device)
+            yield
+            return
+        deepspeed_init(self, num_training_steps=0, inference=True)
+        self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
+        try:
+            yield
+        finally:
+            self.deepspeed.destroy()
+            self.deepspeed, self.model_wrapped = None, self.model
+            self.accelerator.free_memory()
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Sample one reply to each prompt and score it. Weights, random state and KL coefficient stay as they are.
+
+        Args:
+            dataloader: batches of rows.
+            description, prediction_loss_only, ignore_keys: unused.
+            metric_key_prefix (`str`): of the metrics' names.
+
+        Returns:
+            [`~transformers.trainer_utils.EvalLoopOutput`]: with metrics only.
+        """
+        num_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else math.inf
+        rank, world, sums = self.accelerator.process_index, self.accelerator.num_processes, EvaluationSums()
+        with self._ready_policy():
+            self.model.eval()
+            for number, rows in enumerate(map(rows_from_batch, dataloader)):
+                # The same stream at every evaluation: two of them differ by the policy, not by the draw.
+                rollout = self._sample(rows, "evaluation", number)
+                self._forward_rollout(rollout)
+                first = (number * world + rank) * self.args.eval_batch_size
+                # The last batches are filled up with rows from the beginning, so that all ranks make the same calls.
+                sums.add(rollout, min(max(num_rows - first, 0), len(rows)))
+            rewards = self._calculate_rewards(sums.inputs, sums.prompts, sums.completions, sums.completion_ids)
+        penalty = self.args.missing_eos_penalty or 0.0
+        metrics = sums.metrics(self.accelerator, rewards, self.reward_weights, penalty)
+        if self._host_logs_component_rewards:
+            means = zip(self.reward_func_names, rewards.nanmean(0).tolist(), strict=True)
+            metrics |= {f"rewards/{name}/mean": mean for name, mean in means}
+        # What the seam measured belongs to this evaluation set.
+        metrics |= take_means(self._metrics["eval"])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rewards))
+
+    @torch.no_grad()
+    def generate_completions(self, sampling: bool = False) -> dict[str, list]:
+        """The likeliest replies to the evaluation prompts and their scores: printed, and logged where W&B runs.
+
+        Args:
+            sampling (`bool`, defaults to `False`): whether one batch of prompts is enough.
+
+        Returns:
+            `dict[str, list]`: columns `"query"`, `"model response"`, `"score"` (the weighted sum), and one for each
+            reward component where there are several. Empty without an evaluation set.
+        """
+        table: dict[str, list] = {}
+        datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        likeliest = (self.args.generation_kwargs or {}) | {"do_sample": False}
+        sampled = self.generation_config
+        self.generation_config = sampling_config(self.args.temperature, self.args.response_length, likeliest)
+        try:
+            with self._ready_policy():
+                for dataset in datasets.values():
+                    for rows in map(rows_from_batch, () if dataset is None else self.get_eval_dataloader(dataset)):
+                        for name, values in self._completion_columns(self._sample(rows, "completions")).items():
+                            table.setdefault(name, []).extend(values)
+                        if sampling:
+                            break
+        finally:
+            self.generation_config = sampled
+        self._show(table)
+        return table
+
+    def _completion_columns(self, rollout: Rollout) -> dict[str, list]:
+        scores = rollout.scores
+        if scores is None:
+            # Past the seam, which is told of rollouts and evaluations only.
+            batch = self._reward_batch(rollout.inputs, rollout.prompts, rollout.completions, rollout.completion_ids)
+            scores = self.reward_source(batch)
+        return completion_columns(self.accelerator, rollout, scores, self.reward_weights, self.reward_func_names)
+
+    def _show(self, table: dict[str, list]) -> None:
+        if table and self.is_world_process_zero():
+            show_completions(table, self.state.global_step, self.args.report_to)
+
+    def _sample_generation_is_due(self) -> bool:
+        wanted, rollouts = self.args.num_sample_generations, self.args.num_total_batches
+        if self.eval_dataset is None or wanted <= 0 or not rollouts:
+            return False
+        return self.state.global_step % max(1, rollouts // wanted) == 0
+
+    # ----------------------------------------------------------------------------------------- saving and resuming
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The policy as `from_pretrained` expects it, the critic beside it."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_policy(self._root, folder, state_dict)
+        if self.args.save_critic or self._staging is not None:
+            save_critic(self._root, folder, state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+        (folder / STATE_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers copies the files it knows, and pushes the copies.
+        if self._staging is None and self.args.save_critic and self.is_world_process_zero():
+            copy_critic(Path(checkpoint_folder), Path(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        state_file = Path(resume_from_checkpoint) / STATE_FILE
+        if state_file.exists():
+            self.kl_coef = json.loads(state_file.read_text())["kl_coef"]
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_policy_weights(self._root, resume_from_checkpoint)
+            load_critic(self._root, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(os.fspath(self.state.best_model_checkpoint))
 
 
 def _leave_rows(rows: list[Row]) -> list[Row]:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import is_tensor
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import has_length
 
 from ...data.tokenization import encode_prompt
 from ...models.base import as_list
@@ -70,18 +72,25 @@ class PromptReader:
             )
         return ids
 
-    def check(self, dataset: Iterable[Mapping[str, Any]], name: str) -> None:
-        """Read every row, so that a bad one raises before anything trains.
+    def check(self, train_dataset: Any, eval_dataset: Any = None) -> None:
+        """Read every row, so that a bad one raises before anything trains. Streams are read as they come.
 
         Args:
-            dataset: a sequence of rows.
-            name (`str`): how errors call the data.
+            train_dataset: rows.
+            eval_dataset (*optional*): rows, or a dict of several sets.
 
         Raises:
-            `ValueError`: as reading a row, with its number.
+            `ValueError`: as reading a row, with its number and its set.
         """
-        for number, row in enumerate(dataset):
-            self(row, f"Row {number} of the {name}")
+        named = {"training set": train_dataset}
+        if isinstance(eval_dataset, dict):
+            named |= {f"evaluation set {name!r}": dataset for name, dataset in eval_dataset.items()}
+        else:
+            named["evaluation set"] = eval_dataset
+        for name, dataset in named.items():
+            if dataset is not None and has_length(dataset) and not isinstance(dataset, IterableDataset):
+                for number, row in enumerate(dataset):
+                    self(row, f"Row {number} of the {name}")
 
 
 def rows_from_batch(batch: list[Row] | Mapping[str, Any]) -> list[Row]:

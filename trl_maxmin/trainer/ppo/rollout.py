@@ -8,6 +8,7 @@ Prompts are left padded, replies right padded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -115,6 +116,27 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.completion_ids)
+
+    def settle_scores(self, weights: torch.Tensor, missing_eos_penalty: float | None, mask_truncated: bool) -> None:
+        """Take penalties off the scores, and rows that a component of weight could not score out of the loss.
+
+        Args:
+            weights (`torch.Tensor` of shape `(K,)`): what each component counts.
+            missing_eos_penalty (`float`, *optional*): of a truncated reply, under every component.
+            mask_truncated (`bool`): whether truncated replies are left out of the loss.
+        """
+        unscored = self.scores[:, weights != 0].isnan().any(1)
+        if unscored.any():
+            warnings.warn(
+                f"{int(unscored.sum())} of {len(self)} replies have no score (NaN) and are left out of the loss.",
+                stacklevel=2,
+            )
+        self.loss_mask &= ~unscored.unsqueeze(1)
+        self.scores = self.scores.nan_to_num(nan=0.0)
+        if missing_eos_penalty is not None:
+            self.scores = self.scores - missing_eos_penalty * (~self.finished).unsqueeze(1)
+        if mask_truncated:
+            self.loss_mask &= self.finished.unsqueeze(1)
 
     def by_length(self, rows: Sequence[int] | None = None) -> list[int]:
         """Rows in the order of their real length, so that neighbours share a tight micro-batch.

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
@@ -20,6 +20,7 @@ from ..._compat import disable_dropout_in_model, prepare_deepspeed
 from ...models.base import base_model
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import seeded
+from .checkpoint import load_pretrained
 from .policy import PolicyWithCritic, check_head
 from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
@@ -79,6 +80,71 @@ def plan_steps(args: PPOConfig, train_dataset: Any) -> None:
         args.num_total_batches = math.ceil(args.num_train_epochs * rollouts_per_pass)
 
 
+def load_tokenizer(
+    processing_class: Any, model: str | PreTrainedModel | PeftModel, args: PPOConfig
+) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, read before its weights are.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase` or processor, *optional*): the user's; by default the one saved
+            with the model.
+        model (`str`, [`~transformers.PreTrainedModel`] or `peft.PeftModel`): the policy.
+        args ([`PPOConfig`]): `trust_remote_code` in its `model_init_kwargs` is read.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`] or a processor.
+
+    Raises:
+        `ValueError`: there is none where the model is.
+    """
+    if processing_class is not None:
+        return processing_class
+    name = model if isinstance(model, str) else base_model(model).config.name_or_path
+    trust = (args.model_init_kwargs or {}).get("trust_remote_code", False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"`model` {name!r} has no tokenizer; pass `processing_class`. ({error})") from error
+    # From a model's configuration alone transformers makes a tokenizer of the right class that knows no word.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"`model` {name!r} has no tokenizer with a vocabulary; pass `processing_class`.")
+    return tokenizer
+
+
+def padding_token(candidates: list[int | None], policy: PreTrainedModel | PeftModel) -> int:
+    """An id to pad with. Masks travel with the ids, so any that the policy can embed will do: scripts of TRL 1.12 add
+    a pad token to the tokenizer without resizing the model.
+
+    Args:
+        candidates (`list`): ids, the best first; `None`: there is none.
+        policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): its embedding is read.
+
+    Returns:
+        `int`.
+    """
+    size = base_model(policy).get_input_embeddings().num_embeddings
+    return next(token for token in [*candidates, 0] if token is not None and token < size)
+
+
+def initial_weights(given: list[float] | None, names: list[str]) -> torch.Tensor:
+    """What each reward counts.
+
+    Args:
+        given (`list[float]`, *optional*): the user's; 1 each by default.
+        names (`list[str]`): of the K rewards.
+
+    Returns:
+        `torch.Tensor` of shape `(K,)`: float32.
+
+    Raises:
+        `ValueError`: another number of weights.
+    """
+    weights = [1.0] * len(names) if given is None else given
+    if len(weights) != len(names):
+        raise ValueError(f"reward_weights has {len(weights)} entries, but there are {len(names)} rewards: {names}.")
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 def load_policy(
     model: str | PreTrainedModel | PeftModel, args: PPOConfig, peft_config: PeftConfig | None
 ) -> PreTrainedModel | PeftModel:
@@ -93,11 +159,11 @@ def load_policy(
         [`~transformers.PreTrainedModel`] or `peft.PeftModel`.
 
     Raises:
-        `ValueError`: an adapter on top of another.
+        `ValueError`: an adapter on top of another; weights that are not there as a whole.
     """
     if isinstance(model, str):
         options = {"dtype": "float32", **(args.model_init_kwargs or {})}
-        model = AutoModelForCausalLM.from_pretrained(model, **options)
+        model = load_pretrained(AutoModelForCausalLM, model, argument="`model`", **options)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
