@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..data.texts import number_values
 from ..data.tokenization import Prompt, same_vocabulary
 from ..distributed import gather_objects
 from ..models import MixtureRewardModel
@@ -351,9 +352,8 @@ def standardise(
         `known_scale`, else, with a warning, its spread over all replies. A group that is constant keeps `s = 1`.
     """
     base = rewards[reference]
-    number: dict[Any, int] = {}
-    index = np.array([number.setdefault(prompt, len(number)) for prompt in prompts])
-    sums, sizes = np.zeros((len(number), base.shape[1])), np.zeros((len(number), base.shape[1]))
+    index = np.array(number_values(prompts))
+    sums, sizes = np.zeros((2, index.max() + 1, base.shape[1]))
     np.add.at(sums, index, np.nan_to_num(base))
     np.add.at(sizes, index, ~np.isnan(base))
     overall = np.nanmean(base, axis=0)
