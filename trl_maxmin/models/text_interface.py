@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
+from ..data.texts import distinct_texts, prompts_of
 from ..data.tokenization import ChatOptions, Prompt, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..functional.preference import preference_log_likelihood as pair_log_likelihood
@@ -20,39 +21,6 @@ from .scoring import SharedRewardFunctions, score_sequences
 
 if TYPE_CHECKING:
     from .modeling_mixture_reward import MixtureRewardModel
-
-
-def distinct_replies(
-    prompts: Sequence[Prompt], *sides: Sequence[Prompt]
-) -> tuple[list[tuple[Prompt, Prompt]], list[torch.Tensor]]:
-    """Replies that stand in several pairs, once.
-
-    Args:
-        prompts (`Sequence[str]` or of messages, N): the prompt of each pair.
-        sides (N replies each): for example the chosen and the rejected ones.
-
-    Returns:
-        The distinct (prompt, reply) in the order in which they occur, and for each side the rows among them, `(N,)`.
-
-    Example:
-
-    >>> distinct, (chosen, rejected) = distinct_replies(["p", "p"], ["a", "b"], ["b", "c"])
-    >>> distinct, chosen.tolist(), rejected.tolist()
-    ([('p', 'a'), ('p', 'b'), ('p', 'c')], [0, 1], [1, 2])
-    """
-    rows_of: dict[str, int] = {}
-    distinct: list[tuple[Prompt, Prompt]] = []
-    found = []
-    for side in sides:
-        rows = []
-        for prompt, reply in zip(prompts, side, strict=True):
-            # Messages are no keys of a dictionary; their text form is.
-            row = rows_of.setdefault(repr((prompt, reply)), len(distinct))
-            if row == len(distinct):
-                distinct.append((prompt, reply))
-            rows.append(row)
-        found.append(torch.tensor(rows, dtype=torch.long))
-    return distinct, found
 
 
 def score(
@@ -200,17 +168,15 @@ def preference_log_likelihood(
     Returns:
         `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
     """
-    prompts = preferences["prompt"] if "prompt" in preferences.column_names else [""] * len(preferences)
-    prompts = [prompt or "" for prompt in prompts]
-    first, (chosen, rejected) = distinct_replies(prompts, preferences["chosen"], preferences["rejected"])
+    replies, rows = distinct_texts(prompts_of(preferences), preferences["chosen"], preferences["rejected"])
     rewards = mixture.score(
-        [prompt for prompt, _ in first],
-        [reply for _, reply in first],
+        [prompt for prompt, _ in replies],
+        [reply for _, reply in replies],
         processing_class=processing_class,
         batch_size=batch_size,
     ).cpu()
     margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
-    return pair_log_likelihood(rewards[chosen], rewards[rejected], margin)
+    return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin)
 
 
 def reward_functions(
