@@ -244,7 +244,9 @@ def is_known_group(group: Any) -> bool:
     return group is not None and str(group).strip().lower() not in ("", "nan")
 
 
-def require_group_column(group_column: str | None, annotator_column: str, columns: Sequence[str] | None = None) -> None:
+def require_group_column(
+    group_column: str | None, annotator_column: str, columns: Sequence[str] | None = None
+) -> None:
     """Refuse a column of groups that is not there, or that names the annotators themselves.
 
     Args:

@@ -263,9 +263,17 @@ class MixtureRewardConfig(RewardConfig):
         annealing = ("annealing_start", "annealing_steps")
         dropped = [
             (not self.train_trunk, "train_trunk=False", (*annealing, "e_step_interval", "e_step_scores")),
-            (not self.train_trunk and self.n_init == 0, "train_trunk=False, whose heads come from starts", ("n_init",)),
+            (
+                not self.train_trunk and self.n_init == 0,
+                "train_trunk=False, whose heads come from starts",
+                ("n_init",),
+            ),
             (hard, "em='hard'", annealing),
-            (hard and (not self.train_trunk or no_fits), "em='hard' without soft starts", ("dirichlet_concentration",)),
+            (
+                hard and (not self.train_trunk or no_fits),
+                "em='hard' without soft starts",
+                ("dirichlet_concentration",),
+            ),
             (no_starts, "n_init=0", ("init_steps",)),
             (no_fits, "n_init=0 and a trained trunk", ("prior_scale",)),
         ]
