@@ -27,6 +27,7 @@ from tests.trainer.ppo_helpers import (
     unpadded_log_all,
     weights,
 )
+from trl_maxmin.trainer.ppo.rollout import plan_minibatches
 
 
 pytestmark = pytest.mark.seam
@@ -210,11 +211,22 @@ def test_c09_clipping_reaches_every_step(make):
     assert all(value > 1e-3 for value in history(trainer, "grad_norm"))
 
 
+@pytest.mark.parametrize("given", [None, 0.0])
+def test_c09_no_clipping(make, given):
+    """`None` is what a configuration file says; the gradient of SGD then is applied as it is."""
+    runs = []
+    for limit in (given, 1e9):
+        trainer = make(max_grad_norm=limit, num_mini_batches=2, optim="sgd")
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(*runs, atol=1e-6, rtol=1e-6)
+
+
 def test_c10_the_seed_fixes_the_run(make):
     runs, orders = [], []
     for seed in (1, 1, 2):
         trainer = make(seed=seed, num_mini_batches=2)
-        orders.append(trainer._minibatches(8))
+        orders.append(plan_minibatches(8, trainer.args, step=0, rank=0))
         torch.rand(3), np.random.rand(3)
         trainer.train()
         runs.append(weights(trainer))

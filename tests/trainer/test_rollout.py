@@ -53,15 +53,15 @@ class TestPromptReader:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"text": "x"}, "Row 1 of the set has the columns .'text'.*`prompt`"),
-            ({"input_ids": []}, "Row 1 of the set has an empty prompt"),
+            ({"text": "x"}, "Row 1 of the training set has the columns .'text'.*`prompt`"),
+            ({"input_ids": []}, "Row 1 of the training set has an empty prompt"),
             ({"input_ids": [5] * 5}, "5 tokens.*response_length=4.*context of 8.*at most 4"),
         ],
     )
     def test_bad_rows_are_named(self, word_tokenizer, row, message):
         reader = PromptReader(word_tokenizer, response_length=4, context_length=8)
         with pytest.raises(ValueError, match=message):
-            reader.check([{"input_ids": [5, 5, 5, 5]}, row], "set")
+            reader.check([{"input_ids": [5, 5, 5, 5]}, row])
 
     def test_messages_without_a_template(self, word_tokenizer):
         with pytest.raises(ValueError, match="chat template"):

@@ -5,28 +5,21 @@ critic beside it. What is read is whole and of this run, or it is refused: nothi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from ...models.loading import load_pretrained, read_tensors, require_tensors
 from ...models.lora import without_reward_adapters
 from .policy import PolicyWithCritic
 
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
-ADAPTER_FILE = "adapter_model.safetensors"
-REMEDY = (
-    "Resume from a checkpoint that this trainer wrote with the same model, adapters, rewards, `value_model`, `critic` "
-    "and `critic_adapter`."
-)
 StateDict = dict[str, torch.Tensor]
 
 
@@ -77,7 +70,7 @@ def load_policy_weights(root: PolicyWithCritic, folder: str | Path) -> None:
         `FileNotFoundError`: the folder has no policy of this kind.
         `ValueError`: weights that are cut off, missing, unexpected, of another shape, NaN or infinite.
     """
-    _load(root.policy, Path(folder), "the folder holds a policy of another kind (adapter or whole model), or none")
+    _load(root.policy, Path(folder), "policy")
 
 
 def load_critic(root: PolicyWithCritic, folder: str | Path) -> None:
@@ -91,17 +84,13 @@ def load_critic(root: PolicyWithCritic, folder: str | Path) -> None:
     """
     folder = Path(folder)
     if root.value_head is not None:
-        lacks = "the folder holds a policy without its critic (or with one of another kind)"
-        weights = _read(folder / VALUE_HEAD_FILE, lacks)
-        _require_keys(folder / VALUE_HEAD_FILE, root.value_head.state_dict(), weights)
-        root.value_head.load_state_dict(weights)
+        head = root.value_head.state_dict()
+        root.value_head.load_state_dict(_read(folder / VALUE_HEAD_FILE, head, "critic"))
     if root.critic_adapter is not None:
-        lacks = "the folder holds a critic without an adapter of its own; set critic_adapter=False"
-        _load_adapter(root.policy, root.critic_adapter, folder / VALUE_MODEL_FOLDER / root.critic_adapter, lacks)
+        where = folder / VALUE_MODEL_FOLDER / root.critic_adapter
+        _load_adapter(root.policy, root.critic_adapter, where, "critic with an adapter of its own")
     if root.value_model is not None:
-        _load(
-            root.value_model, _value_model_folder(root, folder), "the folder holds a critic of another kind, or none"
-        )
+        _load(root.value_model, _value_model_folder(root, folder), "critic")
 
 
 def copy_critic(source: Path, target: Path) -> None:
@@ -117,75 +106,38 @@ def copy_critic(source: Path, target: Path) -> None:
             shutil.copytree(source / name, target / name, dirs_exist_ok=True)
 
 
-def load_pretrained(auto_class: Any, name: str | Path, *, argument: str, **kwargs: Any) -> PreTrainedModel:
-    """`from_pretrained`, which fills what a folder lacks with random numbers, but refuses where it would.
-
-    Args:
-        auto_class: an Auto class or a model class of transformers.
-        name (`str` or `Path`): Hub id or folder.
-        argument (`str`): what the user calls it.
-        kwargs: for `from_pretrained`.
-
-    Returns:
-        [`~transformers.PreTrainedModel`].
-
-    Raises:
-        `ValueError`: weights that cannot be read, or are missing, unexpected, of another shape, NaN or infinite.
-    """
-    options = {"trust_remote_code": False, **kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        model, report = auto_class.from_pretrained(name, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{argument} {str(name)!r} cannot be loaded: {error}") from error
-    shapes = [f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in report["mismatched_keys"]]
-    _refuse(f"{argument} {str(name)!r}", report["missing_keys"], report["unexpected_keys"], shapes, model.state_dict())
-    return model
-
-
-def _load(model: PreTrainedModel | PeftModel, folder: Path, lacks: str) -> None:
+def _load(model: PreTrainedModel | PeftModel, folder: Path, what: str) -> None:
     if isinstance(model, PeftModel):
-        _load_adapter(model, model.active_adapter, folder, lacks)
+        _load_adapter(model, model.active_adapter, folder, what)
         return
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is missing or has no config.json: {lacks}. {REMEDY}")
-    # The widest type there is, so that nothing is rounded on its way.
+    _require_there(folder / "config.json", what)
+    # In the widest type of its weights, so that none is rounded on its way.
     dtype = reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
-    loaded = load_pretrained(type(model), folder, argument="checkpoint", config=model.config, dtype=dtype)
+    argument = f"{what} of the checkpoint"
+    loaded = load_pretrained(type(model), folder, argument=argument, exact=True, config=model.config, dtype=dtype)
     model.load_state_dict(loaded.state_dict())
 
 
-def _load_adapter(model: PeftModel, name: str, folder: Path, lacks: str) -> None:
-    weights = _read(folder / ADAPTER_FILE, lacks)
-    _require_keys(folder / ADAPTER_FILE, get_peft_model_state_dict(model, adapter_name=name), weights)
+def _load_adapter(model: PeftModel, name: str, folder: Path, what: str) -> None:
+    weights = _read(folder / "adapter_model.safetensors", get_peft_model_state_dict(model, adapter_name=name), what)
     set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
-def _read(file: Path, lacks: str) -> StateDict:
+def _read(file: Path, wanted: StateDict, what: str) -> StateDict:
+    """The weights of a file, which are those that are wanted."""
+    _require_there(file, what)
+    weights = read_tensors(file, f"{what} of the checkpoint")
+    require_tensors(wanted, weights, f"{what} of the checkpoint", str(file))
+    return weights
+
+
+def _require_there(file: Path, what: str) -> None:
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: {lacks}. {REMEDY}")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read, it may be cut off ({error}). {REMEDY}") from error
-
-
-def _require_keys(file: Path, wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
-    pairs = [(key, tuple(found[key].shape), tuple(wanted[key].shape)) for key in wanted.keys() & found.keys()]
-    shapes = [f"{key} {theirs}, not {ours}" for key, theirs, ours in pairs if theirs != ours]
-    _refuse(str(file), wanted.keys() - found.keys(), found.keys() - wanted.keys(), shapes, found)
-
-
-def _refuse(where: str, missing: Any, unexpected: Any, shapes: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise where a file and a module differ, or where a weight is no number."""
-    bad = [key for key, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "NaN or infinite": bad}
-    named = [
-        f"{len(keys)} {fault} ({', '.join(sorted(keys)[:3])}{', ...' if len(keys) > 3 else ''})"
-        for fault, keys in faults.items()
-        if keys
-    ]
-    if named:
-        raise ValueError(f"The weights of {where} are not those of this model: {'; '.join(named)}. {REMEDY}")
+        raise FileNotFoundError(
+            f"{file if file.parent.exists() else file.parent} is missing: the folder holds no {what} (or one of "
+            "another kind). Resume from a checkpoint that this trainer wrote with the same `peft_config`, "
+            "`value_model` and `critic_adapter` (for one without it, critic_adapter=False)."
+        )
 
 
 def _part(state_dict: StateDict | None, prefix: str) -> StateDict | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...distributed import gather_objects, gather_rows
+from .ppo_config import PPOConfig
 from .rollout import Rollout
 
 
@@ -22,19 +23,8 @@ PRINTED_ROWS = 5
 def completion_columns(
     accelerator: Accelerator, rollout: Rollout, scores: torch.Tensor, weights: torch.Tensor, names: list[str]
 ) -> dict[str, list]:
-    """Prompts, replies and scores of all ranks.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        rollout ([`Rollout`]): replies of this rank, B of them.
-        scores (`torch.Tensor` of shape `(B, K)`): of the replies.
-        weights (`torch.Tensor` of shape `(K,)`): what each component counts.
-        names (`list[str]`): of the components.
-
-    Returns:
-        `dict[str, list]`: columns `"query"`, `"model response"`, `"score"` (the weighted sum), and one for each
-        component where there are several.
-    """
+    """Prompts, replies and scores of all ranks: columns `"query"`, `"model response"`, `"score"` (the sum weighted by
+    `weights` `(K,)` of this rank's `scores` `(B, K)`), and one for each component where there are several."""
     scores = gather_rows(accelerator, scores.to(accelerator.device, torch.float32)).cpu()
     weights = weights.cpu()
     columns = {
@@ -45,14 +35,14 @@ def completion_columns(
     return columns | (dict(zip(names, scores.T.tolist(), strict=True)) if len(names) > 1 else {})
 
 
-def show_completions(table: dict[str, list], step: int, report_to: list[str]) -> None:
-    """Print the first rows of a table, and log all of them where W&B runs.
+def table_is_due(args: PPOConfig, step: int) -> bool:
+    """Whether one of the `num_sample_generations` tables, spread over the run, is shown before a step."""
+    wanted, rollouts = args.num_sample_generations, args.num_total_batches
+    return wanted > 0 and bool(rollouts) and step % max(1, rollouts // wanted) == 0
 
-    Args:
-        table (`dict[str, list]`): columns of text and numbers.
-        step (`int`): for the title.
-        report_to (`list[str]`): the trainer's integrations.
-    """
+
+def show_completions(table: dict[str, list], step: int, report_to: list[str]) -> None:
+    """Print the first rows of a table, and log all of them where W&B is among the integrations and runs."""
     rows = list(zip(*table.values(), strict=True))
     shown = Table(*table, title=f"Step {step}", show_lines=True)
     for row in rows[:PRINTED_ROWS]:

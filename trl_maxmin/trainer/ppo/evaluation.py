@@ -3,15 +3,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers.trainer_utils import has_length
 
 from ...distributed import sum_over_ranks
-from .prompts import Row
+from .prompts import Row, rows_from_batch
 from .rollout import Rollout
+
+
+def own_batches(dataloader: Any, accelerator: Accelerator, batch_size: int) -> Iterator[tuple[list[Row], int]]:
+    """Batches of this rank, and how many of their first rows count: the last ones are filled up with rows from the
+    beginning of the data, so that all ranks make the same calls."""
+    num_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else math.inf
+    for number, rows in enumerate(map(rows_from_batch, dataloader)):
+        first = (number * accelerator.num_processes + accelerator.process_index) * batch_size
+        yield rows, min(max(num_rows - first, 0), len(rows))
 
 
 @dataclass
@@ -19,27 +31,19 @@ class EvaluationSums:
     """Replies of this rank, to be scored together, and sums over them.
 
     Args:
-        inputs, prompts, completions, completion_ids (`list`): as in [`Rollout`].
+        replies (`tuple` of four lists): inputs, prompts, completions and their ids: what `_calculate_rewards` takes.
         kl (`float`): nats.
         tokens (`int`): of the replies.
     """
 
-    inputs: list[Row] = field(default_factory=list)
-    prompts: list[Any] = field(default_factory=list)
-    completions: list[Any] = field(default_factory=list)
-    completion_ids: list[list[int]] = field(default_factory=list)
+    replies: tuple[list[Row], list[Any], list[Any], list[list[int]]] = field(default_factory=lambda: ([], [], [], []))
     kl: float = 0.0
     tokens: int = 0
 
     def add(self, rollout: Rollout, count: int) -> None:
-        """Take a batch in.
-
-        Args:
-            rollout ([`Rollout`]): with `kl`.
-            count (`int`): its first so many rows; what fills up a last batch does not count.
-        """
-        for name in ("inputs", "prompts", "completions", "completion_ids"):
-            getattr(self, name).extend(getattr(rollout, name)[:count])
+        """Take in the first `count` rows of a rollout with `kl`."""
+        for ours, new in zip(self.replies, rollout.replies, strict=True):
+            ours.extend(new[:count])
         self.kl += rollout.kl[:count].sum().item()
         self.tokens += rollout.completion_mask[:count].sum().item()
 
@@ -57,7 +61,7 @@ class EvaluationSums:
         Returns:
             `dict[str, float]`.
         """
-        unfinished = sum(not row["finished"] for row in self.inputs)
+        unfinished = sum(not row["finished"] for row in self.replies[0])
         sums = torch.tensor([self.kl, self.tokens, unfinished], dtype=torch.float64, device=accelerator.device)
         kl, tokens, unfinished = (sum_over_ranks(accelerator, sums) / max(len(rewards), 1)).tolist()
         scored = rewards[:, (weights != 0).to(rewards.device)].nanmean(0) @ weights[weights != 0].to(rewards)

@@ -26,14 +26,8 @@ LATEST = ("episode", "eps", "lr")
 
 
 def loss_metrics(means: torch.Tensor) -> dict[str, float]:
-    """Metrics of the optimizer steps of one rollout.
-
-    Args:
-        means (`torch.Tensor` of shape `(steps, len(LOSS_STATISTICS))`): token means of every step, over all ranks.
-
-    Returns:
-        `dict[str, float]`: their means over the steps, the variance of the ratio between steps, the number of steps.
-    """
+    """From the token means `(steps, len(LOSS_STATISTICS))` of the optimizer steps of a rollout, over all ranks: their
+    means over the steps, the variance of the ratio between steps, the number of steps."""
     ratios = means[:, LOSS_STATISTICS.index("val/ratio")]
     return {
         **dict(zip(LOSS_STATISTICS, means.mean(0).tolist(), strict=True)),
@@ -47,14 +41,7 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Metrics of one rollout, over the replies of all ranks.
 
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        rollout ([`Rollout`]): scored, penalties included.
-        weights (`torch.Tensor` of shape `(K,)`): what each reward counts.
-        kl_coef (`float`): what a nat of KL costs.
-
-    Returns:
-        `dict[str, float]`.
+    `weights` `(K,)` are what each reward counts; a nat of KL costs `kl_coef`. Penalties are in the scores already.
     """
     lengths = rollout.completion_mask.sum(1)
     sums = {

@@ -264,9 +264,7 @@ class PolicyWithCritic(nn.Module):
         """The name of [`activation_checkpointing_enable`] in older transformers."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """The name of [`activation_checkpointing_disable`] in older transformers."""
-        self.activation_checkpointing_disable()
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     @property
     def is_activation_checkpointing(self) -> bool:

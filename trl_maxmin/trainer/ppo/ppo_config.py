@@ -11,8 +11,10 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..._compat import _BaseConfig
 from ...functional.ppo import KL_ESTIMATORS
+from ..common.config_help import help_from_docstring
 
 
+@help_from_docstring
 @dataclass
 class PPOConfig(_BaseConfig):
     r"""
@@ -61,7 +63,7 @@ class PPOConfig(_BaseConfig):
         missing_eos_penalty (`float`, *optional*):
             Taken off the score of a reply that no stop token ended, under every component. Not negative.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
-            Whether such replies are left out of the loss.
+            Whether truncated replies are left out of the loss.
         whiten_rewards (`bool`, *optional*, defaults to `False`):
             Whether rewards are scaled to variance 1 over all tokens of the rollout, on all processes.
         kl_coef (`float`, *optional*, defaults to `0.05`):
@@ -126,8 +128,8 @@ class PPOConfig(_BaseConfig):
 
         world_size, num_total_batches, micro_batch_size, local_batch_size, batch_size, local_mini_batch_size,
         mini_batch_size (`int`, *optional*):
-            Processes, rollouts, and sizes per micro-batch, rollout and optimizer step, on all processes or (`local`)
-            one.
+            Filled in: processes, rollouts, and sizes per micro-batch, rollout and optimizer step, on all processes or
+            (`local`) one.
 
     > [!NOTE]
     > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 3e-6, `logging_steps` 10,
@@ -140,98 +142,58 @@ class PPOConfig(_BaseConfig):
         default=False, metadata={"help": "Ignored: all columns of the data are passed to the reward functions."}
     )
 
-    total_episodes: int | None = field(
-        default=None, metadata={"help": "Replies to train on, rounded up to whole rollouts."}
-    )
+    total_episodes: int | None = None
 
-    response_length: int = field(default=53, metadata={"help": "Length limit of a reply, in tokens."})
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Prompts keep their last so many tokens; by default a long one is an error."}
-    )
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature, above 0."})
-    generation_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "More settings of GenerationConfig, as a dict or JSON."}
-    )
-    stop_token: Literal["eos"] | None = field(
-        default=None, metadata={"help": "'eos': the tokenizer's EOS ends a reply. Excludes stop_token_id."}
-    )
-    stop_token_id: int | None = field(default=None, metadata={"help": "This token ends a reply."})
-    local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Replies per process generated, and passed without gradient, together."}
-    )
-    num_sample_generations: int = field(
-        default=10, metadata={"help": "Tables of replies to evaluation prompts throughout the run."}
-    )
-    log_completions: bool = field(
-        default=False, metadata={"help": "Show a table of sampled replies with their scores at each log."}
-    )
-    ds3_gather_for_generation: bool = field(
-        default=True, metadata={"help": "DeepSpeed ZeRO-3: gather the policy's weights to generate."}
-    )
+    response_length: int = 53
+    max_prompt_length: int | None = None
+    temperature: float = 0.7
+    generation_kwargs: dict[str, Any] | str | None = None
+    stop_token: Literal["eos"] | None = None
+    stop_token_id: int | None = None
+    local_rollout_forward_batch_size: int = 64
+    num_sample_generations: int = 10
+    log_completions: bool = False
+    ds3_gather_for_generation: bool = True
 
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "What each reward component counts; by default 1 each."}
-    )
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken off the score of a reply that no stop token ended."}
-    )
-    mask_truncated_completions: bool = field(
-        default=False, metadata={"help": "Leave replies that no stop token ended out of the loss."}
-    )
-    whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards to variance 1 over the rollout."})
-    kl_coef: float = field(default=0.05, metadata={"help": "What a nat of KL to the reference costs."})
-    kl_estimator: Literal["k1", "k3"] = field(
-        default="k1", metadata={"help": "'k1' (unbiased) or 'k3' (unbiased, lower variance, never negative)."}
-    )
-    adaptive_kl: bool = field(default=False, metadata={"help": "Adapt the KL coefficient to hold kl_target."})
-    kl_target: float = field(default=6.0, metadata={"help": "KL of a whole reply to hold, in nats."})
-    kl_horizon: float = field(default=10000.0, metadata={"help": "Episodes in which the coefficient moves by 20%%."})
+    reward_weights: list[float] | None = None
+    missing_eos_penalty: float | None = None
+    mask_truncated_completions: bool = False
+    whiten_rewards: bool = False
+    kl_coef: float = 0.05
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    adaptive_kl: bool = False
+    kl_target: float = 6.0
+    kl_horizon: float = 10000.0
 
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in a pass over a rollout."})
-    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the ratio."})
-    target_kl: float | None = field(
-        default=None, metadata={"help": "Stop the passes over a rollout beyond this KL per token."}
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
-    logits_chunk_size: int = field(
-        default=4096, metadata={"help": "Tokens whose logits over the vocabulary exist at the same time."}
-    )
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 1
+    cliprange: float = 0.2
+    target_kl: float | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+    logits_chunk_size: int = 4096
 
-    critic: Literal["vector", "scalar"] = field(
-        default="vector", metadata={"help": "One output per reward component and for the KL, or one for the sum."}
-    )
-    critic_detach: bool = field(
-        default=False, metadata={"help": "Stop the critic's gradient before the policy's trunk."}
-    )
-    critic_adapter: bool = field(
-        default=False, metadata={"help": "With an adapter policy: the critic gets an adapter of its own on its base."}
-    )
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
+    critic: Literal["vector", "scalar"] = "vector"
+    critic_detach: bool = False
+    critic_adapter: bool = False
+    vf_coef: float = 0.1
+    cliprange_value: float = 0.2
 
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "For from_pretrained where the model is a name, as a dict or JSON."}
-    )
-    model_adapter_name: str | None = field(default=None, metadata={"help": "Adapter that is trained."})
-    ref_adapter_name: str | None = field(default=None, metadata={"help": "Adapter that is the reference."})
-    save_critic: bool = field(
-        default=True, metadata={"help": "Save (and push) the critic beside the policy; checkpoints always have it."}
-    )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Accepted for old scripts."})
-    sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts."})
-    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts."})
+    model_init_kwargs: dict[str, Any] | str | None = None
+    model_adapter_name: str | None = None
+    ref_adapter_name: str | None = None
+    save_critic: bool = True
+    dataset_num_proc: int | None = None
+    sft_model_path: str = "EleutherAI/pythia-160m"
+    reward_model_path: str = "EleutherAI/pythia-160m"
 
-    world_size: int | None = field(default=None, metadata={"help": "Filled in: processes."})
-    num_total_batches: int | None = field(default=None, metadata={"help": "Filled in: rollouts."})
-    micro_batch_size: int | None = field(default=None, metadata={"help": "Filled in: rows of a micro-batch."})
-    local_batch_size: int | None = field(default=None, metadata={"help": "Filled in: replies of one process."})
-    batch_size: int | None = field(default=None, metadata={"help": "Filled in: replies of a rollout."})
-    local_mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Filled in: replies of an optimizer step on one process."}
-    )
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Filled in: replies of an optimizer step."})
+    world_size: int | None = None
+    num_total_batches: int | None = None
+    micro_batch_size: int | None = None
+    local_batch_size: int | None = None
+    batch_size: int | None = None
+    local_mini_batch_size: int | None = None
+    mini_batch_size: int | None = None
 
     # JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs", "model_init_kwargs"]

@@ -8,8 +8,10 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +20,25 @@ from accelerate.utils import set_seed
 from peft import PeftConfig, PeftModel
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from ... import distributed
 from ..._compat import _BaseTrainer, unwrap_model_for_generation
-from ...distributed import (
-    accumulate,
-    backward,
-    gather_rows,
-    keep_float32_outputs,
-    local_slice,
-    rows_per_rank,
-    sum_over_ranks,
-)
-from ...functional.ppo import (
-    adaptive_kl_coef,
-    combine_advantages,
-    generalized_advantage_estimate,
-    kl_estimate,
-    place_terminal_rewards,
-    policy_loss_terms,
-    value_loss_terms,
-    whiten,
-)
-from ...models.base import context_length, place
+from ...functional import ppo
+from ...models.base import base_model, context_length
+from ...models.loading import load_tokenizer
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
-from ..common.sampling import resolve_stop_tokens, sample_completions, sampling_config, seeded, stream_seed
-from ..scoring.sources import RewardBatch, build_reward_source
-from .checkpoint import copy_critic, load_critic, load_policy_weights, save_critic, save_policy
-from .completions import completion_columns, show_completions
-from .evaluation import EvaluationSums
+from ..common.sampling import resolve_stop_tokens, sample_completions, sampling_config, seeded
+from ..scoring.sources import build_reward_source
+from . import checkpoint, setup
+from .completions import completion_columns, show_completions, table_is_due
+from .evaluation import EvaluationSums, own_batches
 from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, take_means
 from .policy import PolicyWithCritic
 from .ppo_config import PPOConfig
-from .prompts import PromptReader, Row, rows_from_batch
-from .rollout import Rollout
-from .setup import (
-    adapt_critic,
-    build_reference,
-    build_root,
-    disable_dropout,
-    initial_weights,
-    load_policy,
-    load_tokenizer,
-    match_shards,
-    padding_token,
-    place_reference,
-    plan_steps,
-    require,
-)
+from .prompts import PromptReader, Row, reward_batch, rows_from_batch
+from .rollout import Rollout, plan_minibatches
 from .whitening import global_mean_var, whiten_channels
-
-
-# Columns that are the prompt itself; the others go to the reward functions.
-PROMPT_COLUMNS = ("prompt", "input_ids", "attention_mask", "prompt_ids", "finished")
 
 
 # The KL coefficient of a checkpoint, which may have been adapted.
@@ -81,11 +48,10 @@ STATE_FILE = "ppo_state.json"
 class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     """Proximal policy optimisation of a language model, on `transformers.Trainer`.
 
-    The trainer that TRL dropped in 1.13, with its constructor and its configuration, built anew: transformers' loop
-    drives it, so callbacks, logging, checkpoints, resuming and evaluation are those of every other trainer. One step
-    of the loop is one rollout: sample replies to the prompts of a batch, score them, estimate advantages, and make
-    `num_ppo_epochs * num_mini_batches` optimizer steps, the last of which is the loop's own. Each stage is a method to
-    override: `_rollout`, `_score`, `_aggregate`, `_advantages`, `_optimise`, `_ppo_loss`.
+    The trainer that TRL dropped in 1.13, with its constructor and configuration: transformers' loop drives it, so
+    callbacks, logging, checkpoints and resuming are those of every trainer. One step of the loop is one rollout with
+    its update, `training_step`: `num_ppo_epochs * num_mini_batches` optimizer steps, the last of them the loop's own.
+    Each stage is a method to override: `_rollout`, `_score`, `_aggregate`, `_advantages`, `_optimise`, `_ppo_loss`.
 
     Rewards are vectors of K components. `_calculate_rewards` returns them gathered from all ranks, `(N, K)`, and only
     then are `self.reward_weights` `(K,)` read: a subclass may set them in between. The critic predicts every component
@@ -141,12 +107,13 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
-        require(model=model, reward_model=reward_model, train_dataset=train_dataset)
+        setup.require(model=model, reward_model=reward_model, train_dataset=train_dataset)
         if ref_model is model:
             raise ValueError("`ref_model` is `model` itself; pass a copy, or `None` for the policy as it is now.")
-        plan_steps(args, train_dataset)
-        tokenizer = load_tokenizer(processing_class, model, args)
-        policy = load_policy(model, args, peft_config)
+        setup.plan_steps(args, train_dataset)
+        name = model if isinstance(model, str) else base_model(model).config.name_or_path
+        tokenizer = processing_class or load_tokenizer(name, "`processing_class` (by default the one of `model`)")
+        policy = setup.load_policy(model, args, peft_config)
         # The tokenizer of the policy, inside its processor where there is one.
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         # From a row of the data to the ids of its prompt.
@@ -156,20 +123,20 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         self._read_prompt.check(train_dataset, eval_dataset)
         # How replies are sampled, what ends one, and what fills up a batch.
         self.stop_token_ids = resolve_stop_tokens(args.stop_token, args.stop_token_id, policy, self._tokenizer)
-        self.pad_token_id = padding_token([self._tokenizer.pad_token_id, *self.stop_token_ids], policy)
+        self.pad_token_id = setup.padding_token([self._tokenizer.pad_token_id, *self.stop_token_ids], policy)
         self.generation_config = sampling_config(args.temperature, args.response_length, args.generation_kwargs)
         # K rewards: where they come from, what they are called, what each counts `(K,)`, and what a nat of KL costs.
         self.reward_source = build_reward_source(reward_model, policy_tokenizer=self._tokenizer)
         self.reward_func_names = list(self.reward_source.names)
-        self.reward_weights = initial_weights(args.reward_weights, self.reward_func_names)
+        self.reward_weights = setup.initial_weights(args.reward_weights, self.reward_func_names)
         self.kl_coef = args.kl_coef
         # Whether the critic predicts the weighted sum, or every reward and the KL penalty apart.
-        value_model = adapt_critic(value_model, peft_config, args.seed)
-        root, self.scalar_critic = build_root(policy, value_model, args, len(self.reward_func_names))
+        value_model = setup.adapt_critic(value_model, peft_config, args.seed)
+        root, self.scalar_critic = setup.build_root(policy, value_model, args, len(self.reward_func_names))
         # The reference: a module of its own, or `None` and the adapter (`None`: none) that the policy then has on.
-        self.reference, self._reference_adapter = build_reference(root, ref_model, peft_config, args)
-        match_shards(root)
-        disable_dropout(root)
+        self.reference, self._reference_adapter = setup.build_reference(root, ref_model, peft_config, args)
+        setup.match_shards(root)
+        setup.disable_dropout(root)
         # Prompts of the rollout that is being collected.
         self._prompt_buffer: list[Row] = []
         # What was measured since the last log, and the time and the step at which this run began.
@@ -182,7 +149,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         super().__init__(
             model=root,
             args=args,
-            data_collator=data_collator or _leave_rows,
+            data_collator=data_collator or list,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -191,10 +158,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         )
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
-        keep_float32_outputs(self.accelerator)
+        distributed.keep_float32_outputs(self.accelerator)
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
-            self.reference = place_reference(self.reference, self.accelerator)
+            self.reference = setup.place_reference(self.reference, self.accelerator)
         # Ranks sample apart by streams of their own; this is for what reward functions draw.
         set_seed(args.seed, device_specific=True)
         if hasattr(policy, "add_model_tags"):
@@ -223,13 +190,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Collect the prompts of a rollout; with the last of them, make the whole update but its last optimizer step.
 
-        Args:
-            model (`torch.nn.Module`): the wrapped root module.
-            inputs (`list[dict]` or `dict`): rows of one micro-batch.
-            num_items_in_batch: unused; losses are divided by tokens of replies, which do not exist yet.
-
-        Returns:
-            `torch.Tensor`: loss, 0 while collecting.
+        Returns the loss, 0 while collecting. `num_items_in_batch` is unused: losses are divided by tokens of replies,
+        which do not exist yet.
         """
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
@@ -242,7 +204,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         rows, self._prompt_buffer = self._prompt_buffer, []
         if self._clock is None or self._clock[1] > self.state.global_step:
             self._clock = (time.perf_counter(), self.state.global_step)
-        if self._sample_generation_is_due():
+        if self.eval_dataset is not None and table_is_due(self.args, self.state.global_step):
             self.generate_completions(sampling=True)
 
         rollout = self._rollout(rows)  # 1: replies, and what policy, critic and reference make of them
@@ -287,25 +249,18 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     @torch.no_grad()
     def _forward_rollout(self, rollout: Rollout) -> None:
         """Log-probabilities under policy and reference, values, entropy and KL."""
-        size = self.args.local_rollout_forward_batch_size
-        model = self.model_wrapped
+        size, model = self.args.local_rollout_forward_batch_size, self.model_wrapped
         training = model.training
         model.eval()
         with self.accelerator.autocast():
-            rollout.logprobs, rollout.entropy, rollout.values = rollout.map_rows(
-                lambda batch: self._forward(model, batch, with_entropy=True), size
-            )
-            if self.reference is not None:
-                results = rollout.map_rows(lambda batch: self._reference_forward(self.reference, batch), size)
-            else:
-                with self._root.reference_mode(self._reference_adapter):
-                    results = rollout.map_rows(lambda batch: self._reference_forward(model, batch), size)
+            forward = partial(self._forward, model, with_entropy=True)
+            rollout.logprobs, rollout.entropy, rollout.values = rollout.map_rows(forward, size)
+            own = self.reference is not None
+            with nullcontext() if own else self._root.reference_mode(self._reference_adapter):
+                forward = partial(self._forward, self.reference if own else model, with_values=False)
+                rollout.ref_logprobs = rollout.map_rows(forward, size)[0]
         model.train(training)
-        rollout.ref_logprobs = results[0]
-        rollout.kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.args.kl_estimator)
-
-    def _reference_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor]:
-        return self._forward(model, batch, with_values=False)[:1]
+        rollout.kl = ppo.kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.args.kl_estimator)
 
     def _forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], **options: bool) -> tuple:
         names = ("input_ids", "attention_mask", "completion_mask", "completion_ids")
@@ -315,14 +270,12 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     # ----------------------------------------------------------------------------------------------------- 2 rewards
     def _score(self, rollout: Rollout) -> None:
         """Rewards of all ranks through the seam, and this rank's rows back."""
-        counts = rows_per_rank(self.accelerator, len(rollout))
-        rewards_global = self._calculate_rewards(
-            rollout.inputs, rollout.prompts, rollout.completions, rollout.completion_ids
-        )
-        rollout.scores = rewards_global[local_slice(self.accelerator, counts)].to(rollout.input_ids.device)
+        counts = distributed.rows_per_rank(self.accelerator, len(rollout))
+        rewards_global = self._calculate_rewards(*rollout.replies)
+        rollout.scores = rewards_global[distributed.local_slice(self.accelerator, counts)].to(rollout.input_ids.device)
         if self._host_logs_component_rewards:
-            for name, column in zip(self.reward_func_names, rewards_global.T, strict=True):
-                self._metrics["train"][f"rewards/{name}/mean"].append(column.nanmean().item())
+            means = zip(self.reward_func_names, rewards_global.T, strict=True)
+            self._note({f"rewards/{name}/mean": column.nanmean() for name, column in means})
 
     def _calculate_rewards(
         self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -341,28 +294,17 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             rewards_local = self.reward_source(self._reward_batch(inputs, prompts, completions, completion_ids_list))
         else:
             rewards_local = torch.zeros(0, len(self.reward_func_names))
-        return gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
+        return distributed.gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
 
-    @staticmethod
-    def _reward_batch(
-        inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
-    ) -> RewardBatch:
-        names = dict.fromkeys(name for row in inputs for name in row if name not in PROMPT_COLUMNS)
-        return RewardBatch(
-            prompts=prompts,
-            completions=completions,
-            prompt_ids=[row["prompt_ids"] for row in inputs],
-            completion_ids=completion_ids_list,
-            finished=[row["finished"] for row in inputs],
-            columns={name: [row.get(name) for row in inputs] for name in names},
-        )
+    _reward_batch = staticmethod(reward_batch)
+    _ready_policy = setup.ready_policy
 
-    # --------------------------------------------------------------------------------- 3 rewards of tokens and channels
+    # ------------------------------------------------------------------------------ 3 rewards per token and channel
     def _aggregate(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Rewards per token and channel `(B, T, C)`, and what each channel counts `(C,)`."""
         weights = self.reward_weights.to(rollout.scores)
         rollout.settle_scores(weights, self.args.missing_eos_penalty, self.args.mask_truncated_completions)
-        terminal = place_terminal_rewards(rollout.scores, rollout.completion_mask)
+        terminal = ppo.place_terminal_rewards(rollout.scores, rollout.completion_mask)
         if self.scalar_critic:
             rewards = (terminal @ weights - self.kl_coef * rollout.kl).unsqueeze(-1)
             channel_weights = torch.ones_like(weights[:1])
@@ -377,22 +319,22 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _advantages(self, rollout: Rollout, rewards: torch.Tensor, channel_weights: torch.Tensor) -> None:
         """Advantages per channel, weighted, then whitened over all ranks; logs how much of the returns the critic
         foresaw."""
-        advantages, rollout.returns = generalized_advantage_estimate(
+        advantages, rollout.returns = ppo.generalized_advantage_estimate(
             rewards, rollout.values, rollout.completion_mask, self.args.gamma, self.args.lam
         )
-        combined = combine_advantages(advantages, channel_weights)
+        combined = ppo.combine_advantages(advantages, channel_weights)
         mean, var = global_mean_var(self.accelerator, combined, rollout.loss_mask)
-        rollout.advantages = whiten(combined, rollout.loss_mask, mean, var)
-        returns = combine_advantages(rollout.returns, channel_weights)
+        rollout.advantages = ppo.whiten(combined, rollout.loss_mask, mean, var)
+        returns = ppo.combine_advantages(rollout.returns, channel_weights)
         _, spread = global_mean_var(self.accelerator, returns, rollout.loss_mask)
-        self._metrics["train"]["val/explained_variance"].append((1 - var / spread).item() if spread > 0 else math.nan)
+        self._note({"val/explained_variance": 1 - var / spread if spread > 0 else math.nan})
 
     # ----------------------------------------------------------------------------------------------- 5 optimisation
     def _optimise(self, rollout: Rollout) -> torch.Tensor:
         """Optimizer steps on a rollout. The gradients of the last one are left for the loop to clip and apply."""
-        plan = self._minibatches(len(rollout))
+        plan = plan_minibatches(len(rollout), self.args, self.state.global_step, self.accelerator.process_index)
         counts = torch.stack([rollout.loss_mask[rows].sum() for rows in plan])
-        tokens = sum_over_ranks(self.accelerator, counts).clamp(min=1)
+        tokens = distributed.sum_over_ranks(self.accelerator, counts).clamp(min=1)
         statistics = []
         for number, (rows, num_tokens) in enumerate(zip(plan, tokens.tolist(), strict=True)):
             statistics.append(self._backward_minibatch(rollout, rows, num_tokens))
@@ -402,18 +344,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
                 self.accelerator.clip_grad_norm_(self.model_wrapped.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
             self.model_wrapped.zero_grad()
-        means = sum_over_ranks(self.accelerator, torch.stack(statistics)) / tokens[: len(statistics), None]
+        means = distributed.sum_over_ranks(self.accelerator, torch.stack(statistics)) / tokens[: len(statistics), None]
         self._note(loss_metrics(means))
         return (means[:, 0] + self.args.vf_coef * means[:, 1]).mean()
-
-    def _minibatches(self, num_rows: int) -> list[list[int]]:
-        """Rows of each optimizer step: a new permutation for every epoch."""
-        plan = []
-        for epoch in range(self.args.num_ppo_epochs):
-            names = (self.args.seed, "minibatches", self.state.global_step, epoch, self.accelerator.process_index)
-            order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(stream_seed(*names)))
-            plan.extend(rows.tolist() for rows in order.tensor_split(self.args.num_mini_batches))
-        return plan
 
     def _backward_minibatch(self, rollout: Rollout, rows: list[int], num_tokens: int) -> torch.Tensor:
         """Gradients of one minibatch, summed over its micro-batches; sums of its statistics on this rank."""
@@ -424,11 +357,11 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         scale = self.accelerator.num_processes / num_tokens
         total = torch.zeros(len(LOSS_STATISTICS), device=self.accelerator.device)
         for part in parts:
-            with accumulate(self.accelerator, self.model_wrapped, is_last=part is parts[-1]):
+            with distributed.accumulate(self.accelerator, self.model_wrapped, is_last=part is parts[-1]):
                 batch = rollout.micro_batch(part)
                 logprobs, _, values = self._forward(self.model_wrapped, batch)
                 loss, statistics = self._ppo_loss(logprobs, values, batch)
-                backward(self.accelerator, loss * scale)
+                distributed.backward(self.accelerator, loss * scale)
             total += statistics
         return total
 
@@ -437,10 +370,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and [`LOSS_STATISTICS`] of a micro-batch, both summed over its tokens."""
         mask = batch["loss_mask"]
-        policy_losses, policy_clipped = policy_loss_terms(
+        policy_losses, policy_clipped = ppo.policy_loss_terms(
             logprobs, batch["logprobs"], batch["advantages"], mask, self.args.cliprange
         )
-        value_losses, value_clipped = value_loss_terms(
+        value_losses, value_clipped = ppo.value_loss_terms(
             values, batch["values"], batch["returns"], mask, self.args.cliprange_value
         )
         loss = policy_losses.sum() + self.args.vf_coef * value_losses.sum()
@@ -453,8 +386,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _beyond_target_kl(self, statistics: torch.Tensor, num_tokens: int) -> bool:
         if self.args.target_kl is None:
             return False
-        approxkl = sum_over_ranks(self.accelerator, statistics)[LOSS_STATISTICS.index("policy/approxkl_avg")]
-        return approxkl.item() / num_tokens > self.args.target_kl
+        sums = dict(zip(LOSS_STATISTICS, distributed.sum_over_ranks(self.accelerator, statistics), strict=True))
+        return sums["policy/approxkl_avg"].item() / num_tokens > self.args.target_kl
 
     # ------------------------------------------------------------------------------------------------------ 6 metrics
     def _note(self, metrics: dict[str, float]) -> None:
@@ -469,19 +402,14 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         eps = (episodes - self.args.batch_size * first_step) / (time.perf_counter() - start)
         self._note(metrics | {"eps": eps, "episode": episodes, "lr": self._get_learning_rate()})
         if self.args.adaptive_kl:
-            self.kl_coef = adaptive_kl_coef(
+            self.kl_coef = ppo.adaptive_kl_coef(
                 self.kl_coef, metrics["objective/kl"], self.args.kl_target, self.args.kl_horizon, self.args.batch_size
             )
         if self.args.log_completions:
             self._completions = self._completion_columns(rollout)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what was measured since the last log.
-
-        Args:
-            logs (`dict`): what the loop logs.
-            start_time (`float`, *optional*): of the training.
-        """
+        """As in transformers, with the means of what was measured since the last log."""
         mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
         logs.update({prefix + name: value for name, value in take_means(self._metrics[mode]).items()})
         super().log(logs, start_time)
@@ -490,24 +418,6 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             self._completions = None
 
     # ----------------------------------------------------------------------------------------- beside the updates
-    @contextmanager
-    def _ready_policy(self) -> Iterator[None]:
-        """The policy ready to compute. Before training it may still be on the CPU, and in shards (DeepSpeed ZeRO-3) it
-        has no engine that gathers them layer by layer; the one it gets here cannot train, so it goes again."""
-        if not is_deepspeed_zero3_enabled() or self.deepspeed is not None:
-            if not self.state.max_steps:
-                place(self.model, self.accelerator.device)
-            yield
-            return
-        deepspeed_init(self, num_training_steps=0, inference=True)
-        self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
-        try:
-            yield
-        finally:
-            self.deepspeed.destroy()
-            self.deepspeed, self.model_wrapped = None, self.model
-            self.accelerator.free_memory()
-
     @torch.no_grad()
     def evaluation_loop(
         self,
@@ -519,26 +429,18 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     ) -> EvalLoopOutput:
         """Sample one reply to each prompt and score it. Weights, random state and KL coefficient stay as they are.
 
-        Args:
-            dataloader: batches of rows.
-            description, prediction_loss_only, ignore_keys: unused.
-            metric_key_prefix (`str`): of the metrics' names.
-
-        Returns:
-            [`~transformers.trainer_utils.EvalLoopOutput`]: with metrics only.
+        Returns metrics only, their names behind `metric_key_prefix`.
         """
-        num_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else math.inf
-        rank, world, sums = self.accelerator.process_index, self.accelerator.num_processes, EvaluationSums()
+        sums = EvaluationSums()
         with self._ready_policy():
             self.model.eval()
-            for number, rows in enumerate(map(rows_from_batch, dataloader)):
+            batches = own_batches(dataloader, self.accelerator, self.args.eval_batch_size)
+            for number, (rows, count) in enumerate(batches):
                 # The same stream at every evaluation: two of them differ by the policy, not by the draw.
                 rollout = self._sample(rows, "evaluation", number)
                 self._forward_rollout(rollout)
-                first = (number * world + rank) * self.args.eval_batch_size
-                # The last batches are filled up with rows from the beginning, so that all ranks make the same calls.
-                sums.add(rollout, min(max(num_rows - first, 0), len(rows)))
-            rewards = self._calculate_rewards(sums.inputs, sums.prompts, sums.completions, sums.completion_ids)
+                sums.add(rollout, count)
+            rewards = self._calculate_rewards(*sums.replies)
         penalty = self.args.missing_eos_penalty or 0.0
         metrics = sums.metrics(self.accelerator, rewards, self.reward_weights, penalty)
         if self._host_logs_component_rewards:
@@ -567,34 +469,24 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         self.generation_config = sampling_config(self.args.temperature, self.args.response_length, likeliest)
         try:
             with self._ready_policy():
-                for dataset in datasets.values():
-                    for rows in map(rows_from_batch, () if dataset is None else self.get_eval_dataloader(dataset)):
-                        for name, values in self._completion_columns(self._sample(rows, "completions")).items():
+                for dataset in (d for d in datasets.values() if d is not None):
+                    for batch in islice(self.get_eval_dataloader(dataset), 1 if sampling else None):
+                        rollout = self._sample(rows_from_batch(batch), "completions")
+                        for name, values in self._completion_columns(rollout).items():
                             table.setdefault(name, []).extend(values)
-                        if sampling:
-                            break
         finally:
             self.generation_config = sampled
         self._show(table)
         return table
 
     def _completion_columns(self, rollout: Rollout) -> dict[str, list]:
-        scores = rollout.scores
-        if scores is None:
-            # Past the seam, which is told of rollouts and evaluations only.
-            batch = self._reward_batch(rollout.inputs, rollout.prompts, rollout.completions, rollout.completion_ids)
-            scores = self.reward_source(batch)
+        # Where a table alone asks for scores they come past the seam, which is told of rollouts and evaluations only.
+        scores = self.reward_source(reward_batch(*rollout.replies)) if rollout.scores is None else rollout.scores
         return completion_columns(self.accelerator, rollout, scores, self.reward_weights, self.reward_func_names)
 
     def _show(self, table: dict[str, list]) -> None:
         if table and self.is_world_process_zero():
             show_completions(table, self.state.global_step, self.args.report_to)
-
-    def _sample_generation_is_due(self) -> bool:
-        wanted, rollouts = self.args.num_sample_generations, self.args.num_total_batches
-        if self.eval_dataset is None or wanted <= 0 or not rollouts:
-            return False
-        return self.state.global_step % max(1, rollouts // wanted) == 0
 
     # ----------------------------------------------------------------------------------------- saving and resuming
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -603,9 +495,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_policy(self._root, folder, state_dict)
+        checkpoint.save_policy(self._root, folder, state_dict)
         if self.args.save_critic or self._staging is not None:
-            save_critic(self._root, folder, state_dict)
+            checkpoint.save_critic(self._root, folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
@@ -614,7 +506,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers copies the files it knows, and pushes the copies.
         if self._staging is None and self.args.save_critic and self.is_world_process_zero():
-            copy_critic(Path(checkpoint_folder), Path(self.args.output_dir))
+            checkpoint.copy_critic(Path(checkpoint_folder), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -624,15 +516,11 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_policy_weights(self._root, resume_from_checkpoint)
-            load_critic(self._root, resume_from_checkpoint)
+            checkpoint.load_policy_weights(self._root, resume_from_checkpoint)
+            checkpoint.load_critic(self._root, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(os.fspath(self.state.best_model_checkpoint))
-
-
-def _leave_rows(rows: list[Row]) -> list[Row]:
-    return rows

@@ -14,9 +14,12 @@ from transformers.trainer_utils import has_length
 
 from ...data.tokenization import encode_prompt
 from ...models.base import as_list
+from ..scoring.sources import RewardBatch
 
 
 Row = dict[str, Any]
+# Columns that are the prompt itself; the others go to the reward functions.
+PROMPT_COLUMNS = ("prompt", "input_ids", "attention_mask", "prompt_ids", "finished")
 
 
 @dataclass
@@ -107,3 +110,18 @@ def rows_from_batch(batch: list[Row] | Mapping[str, Any]) -> list[Row]:
     columns = {name: value.tolist() if is_tensor(value) else value for name, value in batch.items()}
     size = len(next(iter(columns.values())))
     return [{name: column[i] for name, column in columns.items()} for i in range(size)]
+
+
+def reward_batch(
+    inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
+) -> RewardBatch:
+    """What a reward reads, from the arguments of `_calculate_rewards`; the data's other columns are passed on."""
+    names = dict.fromkeys(name for row in inputs for name in row if name not in PROMPT_COLUMNS)
+    return RewardBatch(
+        prompts=prompts,
+        completions=completions,
+        prompt_ids=[row["prompt_ids"] for row in inputs],
+        completion_ids=completion_ids_list,
+        finished=[row["finished"] for row in inputs],
+        columns={name: [row.get(name) for row in inputs] for name in names},
+    )

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..common.sampling import pad
+from ..common.sampling import pad, stream_seed
+from .ppo_config import PPOConfig
 from .prompts import Row
 
 
@@ -71,19 +72,8 @@ class Rollout:
         pad_token_id: int,
         device: torch.device,
     ) -> Rollout:
-        """Pad, decode and carry the data's own columns along.
-
-        Args:
-            rows (`list[dict]`): of the data.
-            prompt_ids (`list[list[int]]`): see [`PromptReader`].
-            replies (`list[tuple[list[int], bool]]`): see [`sample_completions`].
-            tokenizer: the policy's.
-            pad_token_id (`int`): any id.
-            device (`torch.device`): of the tensors.
-
-        Returns:
-            [`Rollout`].
-        """
+        """Pad prompts of [`PromptReader`] and replies of [`sample_completions`] with any id, decode them, and carry
+        the columns of the data along."""
         completion_ids = [ids for ids, _ in replies]
         left, left_mask = pad(prompt_ids, pad_token_id, device, left=True)
         right, right_mask = pad(completion_ids, pad_token_id, device, left=False)
@@ -114,6 +104,11 @@ class Rollout:
             loss_mask=right_mask.clone(),
         )
 
+    @property
+    def replies(self) -> tuple[list[Row], list[Any], list[Any], list[list[int]]]:
+        """What `_calculate_rewards` takes."""
+        return self.inputs, self.prompts, self.completions, self.completion_ids
+
     def __len__(self) -> int:
         return len(self.completion_ids)
 
@@ -139,14 +134,7 @@ class Rollout:
             self.loss_mask &= self.finished.unsqueeze(1)
 
     def by_length(self, rows: Sequence[int] | None = None) -> list[int]:
-        """Rows in the order of their real length, so that neighbours share a tight micro-batch.
-
-        Args:
-            rows (`list[int]`, *optional*): which; all by default.
-
-        Returns:
-            `list[int]`.
-        """
+        """Rows (all by default) in the order of their real length, so that neighbours share a tight micro-batch."""
         rows = range(len(self)) if rows is None else rows
         return sorted(rows, key=lambda i: (len(self.prompt_ids[i]) + len(self.completion_ids[i]), i))
 
@@ -201,3 +189,13 @@ class Rollout:
                 if whole is not None:
                     whole[torch.as_tensor(rows, device=whole.device), : out.shape[1]] = out
         return results
+
+
+def plan_minibatches(num_rows: int, args: PPOConfig, step: int, rank: int) -> list[list[int]]:
+    """Rows of each optimizer step on a rollout of `num_rows`: a new permutation for every epoch."""
+    plan = []
+    for epoch in range(args.num_ppo_epochs):
+        seed = stream_seed(args.seed, "minibatches", step, epoch, rank)
+        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+        plan.extend(rows.tolist() for rows in order.tensor_split(args.num_mini_batches))
+    return plan

@@ -6,46 +6,37 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
+from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
 from ..._compat import disable_dropout_in_model, prepare_deepspeed
-from ...models.base import base_model
+from ...models.base import base_model, place
+from ...models.loading import load_pretrained
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import seeded
-from .checkpoint import load_pretrained
 from .policy import PolicyWithCritic, check_head
 from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
 
 
 def require(**arguments: Any) -> None:
-    """Complain about what is missing.
-
-    Args:
-        arguments: by name; `None` is missing.
-
-    Raises:
-        `ValueError`: naming the first.
-    """
+    """Raise a `ValueError` that names the first argument that is missing (`None`)."""
     for name, value in arguments.items():
         if value is None:
             raise ValueError(f"`{name}` is required.")
 
 
 def plan_steps(args: PPOConfig, train_dataset: Any) -> None:
-    """Fill in sizes and the number of rollouts.
-
-    Args:
-        args ([`PPOConfig`]): changed in place.
-        train_dataset: rows; its length is used where it has one.
+    """Fill sizes and the number of rollouts in `args`, from the length of the data where it has one.
 
     Raises:
         `ValueError`: a batch that does not divide, or fewer prompts than one rollout takes.
@@ -80,64 +71,21 @@ def plan_steps(args: PPOConfig, train_dataset: Any) -> None:
         args.num_total_batches = math.ceil(args.num_train_epochs * rollouts_per_pass)
 
 
-def load_tokenizer(
-    processing_class: Any, model: str | PreTrainedModel | PeftModel, args: PPOConfig
-) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer, read before its weights are.
-
-    Args:
-        processing_class (`PreTrainedTokenizerBase` or processor, *optional*): the user's; by default the one saved
-            with the model.
-        model (`str`, [`~transformers.PreTrainedModel`] or `peft.PeftModel`): the policy.
-        args ([`PPOConfig`]): `trust_remote_code` in its `model_init_kwargs` is read.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerBase`] or a processor.
-
-    Raises:
-        `ValueError`: there is none where the model is.
-    """
-    if processing_class is not None:
-        return processing_class
-    name = model if isinstance(model, str) else base_model(model).config.name_or_path
-    trust = (args.model_init_kwargs or {}).get("trust_remote_code", False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"`model` {name!r} has no tokenizer; pass `processing_class`. ({error})") from error
-    # From a model's configuration alone transformers makes a tokenizer of the right class that knows no word.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"`model` {name!r} has no tokenizer with a vocabulary; pass `processing_class`.")
-    return tokenizer
-
-
 def padding_token(candidates: list[int | None], policy: PreTrainedModel | PeftModel) -> int:
-    """An id to pad with. Masks travel with the ids, so any that the policy can embed will do: scripts of TRL 1.12 add
-    a pad token to the tokenizer without resizing the model.
+    """The first of the candidate ids that the policy can embed, else 0.
 
-    Args:
-        candidates (`list`): ids, the best first; `None`: there is none.
-        policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): its embedding is read.
-
-    Returns:
-        `int`.
+    Masks travel with the ids, so any will do: scripts of TRL 1.12 add a pad token to the tokenizer without resizing
+    the model.
     """
     size = base_model(policy).get_input_embeddings().num_embeddings
     return next(token for token in [*candidates, 0] if token is not None and token < size)
 
 
 def initial_weights(given: list[float] | None, names: list[str]) -> torch.Tensor:
-    """What each reward counts.
-
-    Args:
-        given (`list[float]`, *optional*): the user's; 1 each by default.
-        names (`list[str]`): of the K rewards.
-
-    Returns:
-        `torch.Tensor` of shape `(K,)`: float32.
+    """What each of the K rewards counts `(K,)`: what is given, or 1 each.
 
     Raises:
-        `ValueError`: another number of weights.
+        `ValueError`: another number of weights than of names.
     """
     weights = [1.0] * len(names) if given is None else given
     if len(weights) != len(names):
@@ -148,18 +96,10 @@ def initial_weights(given: list[float] | None, names: list[str]) -> torch.Tensor
 def load_policy(
     model: str | PreTrainedModel | PeftModel, args: PPOConfig, peft_config: PeftConfig | None
 ) -> PreTrainedModel | PeftModel:
-    """The policy to train, with its adapter.
-
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or `peft.PeftModel`): a model, or the name of one.
-        args ([`PPOConfig`]): `model_init_kwargs`, `model_adapter_name` and `seed` are read.
-        peft_config (`peft.PeftConfig`, *optional*): of a new adapter.
-
-    Returns:
-        [`~transformers.PreTrainedModel`] or `peft.PeftModel`.
+    """The policy to train, a model or the name of one, with a new adapter where `peft_config` asks for it.
 
     Raises:
-        `ValueError`: an adapter on top of another; weights that are not there as a whole.
+        `ValueError`: an adapter on top of another; a model that is not there as a whole (see [`load_pretrained`]).
     """
     if isinstance(model, str):
         options = {"dtype": "float32", **(args.model_init_kwargs or {})}
@@ -181,14 +121,8 @@ def adapt_critic(
 ) -> PreTrainedModel | PeftModel | None:
     """The critic, with an adapter where the policy gets one: trained in full it would outweigh what that saves.
 
-    Args:
-        value_model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`, *optional*): the critic.
-        peft_config (`peft.PeftConfig`, *optional*): of the policy's new adapter.
-        seed (`int`): of the adapter's random part.
-
-    Returns:
-        [`~transformers.PreTrainedModel`] or `peft.PeftModel`: as it was, where it has an adapter, where there is no
-        `peft_config`, or (with a warning) where the adapter does not fit it.
+    It stays as it is where it has an adapter already, and (with a warning) where that of `peft_config` does not
+    fit it.
     """
     if value_model is None or peft_config is None or isinstance(value_model, PeftModel):
         return value_model
@@ -209,16 +143,7 @@ def adapt_critic(
 def build_root(
     policy: PreTrainedModel | PeftModel, value_model: Any, args: PPOConfig, num_rewards: int
 ) -> tuple[PolicyWithCritic, bool]:
-    """The policy with its critic.
-
-    Args:
-        policy ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): to train.
-        value_model ([`~transformers.PreTrainedModel`], *optional*): the critic; one label means a scalar critic.
-        args ([`PPOConfig`]): `critic`, `critic_detach`, `critic_adapter` and `logits_chunk_size` are read.
-        num_rewards (`int`): K.
-
-    Returns:
-        `tuple`: the root module, and whether its critic predicts the weighted sum (`True`) or each channel (`False`).
+    """The policy with its critic, and whether that predicts the weighted sum of the K rewards (or each channel apart).
 
     Raises:
         `ValueError`: nothing to train, or a policy or critic that does not fit.
@@ -245,17 +170,11 @@ def build_root(
 def build_reference(
     root: PolicyWithCritic, ref_model: PreTrainedModel | None, peft_config: PeftConfig | None, args: PPOConfig
 ) -> tuple[PolicyWithCritic | None, str | None]:
-    """The reference of the KL penalty.
+    """The reference of the KL penalty: a module of its own, or `None` and the adapter (`None`: none) that turns the
+    policy into its reference.
 
-    Args:
-        root ([`PolicyWithCritic`]): holds the policy; gets one more adapter where a trained one is the reference.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*): the reference, if it is not the policy as it is now.
-        peft_config (`peft.PeftConfig`, *optional*): of an adapter that is new, so that switching it off is enough.
-        args ([`PPOConfig`]): `ref_adapter_name` and `logits_chunk_size` are read.
-
-    Returns:
-        `tuple`: a module of its own, or `None` and the adapter (`None`: none) that turns the policy into its
-        reference.
+    With `peft_config` the policy's adapter is new, so that switching it off is enough; one that was trained before is
+    copied into the root.
 
     Raises:
         `ValueError`: no `ref_model`, and a policy in shards (DeepSpeed ZeRO-3), which cannot be copied.
@@ -277,11 +196,7 @@ def build_reference(
 
 def match_shards(root: PolicyWithCritic) -> None:
     """Give the weights that were made beside a policy in shards (DeepSpeed ZeRO-3), those of adapters and of the
-    critic's head, its dtype: ZeRO-3 keeps what it trains in one buffer, with a float32 copy for the optimizer.
-
-    Args:
-        root ([`PolicyWithCritic`]): changed in place; one that is whole stays as it is.
-    """
+    critic's head, its dtype: ZeRO-3 keeps what it trains in one buffer, with a float32 copy for the optimizer."""
     shard = next((parameter for parameter in root.policy.parameters() if hasattr(parameter, "ds_id")), None)
     if shard is None:
         return
@@ -292,28 +207,35 @@ def match_shards(root: PolicyWithCritic) -> None:
 
 def place_reference(reference: PolicyWithCritic, accelerator: Accelerator) -> torch.nn.Module:
     """The reference where it computes, in the dtype of the policy under DeepSpeed: in shards like the policy under
-    ZeRO-3, whole on each rank otherwise.
-
-    Args:
-        reference ([`PolicyWithCritic`]): on the CPU, or in shards.
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-
-    Returns:
-        `nn.Module`: to call, and to sample from.
-    """
+    ZeRO-3, whole on each rank otherwise."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return prepare_deepspeed(reference, accelerator)
     return reference.to(accelerator.device)
 
 
 def disable_dropout(module: torch.nn.Module) -> None:
-    """Switch dropout off: the policy that samples has to be the policy that is weighed, or the first ratio is not 1.
-
-    Args:
-        module (`torch.nn.Module`): changed in place.
-    """
+    """Switch dropout off: the policy that samples has to be the one that is weighed, or the first ratio is not 1."""
     disable_dropout_in_model(module)
     for child in module.modules():
         # Llama and its kin hold the rate of attention dropout as a number.
         if isinstance(getattr(child, "attention_dropout", None), float):
             child.attention_dropout = 0.0
+
+
+@contextmanager
+def ready_policy(trainer: Trainer) -> Iterator[None]:
+    """The policy of a trainer ready to compute. Before training it may still be on the CPU, and in shards (DeepSpeed
+    ZeRO-3) it has no engine that gathers them layer by layer; the one it gets here cannot train, so it goes again."""
+    if not is_deepspeed_zero3_enabled() or trainer.deepspeed is not None:
+        if not trainer.state.max_steps:
+            place(trainer.model, trainer.accelerator.device)
+        yield
+        return
+    deepspeed_init(trainer, num_training_steps=0, inference=True)
+    trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+    try:
+        yield
+    finally:
+        trainer.deepspeed.destroy()
+        trainer.deepspeed, trainer.model_wrapped = None, trainer.model
+        trainer.accelerator.free_memory()

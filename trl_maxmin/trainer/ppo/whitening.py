@@ -13,32 +13,16 @@ from ...functional.ppo import combine_advantages, masked_moments, moments_to_mea
 def global_mean_var(
     accelerator: Accelerator, values: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of the real tokens of all ranks.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        values, mask (`torch.Tensor` of shape `(B, T)`): of this rank; `True` on real tokens.
-
-    Returns:
-        `tuple`: two scalars.
-    """
+    """Mean and variance (scalars), over all ranks, of `values` `(B, T)` where `mask` `(B, T)` is `True`."""
     return moments_to_mean_var(sum_over_ranks(accelerator, masked_moments(values, mask)))
 
 
 def whiten_channels(
     accelerator: Accelerator, rewards: torch.Tensor, channel_weights: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Scale all channels by the deviation of their weighted sum, each around its own mean: the weighted sum of the
-    result is the whitened weighted sum, whatever the number of channels.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        rewards (`torch.Tensor` of shape `(B, T, C)`), channel_weights (`torch.Tensor` of shape `(C,)`).
-        mask (`torch.Tensor` of shape `(B, T)`): `True` on tokens that are learned from.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T, C)`.
-    """
+    """Scale the channels of `rewards` `(B, T, C)` by the deviation of their sum weighted by `channel_weights` `(C,)`,
+    each around its own mean over the real tokens of all ranks: the weighted sum of the result is the whitened weighted
+    sum, whatever the number of channels."""
     _, var = global_mean_var(accelerator, combine_advantages(rewards, channel_weights), mask)
     channels = rewards.unbind(-1)
     means = [global_mean_var(accelerator, channel, mask)[0] for channel in channels]
