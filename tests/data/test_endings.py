@@ -89,8 +89,8 @@ def test_turns_of_tools_are_kept_up_to_the_last_stop_token():
     assert (
         tokenizer.decode(ids).split()
         == (
-            "<|im_start|> user the film <|im_end|> <|im_start|> assistant great superb <|im_end|> <|im_start|> user long "
-            "<|im_end|> <|im_start|> assistant good <|im_end|>"
+            "<|im_start|> user the film <|im_end|> <|im_start|> assistant great superb <|im_end|> "
+            "<|im_start|> user long <|im_end|> <|im_start|> assistant good <|im_end|>"
         ).split()
     )
     assert encode_reply(tokenizer, USER, turns, finished=False) == ids[:-1]

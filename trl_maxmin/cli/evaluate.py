@@ -117,6 +117,8 @@ def run(argv: Sequence[str]) -> None:
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
     _check(arguments)
+    if isinstance(arguments.chat_template_kwargs, str):
+        arguments.chat_template_kwargs = _json_object(arguments.chat_template_kwargs)
     accelerator = Accelerator()
     policies, reference = _policies(arguments)
     generated = any(isinstance(policy.source, str) for policy in policies.values())
@@ -157,6 +159,18 @@ def _check(arguments: EvaluateArguments) -> None:
         arguments.judge_model
     ):
         raise ValueError("A judge needs --judge_url, --judge_model and --criteria together.")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"--chat_template_kwargs must be a JSON object such as '{{\"enable_thinking\": false}}', got {text!r}."
+        )
+    return found
 
 
 def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:

@@ -50,6 +50,22 @@ def chat_options(row: Mapping[str, Any], defaults: ChatOptions | None = None) ->
     return {**(defaults or {}), **own, **({"tools": tools} if tools else {})}
 
 
+def asked(dataset: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """The prompt of each row of a data set, and what the chat template is given for it.
+
+    Args:
+        dataset (`Dataset`): with `prompt`, `tools` and `chat_template_kwargs` where it has them.
+
+    Returns:
+        `list[tuple]`: prompt (`None` without one) and options.
+    """
+    names = [name for name in ("prompt", "tools", "chat_template_kwargs") if name in dataset.column_names]
+    if not names:
+        return [(None, {})] * len(dataset)
+    rows = (dict(zip(names, values, strict=True)) for values in zip(*(dataset[name] for name in names), strict=True))
+    return [(row.get("prompt"), chat_options(row)) for row in rows]
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: ChatOptions | None = None) -> list[int]:
     """Token ids of a prompt, ready for a reply to be appended.
 

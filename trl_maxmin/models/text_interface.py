@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
-from ..data.texts import distinct_texts, prompts_of
-from ..data.tokenization import ChatOptions, Prompt, encode_reply
+from ..data.texts import distinct_texts
+from ..data.tokenization import ChatOptions, Prompt, asked, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..functional.preference import preference_log_likelihood as pair_log_likelihood
 from ..functional.utility import within_prompt_scale
@@ -168,10 +168,11 @@ def preference_log_likelihood(
     Returns:
         `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
     """
-    replies, rows = distinct_texts(prompts_of(preferences), preferences["chosen"], preferences["rejected"])
+    replies, rows = distinct_texts(asked(preferences), preferences["chosen"], preferences["rejected"])
     rewards = mixture.score(
-        [prompt for prompt, _ in replies],
+        [prompt for (prompt, _), _ in replies],
         [reply for _, reply in replies],
+        chat_options=[options for (_, options), _ in replies],
         processing_class=processing_class,
         batch_size=batch_size,
     ).cpu()

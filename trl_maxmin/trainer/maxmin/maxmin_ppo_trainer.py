@@ -106,9 +106,7 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
             return self._sample(rows, "calibration")
 
     def _score_reference(self, replies: Rollout) -> torch.Tensor:
-        return self.reward_source(
-            self._reward_batch(replies.inputs, replies.prompts, replies.completions, replies.completion_ids)
-        )
+        return self.reward_source(self._reward_batch(replies.inputs, replies.completions, replies.completion_ids))
 
     def _reference_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         module = self._root.policy if self.reference is None else self.reference.policy

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..._compat import DataCollatorForPreference
 from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex
-from ...data.texts import distinct_texts, prompts_of
-from ...data.tokenization import encode_reply
+from ...data.texts import distinct_texts
+from ...data.tokenization import asked, encode_reply
 
 
 logger = get_logger(__name__)
@@ -54,11 +54,11 @@ def tokenize_pairs(
         num_proc (`int`, *optional*): processes that tokenise.
         name (`str`): of the data, for the progress bar.
     """
-    texts, rows = distinct_texts(prompts_of(dataset), dataset["chosen"], dataset["rejected"])
+    texts, rows = distinct_texts(asked(dataset), dataset["chosen"], dataset["rejected"])
 
     def encode(example: dict[str, int]) -> dict[str, list[int]]:
-        prompt, reply = texts[example["text"]]
-        return {"ids": encode_reply(tokenizer, prompt, reply)}
+        (prompt, options), reply = texts[example["text"]]
+        return {"ids": encode_reply(tokenizer, prompt, reply, options=options)}
 
     numbers = Dataset.from_dict({"text": list(range(len(texts)))})
     ids = list(numbers.map(encode, num_proc=num_proc, desc=f"Tokenizing {name} dataset")["ids"])
