@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reply gets one score from every path that asks for it, under chat templates as the world has them.
 
-The oracle is the reward of the messages themselves; `tests/data/test_endings.py` holds their ids against those built by
-hand.
+The oracle is the reward of the messages; `tests/data/test_endings.py` holds their ids against those built by hand.
 """
 
 import pytest
@@ -261,7 +260,7 @@ def test_evaluation_and_the_space(name, tmp_path):
     studio = Studio(config, policies, mixture)
     studio.prepare()
     checked = 0
-    for seed in range(12):
+    for seed in range(30):
         *_, answers = studio.compare(ASKED[0], list(models), Settings(seed=seed, length=12))
         for answer in answers:
             if round_trips(tokenizer, list(answer.ids)):
