@@ -75,9 +75,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         peft_config (`peft.PeftConfig`, *optional*): puts a new adapter on `model`.
 
     Raises:
-        `ValueError`: a missing argument; `ref_model` being `model`; a `model` that is not there as a whole or without a
-            tokenizer; fewer prompts than a rollout takes; a prompt that leaves no room for the reply; sizes that do not
-            divide; a critic or a number of weights that does not fit the K rewards.
+        `ValueError`: a missing argument; `ref_model` being `model`; a `model` that is not whole or has no tokenizer;
+            fewer prompts than a rollout takes; a prompt that leaves no room for the reply; sizes that do not divide; a
+            critic or a number of weights that does not fit the K rewards.
 
     References: Schulman et al. (arXiv 1707.06347); Ziegler et al. (arXiv 1909.08593).
     """
@@ -285,7 +285,6 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         return distributed.gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
 
     _reward_batch = staticmethod(reward_batch)
-    _ready_policy = setup.ready_policy
 
     # ------------------------------------------------------------------------------ 3 rewards per token and channel
     def _aggregate(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -406,6 +405,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             self._completions = None
 
     # ----------------------------------------------------------------------------------------- beside the updates
+    _ready_policy = setup.ready_policy
+
     @torch.no_grad()
     def evaluation_loop(
         self,
