@@ -32,7 +32,7 @@ from benchmarks.world_experiments import Bench, heldout_accuracy, load, name_by_
 from trl_maxmin.cli.demo_stages import DemoSettings
 from trl_maxmin.trainer import MaxMinPPOTrainer
 from trl_maxmin.trainer.scoring.batch import RewardBatch, RewardSource
-from trl_maxmin.trainer.scoring.reference_statistics import UtilityReward
+from trl_maxmin.trainer.scoring.reference_statistics import ReferenceStatistics, prompt_key
 from trl_maxmin.trainer.scoring.sources import build_reward_source
 
 
@@ -105,12 +105,13 @@ class WorstGroup(RewardSource):
 
     names = ["worst"]
 
-    def __init__(self, utilities: UtilityReward) -> None:
-        self.utilities = utilities
+    def __init__(self, source: RewardSource, statistics: ReferenceStatistics) -> None:
+        self.source, self.statistics = source, statistics
         self.worst: list[int] = []
 
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
-        utilities = self.utilities(batch)
+        keys = [prompt_key(ids) for ids in batch.prompt_ids]
+        utilities = self.statistics.utilities(self.source(batch), keys)
         self.worst.append(int(utilities.mean(0).argmin()))
         return utilities[:, [self.worst[-1]]]
 
@@ -129,8 +130,7 @@ def policy(bench: Bench, seed: int, missing: list[str]) -> Iterator[Row]:
         mixture.scale_heads((1 / scale).tolist())
         if variant == "scalar critic":
             statistics = statistics or bench.train(mixture, seed, max_steps=1).reference_statistics
-            source = build_reward_source(mixture, bench.world.tokenizer)
-            reward = WorstGroup(UtilityReward(source, statistics, "zscore"))
+            reward = WorstGroup(build_reward_source(mixture, bench.world.tokenizer), statistics)
             trainer = bench.train(reward, seed, utility="raw")
             worst = [names[k] for k in reward.worst]
         else:

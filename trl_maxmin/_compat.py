@@ -46,8 +46,14 @@ OVERRIDES: dict[str, dict[str, str | None]] = {
     "trl.RewardTrainer": {
         "_prepare_dataset": "self dataset processing_class args dataset_name",
     },
-    "trl.GRPOTrainer": {"_calculate_rewards": "self inputs prompts completions completion_ids_list"},
-    "trl.RLOOTrainer": {"_calculate_rewards": "self inputs prompts completions completion_ids_list"},
+    "trl.GRPOTrainer": {
+        "_calculate_rewards": "self inputs prompts completions completion_ids_list",
+        "_tokenize_prompts": "self prompts",
+    },
+    "trl.RLOOTrainer": {
+        "_calculate_rewards": "self inputs prompts completions completion_ids_list",
+        "_tokenize_prompts": "self prompts",
+    },
     "transformers.PreTrainedModel": {
         "_can_compile_fullgraph": None,
         "_keep_in_fp32_modules_strict": None,

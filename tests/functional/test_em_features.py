@@ -14,8 +14,8 @@ from trl_maxmin.functional.em_features import (
     FeaturePairs,
     cross_validated_scores,
     deal_folds,
+    directions_of_pairs,
     fit_feature_mixture,
-    principal_directions,
 )
 
 
@@ -67,7 +67,7 @@ def test_a_margin_moves_the_fit():
 def test_principal_directions_leave_the_differences_uncorrelated():
     x, annotator, _, _ = planted()
     x = x @ torch.randn(6, 6, generator=torch.Generator().manual_seed(3)).double()
-    directions, curvature = principal_directions(table(x, annotator))
+    directions, curvature = directions_of_pairs(table(x, annotator))
     moved = x.float() @ directions
     torch.testing.assert_close(moved.T @ moved / len(x), torch.diag(curvature), atol=1e-3, rtol=1e-3)
     assert curvature.mean().item() == pytest.approx(1.0)

@@ -14,11 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     GPT2LMHeadModel,
 )
 
 from tests.conftest import build_word_tokenizer
+from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.models.families import FAMILIES
 from trl_maxmin.models.loading import (
     load_adapter,
@@ -370,3 +372,159 @@ def test_every_dtype_is_looked_at(dtype):
     with pytest.raises(ValueError, match="bad"):
         require_finite([("bad", torch.tensor([1.0, torch.nan, 2.0]).to(dtype))], "`x`", "f")
     require_finite([("codes", torch.ones(3, dtype=torch.uint8)), ("meta", torch.ones(3, device="meta"))], "`x`", "f")
+
+
+# -- mixtures ---------------------------------------------------------------------------------------------------------
+
+KINDS = ("head", "lora", "full")
+
+
+@pytest.fixture(scope="module")
+def mixtures(saved, tmp_path_factory):
+    """A mixture of each kind; of LoRA components also one whose base is saved beside them."""
+    root = tmp_path_factory.mktemp("mixtures")
+    for kind in KINDS:
+        torch.manual_seed(0)
+        MixtureRewardModel.from_base(saved / "policy", 3, kind).save_pretrained(root / kind)
+    base = AutoModelForCausalLM.from_pretrained(saved / "policy")
+    MixtureRewardModel.from_base(base, 3, "lora", processing_class=build_word_tokenizer()).save_pretrained(
+        root / "own"
+    )
+    return root
+
+
+def first(tensors, *parts):
+    return next(key for key in tensors if all(part in key for part in parts))
+
+
+#: what is broken, of which mixture, the edit, words of the message
+BROKEN_MIXTURES = [
+    *(
+        (f"{what} ({kind})", kind, edit, words)
+        for kind in KINDS
+        for what, edit, words in (
+            ("a head is gone", change(lambda t: t.pop(first(t, "score.weight"))), ["missing", "score.weight"]),
+            ("a weight too many", change(lambda t: t.update(extra=torch.zeros(1))), ["not part of it", "extra"]),
+            (
+                "rows of another K",
+                change(lambda t: t.update({first(t, "score.weight"): torch.zeros(2, 16)})),
+                ["score.weight (2, 16) instead of"],
+            ),
+            ("NaN", change(lambda t: t[first(t, "score.weight")].fill_(float("nan"))), ["NaN or infinite"]),
+            ("cut off", cut("model.safetensors", 500), ["model.safetensors", "cut off or damaged"]),
+            ("no bytes", cut("model.safetensors", 0), ["model.safetensors", "it is empty"]),
+            ("no weights", remove("model.safetensors"), ["holds no weights"]),
+            ("half a tokenizer", cut("tokenizer.json", 50), ["no tokenizer can be read"]),
+        )
+    ),
+    ("a trunk's key is gone", "head", change(lambda t: t.pop(first(t, "c_attn.bias"))), ["missing", "c_attn.bias"]),
+    ("K of another run", "full", reconfigure(**{"num_components": 2, "component_names": ["a", "b"],
+     "mixing_weights": [0.5, 0.5], "reward_shift": [0, 0], "reward_scale": [1, 1], "temperatures": [1, 1]}),
+     ["not part of it", "components.2."]),
+    ("an adapter is gone", "lora", change(lambda t: t.pop(first(t, "maxmin_reward_1"))), ["missing", "reward_1"]),
+    (
+        "an adapter of another rank",
+        "lora",
+        change(lambda t: t.update({first(t, "lora_A.maxmin_reward_1"): torch.zeros(2, 16)})),
+        ["lora_A.maxmin_reward_1", "(2, 16) instead of (8, 16)"],
+    ),
+    ("its base is gone", "lora", reconfigure(base_model_name_or_path="/no/base"), ["base of", "no folder /no/base"]),
+    ("the base beside it is gone", "own", lambda folder: shutil.rmtree(folder / "base"), ["base of", "base"]),
+    (
+        "the base beside it lacks a key",
+        "own",
+        change(lambda t: t.pop(BIAS), file="base/model.safetensors"),
+        ["base of", "base/model.safetensors", BIAS],
+    ),
+    ("a policy", "lora", reconfigure(model_type="gpt2"), ["not a mixture of reward models", "trl-maxmin reward"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "words"), [row[1:] for row in BROKEN_MIXTURES], ids=[row[0] for row in BROKEN_MIXTURES]
+)
+def test_a_broken_mixture_is_refused(mixtures, tmp_path, source, edit, words):
+    folder = tmp_path / "mixture"
+    shutil.copytree(mixtures / source, folder)
+    edit(folder)
+    for load, name in (
+        (MixtureRewardModel.from_pretrained, "`pretrained_model_name_or_path`"),
+        (lambda where: MixtureRewardModel.from_pretrained(where, argument="--mixture"), "--mixture"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            load(folder)
+        message = str(caught.value)
+        assert message.startswith(name) and str(folder) in message and "\n" not in message
+        for word in words:
+            assert word in message
+
+
+@pytest.mark.parametrize("source", ["policy", "reward", "policy-adapter"])
+def test_what_is_no_mixture(saved, source):
+    with pytest.raises(ValueError, match="--reward_model: .* is a GPT2.*, not a mixture of reward models"):
+        MixtureRewardModel.from_pretrained(saved / source, argument="--reward_model")
+
+
+@pytest.mark.parametrize("source", [*KINDS, "own"])
+def test_an_intact_mixture_loads_in_silence(mixtures, source):
+    with Silence():
+        mixture = MixtureRewardModel.from_pretrained(mixtures / source)
+        again, found = AutoModel.from_pretrained(mixtures / source, output_loading_info=True)
+    weights = load_file(mixtures / source / "model.safetensors")
+    assert weights and all(torch.equal(tensor, mixture.state_dict()[key]) for key, tensor in weights.items())
+    assert isinstance(again, MixtureRewardModel) and not any(found.values())
+    assert mixture.processing_class.eos_token_id == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_family_is_built_and_loaded_in_silence(tmp_path, model_type, kind):
+    """Of a language model: what an encoder has in front of its head is new, and nothing to speak of."""
+    torch.manual_seed(0)
+    tokenizer = build_word_tokenizer()
+    auto = AutoModelForCausalLM if FAMILIES[model_type].is_decoder else AutoModelForMaskedLM
+    auto.from_config(small_config(model_type)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    ids = torch.tensor([[4, 5, 6, 2]])
+    with Silence():
+        mixture = MixtureRewardModel.from_base(tmp_path / "base", 2, kind).eval()
+        mixture.save_pretrained(tmp_path / "mixture")
+        again = MixtureRewardModel.from_pretrained(tmp_path / "mixture")
+    torch.testing.assert_close(again(ids).rewards, mixture(ids).rewards)
+
+
+def test_a_mixture_without_a_tokenizer_is_complete(mixtures, tmp_path):
+    shutil.copytree(mixtures / "head", tmp_path / "mixture")
+    remove("tokenizer*", "special_tokens_map.json")(tmp_path / "mixture")
+    mixture = MixtureRewardModel.from_pretrained(tmp_path / "mixture")
+    assert mixture.processing_class is None
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        mixture.score(["the film"], ["great"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trunk_is_never_random(saved, tmp_path, kind):
+    policy = AutoModelForCausalLM.from_pretrained(saved / "policy")
+    adapted = PeftModel.from_pretrained(policy, saved / "policy-adapter")
+    with pytest.raises(ValueError, match="got a PeftModelForCausalLM.*merge_and_unload"):
+        MixtureRewardModel.from_base(adapted, 2, kind)
+    if kind != "lora":  # which sits beside a policy's adapter on purpose
+        with pytest.raises(ValueError, match="got a GPT2LMHeadModel with adapters"):
+            MixtureRewardModel.from_base(adapted.get_base_model(), 2, kind)
+    policy = AutoModelForCausalLM.from_pretrained(saved / "policy")
+    policy.transformer.wte.weight.data[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite: transformer.wte.weight"):
+        MixtureRewardModel.from_base(policy, 2, kind)
+    shutil.copytree(saved / "policy", tmp_path / "policy")
+    change(lambda tensors: tensors.pop(BIAS))(tmp_path / "policy")
+    with pytest.raises(ValueError, match="`model`: .*missing: .*c_attn.bias"):
+        MixtureRewardModel.from_base(tmp_path / "policy", 2, kind)
+    with pytest.raises(ValueError, match="trust_remote_code=True is refused"):
+        MixtureRewardModel.from_base(saved / "policy", 2, kind, trust_remote_code=True)
+
+
+def test_a_trunk_of_another_shape_in_memory(saved):
+    policy = AutoModelForCausalLM.from_pretrained(saved / "policy")
+    policy.transformer.h.append(policy.transformer.h[0])
+    with pytest.raises(ValueError, match="does not hold the trunk of a gpt2: h.2"):
+        MixtureRewardModel.from_base(policy, 2)

@@ -47,11 +47,12 @@ def test_without_deepspeed_nothing_is_switched():
 
 
 @pytest.mark.parametrize("kind", ["head", "lora", "full"])
-def test_a_mixture_is_built_and_loaded_whole(zero3, tmp_path, kind, monkeypatch):
+def test_a_mixture_is_built_and_loaded_whole(zero3, tmp_path, kind, monkeypatch, word_tokenizer):
     """Loading in shards would need DeepSpeed; what loads is asked whether it would."""
     seen = []
     unset_hf_deepspeed_config()
     gpt2().save_pretrained(tmp_path / "base")
+    word_tokenizer.save_pretrained(tmp_path / "base")
     set_hf_deepspeed_config(zero3)
     original = MixtureRewardModel.__init__
 
@@ -60,9 +61,7 @@ def test_a_mixture_is_built_and_loaded_whole(zero3, tmp_path, kind, monkeypatch)
         original(self, *args, **kwargs)
 
     monkeypatch.setattr(MixtureRewardModel, "__init__", init)
-    MixtureRewardModel.from_base(str(tmp_path / "base"), 2, kind, processing_class=None).save_pretrained(
-        tmp_path / "m"
-    )
+    MixtureRewardModel.from_base(str(tmp_path / "base"), 2, kind).save_pretrained(tmp_path / "m")
     MixtureRewardModel.from_pretrained(tmp_path / "m")
     assert seen == [False, False] and is_deepspeed_zero3_enabled()
 

@@ -17,13 +17,17 @@ from trl_maxmin.space.run_data import RunData
 from trl_maxmin.space.scoring import Studio
 
 
+# One for policies and mixture, which then share a vocabulary; no one asks what is in it.
+TOKENIZER = SimpleNamespace(chat_template=None)
+
+
 class FakePolicy:
     """Answers with `reply(prompt, settings)`, one character a token; half of it before `gate` opens."""
 
     def __init__(self, name: str, reply: Callable[[str, Settings], str], context: int | None = None) -> None:
         self.name, self.reply, self.context = name, reply, context
         self.source = name
-        self.tokenizer = SimpleNamespace(chat_template=None)
+        self.tokenizer = TOKENIZER
         self.gate = threading.Event()
         self.gate.set()
 
@@ -48,10 +52,12 @@ class FakeMixture:
         self.component_names = list(names)
         self.num_components = len(self.component_names)
         self.described_components = list(range(self.num_components))
-        self.processing_class = SimpleNamespace(chat_template=None)
+        self.processing_class = TOKENIZER
         self.reward_shift, self.reward_scale = torch.zeros(len(names)), torch.ones(len(names))
+        self.mixing_weights = torch.full((len(names),), 1 / len(names))
+        self.family = SimpleNamespace(is_decoder=True)
 
-    def score(self, prompts: Any, completions: Sequence[str], finished: Any = True) -> torch.Tensor:
+    def score(self, prompts: Any, completions: Sequence[str], **options: Any) -> torch.Tensor:
         longest = max(len(prompt) + len(text) for prompt, text in zip(prompts, completions, strict=True))
         if self.context is not None and longest > self.context:
             raise ValueError(f"{longest} tokens, but the model reads {self.context}")

@@ -52,12 +52,14 @@ def test_a_component_without_people_is_no_group():
     assert set(answer.utilities) == {"long", "longer"} and min(answer.utilities.values()) > 0
 
 
-def test_a_calibrated_mixture_keeps_its_scale():
-    mixture = FakeMixture()
-    mixture.reward_scale = mixture.reward_scale * 2
-    made = studio(mixture=mixture, prompts=["p"])
-    answer = last(made.compare("p", ["reference", "maxmin"], Settings()))[0]
-    assert answer.utilities == pytest.approx({"long": 0.25, "short": -0.25})
+def test_a_mixtures_own_scale_serves_where_none_can_be_measured():
+    """As in evaluation: what the reference policy's answers say comes first."""
+    for prompts, spread in (([], 2.0), (["p"], (1 / 3) ** 0.5)):
+        mixture = FakeMixture()
+        mixture.reward_scale = mixture.reward_scale * 2
+        made = studio(mixture=mixture, prompts=prompts)
+        answer = last(made.compare("p", ["reference", "maxmin"], Settings()))[0]
+        assert answer.utilities == pytest.approx({"long": 0.5 / spread, "short": -0.5 / spread})
 
 
 def test_the_sentence_of_the_issue():
@@ -144,10 +146,10 @@ def test_the_scale_is_measured_on_the_prompts_that_can_be_scored():
 @pytest.mark.parametrize("broken", [ValueError("too long"), RuntimeError("out of memory"), float("inf")])
 def test_the_page_starts_where_the_scale_cannot_be_measured(broken):
     class Broken(FakeMixture):
-        def score(self, prompts, completions, finished=True):
+        def score(self, prompts, completions, **options):
             if isinstance(broken, Exception):
                 raise broken
-            return super().score(prompts, completions, finished) * broken
+            return super().score(prompts, completions) * broken
 
     made = studio(mixture=Broken(), prompts=["p"])
     assert not made.scale.unit

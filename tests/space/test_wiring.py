@@ -187,7 +187,7 @@ def test_blind_answers_are_shuffled_and_votes_are_about_what_was_shown(handlers,
 
 def test_answers_that_fail_on_the_way_are_not_busy_and_take_no_vote(handlers, made):
     def fails(prompt_ids, settings):
-        yield SimpleNamespace(text="half", finished=False, done=False)
+        yield Reply([], "half")
         raise RuntimeError("out of memory")
 
     made.policies["maxmin"].stream = fails
@@ -216,7 +216,7 @@ def test_answers_stand_under_the_prompt_that_they_answer(handlers, made, blind):
         assert text.startswith(f"Prompt {prompt}") and "<b>what" not in state[PANEL]
 
     def fails(prompt_ids, settings):
-        yield SimpleNamespace(text="half", finished=False, done=False)
+        yield Reply([], "half")
         raise RuntimeError("out of memory")
 
     made.policies["maxmin"].stream = fails
@@ -281,8 +281,8 @@ def test_what_was_cut_is_not_stored_and_that_is_said(handlers, made, cut, choice
 def test_a_utility_that_is_no_number_is_left_out_and_said(handlers, made, value):
     score = made.mixture.score
 
-    def broken(prompts, completions, finished=True):
-        rewards = score(prompts, completions, finished)
+    def broken(prompts, completions, **options):
+        rewards = score(prompts, completions)
         rewards[[text.startswith("answer") for text in completions], 0] = value
         return rewards
 

@@ -9,11 +9,8 @@ import torch
 
 from trl_maxmin.trainer.scoring.reference_statistics import (
     ReferenceStatistics,
-    UtilityReward,
-    batch_prompt_keys,
     prompt_key,
 )
-from trl_maxmin.trainer.scoring.sources import CallableReward, RewardBatch, StackedReward
 
 
 NAN = float("nan")
@@ -51,7 +48,7 @@ def test_completions_stay_with_their_prompt():
 def test_zscore_of_the_reference_itself_has_mean_zero_and_unit_spread():
     statistics, table = reference(per_prompt=6)
     keys = [prompt_key(p) for p in "pqr" for _ in range(6)]
-    utilities = statistics.utilities(torch.tensor(table.reshape(-1, 2)), keys).reshape(3, 6, 2)
+    utilities = statistics.utilities(torch.tensor(table.reshape(-1, 2)).float(), keys).reshape(3, 6, 2)
     torch.testing.assert_close(utilities.mean(dim=1), torch.zeros(3, 2), atol=1e-4, rtol=0)
     torch.testing.assert_close(utilities.var(dim=1).mean(dim=0), torch.ones(2), atol=1e-4, rtol=0)
 
@@ -164,44 +161,21 @@ def test_keys_tell_prompts_apart():
     assert prompt_key("Hi") == "fdda60cb3869b17ede5fda4d458c1568"
 
 
-def test_batch_keys_prefer_text():
-    assert batch_prompt_keys(RewardBatch(prompts=["p"], prompt_ids=[[1]], completions=["c"])) == [prompt_key("p")]
-    assert batch_prompt_keys(RewardBatch(prompt_ids=[[1, 2]], completion_ids=[[3]])) == [prompt_key([1, 2])]
-    with pytest.raises(ValueError, match="neither `prompts` nor `prompt_ids`"):
-        batch_prompt_keys(RewardBatch(completions=["c"]))
+def test_truncated_replies_count_only_where_most_are():
+    """A reward of a truncated reply is arbitrary; by hand: replies 0, 2 finished, and one far away that was cut."""
+    rewards, finished = torch.tensor([[0.0], [2.0], [0.0], [2.0], [-90.0]]), torch.tensor([True] * 4 + [False])
+    statistics = ReferenceStatistics.from_rewards(["a"], [prompt_key("p")] * 5, rewards, finished=finished)
+    assert statistics.shift.item() == 1.0 and statistics.scale.item() == pytest.approx((4 / 3) ** 0.5)
+    mostly_cut = ReferenceStatistics.from_rewards(["a"], [prompt_key("p")] * 5, rewards, finished=~finished)
+    assert mostly_cut.shift.item() == pytest.approx(rewards.mean().item())
 
 
-class TestUtilityReward:
-    SOURCE = StackedReward(
-        [
-            CallableReward(lambda completions, **kw: [float(len(c)) for c in completions], name="short"),
-            CallableReward(lambda completions, **kw: [None] * len(completions), name="kind"),
-        ]
+def test_a_known_spread_takes_the_place_of_one_that_cannot_be_measured():
+    key = prompt_key("p")
+    statistics = ReferenceStatistics.from_rewards(
+        ["a"], [key] * 2, torch.tensor([[1.0], [3.0]]), scale=torch.tensor([4.0])
     )
-    BATCH = RewardBatch(prompts=["p", "q"], completions=["abc", "z"])
-
-    def test_utilities_and_raw_rewards(self):
-        statistics, _ = reference()
-        reward = UtilityReward(self.SOURCE, statistics)
-        assert reward.last_raw_rewards is None and reward.names == NAMES
-        utilities = reward(self.BATCH)
-        assert reward.last_raw_rewards[:, 0].tolist() == [3.0, 1.0]
-        expected = statistics.utilities(torch.tensor([[3.0, NAN], [1.0, NAN]]), [prompt_key("p"), prompt_key("q")])
-        torch.testing.assert_close(utilities, expected, equal_nan=True)
-        assert reward.to("cpu") is reward
-
-    def test_raw_needs_no_statistics(self):
-        reward = UtilityReward(self.SOURCE, kind="raw")
-        assert reward(self.BATCH)[:, 0].tolist() == [3.0, 1.0]
-
-    def test_refusals(self):
-        statistics, _ = reference()
-        with pytest.raises(ValueError, match="Unknown utility 'z'"):
-            UtilityReward(self.SOURCE, statistics, "z")
-        with pytest.raises(ValueError, match="needs reference statistics"):
-            UtilityReward(self.SOURCE, kind="win_rate")
-        with pytest.raises(ValueError, match="of the components"):
-            UtilityReward(CallableReward(len), statistics)
+    assert statistics.utilities(torch.tensor([[4.0]]), [key]).item() == 0.5
 
 
 KEY = prompt_key("p")

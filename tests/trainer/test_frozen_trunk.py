@@ -13,6 +13,7 @@ from trl_maxmin.functional.em_features import FeaturePairs
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardTrainer
 from trl_maxmin.trainer.reward.component_selection import ComponentSelection
+from trl_maxmin.trainer.reward.heads import fit_feature_map
 
 
 FROZEN = {"train_trunk": False, "pooling": "mean"}
@@ -58,11 +59,10 @@ def test_kernel_features_are_chosen_where_nothing_is_exported_anyway(tmp_path):
 
 
 @pytest.mark.parametrize("better", ["linear", "kernel"])
-def test_heads_are_what_predicts_better(word_tokenizer, tmp_path, better):
+def test_heads_are_what_predicts_better(word_tokenizer, better):
     """Vectors put in by hand: a reward along one axis, or a reward of the neighbourhood that no axis shows."""
-    args = config(tmp_path, num_components=1, **FROZEN)
-    trainer = MixtureRewardTrainer(
-        tiny_model(word_tokenizer), args, train_dataset=opposed_groups(share=0.0), processing_class=word_tokenizer
+    mixture = MixtureRewardModel.from_base(
+        tiny_model(word_tokenizer), 1, processing_class=word_tokenizer, pooling="mean", kernel_features=2048
     )
     generator = torch.Generator().manual_seed(0)
     texts = torch.randn(60, 32, generator=generator)
@@ -75,14 +75,12 @@ def test_heads_are_what_predicts_better(word_tokenizer, tmp_path, better):
     first, second = torch.randint(60, (2, 800), generator=generator)
     prefer = torch.rand(800, generator=generator) < torch.sigmoid(reward[first] - reward[second])
     chosen, rejected = torch.where(prefer, first, second), torch.where(prefer, second, first)
-    people = torch.arange(800) % len(trainer.annotators)
-    trainer._text_features = texts
-    trainer.feature_pairs = lambda _: FeaturePairs(trainer.mixture.map_features(texts), chosen, rejected, people)
-    trainer._prepare_heads()
-    assert (trainer.mixture.feature_map is None) == (better == "linear")
-    assert trainer.mixture.config.kernel_features == (0 if better == "linear" else 2048)
-    width = trainer.mixture.components[0].score.in_features
-    assert width == trainer.mixture.map_features(trainer.mixture.trunk_features(torch.tensor([[5, 6]]))).shape[-1]
+    pairs = FeaturePairs(texts, chosen, rejected, torch.arange(800) % 12)
+    fit_feature_map(mixture, pairs, 12, seed=0, choose=True)
+    assert (mixture.feature_map is None) == (better == "linear")
+    assert mixture.config.kernel_features == (0 if better == "linear" else 2048)
+    width = mixture.components[0].score.in_features
+    assert width == mixture.map_features(mixture.trunk_features(torch.tensor([[5, 6]]))).shape[-1]
 
 
 def test_kernel_features_come_back_from_disk(word_tokenizer, tmp_path):

@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Training
 from trl import GRPOConfig
 
 from trl_maxmin.trainer.maxmin.maxmin_config import WELFARE_CHOICES, MaxMinConfigMixin, resolve_utility
-from trl_maxmin.trainer.maxmin.maxmin_mixin import WELFARE_STATE_FILE, MaxMinMixin, WelfareState
+from trl_maxmin.trainer.maxmin.maxmin_mixin import MaxMinMixin
+from trl_maxmin.trainer.maxmin.welfare import WELFARE_STATE_FILE, Welfare, WelfareState
 
 
 NAN = float("nan")
@@ -32,7 +33,7 @@ class Host:
     """What the mixin needs of a trainer: the rewards of all ranks, a mode, metrics."""
 
     def __init__(self, matrices, **config):
-        self.args = MaxMinConfigMixin(**config)
+        self.args = MaxMinConfigMixin(**{"utility": "raw"} | config)
         self.model = torch.nn.Linear(1, 1)
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self.reward_func_names = NAMES
@@ -43,6 +44,10 @@ class Host:
 
 
 class MaxMinHost(MaxMinMixin, Host):
+    def __init__(self, matrices, mixing_weights=None, welfare_function=None, **config):
+        super().__init__(matrices, **config)
+        self._init_maxmin(mixing_weights, welfare_function)
+
     def rollout(self):
         """The matrix and the reward that a trainer would optimise, as TRL aggregates it."""
         matrix = self._calculate_rewards(None, None, None, None)
@@ -52,9 +57,7 @@ class MaxMinHost(MaxMinMixin, Host):
 
 def with_utilities(utilities, **config):
     """A host whose rollouts have these group utilities."""
-    host = MaxMinHost([[row] for row in utilities], **config)
-    host._init_welfare(NAMES)
-    return host
+    return MaxMinHost([[row] for row in utilities], **config)
 
 
 class TestWeights:
@@ -97,8 +100,7 @@ class TestWeights:
         torch.testing.assert_close(host.reward_weights, torch.tensor([0.75, 0.25]))
 
     def test_mixing_weights(self):
-        host = MaxMinHost([[[0.0, 5.0]]], welfare="mixing")
-        host._init_welfare(NAMES, mixing_weights=[0.8, 0.2])
+        host = MaxMinHost([[[0.0, 5.0]]], mixing_weights=[0.8, 0.2], welfare="mixing")
         torch.testing.assert_close(host.reward_weights, torch.tensor([0.8, 0.2]))
         host.rollout()
         torch.testing.assert_close(host.reward_weights, torch.tensor([0.8, 0.2]))
@@ -109,8 +111,7 @@ class TestWeights:
         torch.testing.assert_close(host.reward_weights, torch.tensor([0.9, 0.1]))
 
     def test_a_function_of_the_user(self):
-        host = MaxMinHost([[[0.0, 1.0]]])
-        host._init_welfare(NAMES, welfare_function=lambda u: u)
+        host = MaxMinHost([[[0.0, 1.0]]], welfare_function=lambda u: u)
         host.rollout()
         assert host.reward_weights.tolist() == [0.0, 1.0]
 
@@ -232,12 +233,12 @@ class TestMetrics:
             }
         )
 
-    def test_a_trainer_that_keeps_raw_rewards_logs_those(self):
+    def test_rewards_are_logged_as_they_are_and_utilities_as_they_are_compared(self):
         class Calibrated(MaxMinHost):
-            def _component_rewards(self, utilities):
-                return 10 * utilities
+            def _utilities(self, rewards, inputs):
+                return rewards / 10
 
-        host = Calibrated([[[1.0, 0.5]]])
+        host = Calibrated([[[10.0, 5.0]]])
         host.rollout()
         assert host._metrics["train"]["rewards/short/mean"] == [10.0]
         assert host._metrics["train"]["maxmin/utility/short"] == [1.0]
@@ -276,8 +277,9 @@ class TestState:
         first, second = with_utilities(utilities[:5], **config), with_utilities(utilities[5:], **config)
         for _ in range(5):
             first.rollout()
-        first._save_welfare_state(tmp_path)
-        second._load_welfare_state(tmp_path)
+        first.welfare.save(tmp_path)
+        second.welfare.load(tmp_path)
+        second.reward_weights = second.welfare.weights
         assert torch.equal(second.reward_weights, first.reward_weights)
         for _ in range(3):
             second.rollout()
@@ -286,13 +288,12 @@ class TestState:
 
     def test_checkpoint_of_other_components_is_refused_and_a_missing_one_reported(self, tmp_path, caplog):
         host = with_utilities([[0.0, 1.0]])
-        host._load_welfare_state(tmp_path)
+        host.welfare.load(tmp_path)
         assert f"has no {WELFARE_STATE_FILE}" in caplog.text
-        host._save_welfare_state(tmp_path)
-        other = MaxMinHost([])
-        other._init_welfare(["kind", "short"])
+        host.welfare.save(tmp_path)
+        other = Welfare(MaxMinConfigMixin(), ["kind", "short"])
         with pytest.raises(ValueError, match=r"weighs the components \['short', 'kind'\]"):
-            other._load_welfare_state(tmp_path)
+            other.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ class TestState:
 )
 def test_init_refusals(config, names, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        MaxMinHost([], **config)._init_welfare(names, **kwargs)
+        Welfare(MaxMinConfigMixin(**config), names, **kwargs)
 
 
 class TestConfig:
@@ -387,13 +388,13 @@ class TestOnRealGRPO:
         args = GRPOArguments(
             output_dir=str(output_dir), max_steps=max_steps, save_steps=1, per_device_train_batch_size=4,
             num_generations=4, max_completion_length=4, report_to=[], use_cpu=True, bf16=False, logging_steps=1,
-            welfare="mirror", welfare_step_size=0.5, gradient_checkpointing=False, disable_tqdm=True,
+            welfare="mirror", welfare_step_size=0.5, utility="raw", gradient_checkpointing=False, disable_tqdm=True,
         )  # fmt: skip
         dataset = Dataset.from_dict({"prompt": ["the film is", "a movie"] * 4})
         trainer = Trainer(
             model=model, reward_funcs=[short, kind], args=args, train_dataset=dataset, processing_class=tokenizer
         )
-        trainer._init_welfare(trainer.reward_func_names)
+        trainer._init_maxmin()
         log.append(trainer)
         return trainer
 
@@ -442,11 +443,13 @@ def test_only_the_process_that_saves_writes_the_state(tmp_path):
             welfare="maxmin",
             disagreement_point=None,
             welfare_floor=0.0,
+            utility="raw",
             push_to_hub=False,
             save_total_limit=None,
         )
         trainer.state = SimpleNamespace(global_step=7, best_model_checkpoint=None)
-        trainer._init_welfare(NAMES)
+        trainer.reward_func_names = NAMES
+        trainer._init_maxmin()
         trainer._save_checkpoint(None, None)
         assert (tmp_path / "host_saved").exists()
         assert (tmp_path / "checkpoint-7" / WELFARE_STATE_FILE).exists() is should_save
@@ -475,7 +478,6 @@ class TestOscillation:
     def host(rows, **config):
         host = MaxMinHost(rows, oscillation_window=4, **config)
         host.control = SimpleNamespace(should_training_stop=False)
-        host._init_welfare(NAMES)
         return host
 
     ALTERNATING = [[[0.0, 1.0], [0.01, 1.0]], [[1.0, 0.0], [1.0, 0.01]]] * 3
@@ -493,8 +495,9 @@ class TestOscillation:
         )
         for _ in range(3):
             first.rollout()
-        first._save_welfare_state(tmp_path)
-        second._load_welfare_state(tmp_path)
+        first.welfare.save(tmp_path)
+        second.welfare.load(tmp_path)
+        second.reward_weights = second.welfare.weights
         second.rollout()
         assert second.control.should_training_stop
 

@@ -163,8 +163,8 @@ def test_held_out_pairs_neither_train_nor_assign(word_tokenizer, tmp_path):
     data = opposed_groups()
     train, heldout = data.select(range(0, len(data), 2)), data.select(range(1, len(data), 2))
     lying = heldout.rename_columns({"chosen": "rejected", "rejected": "chosen"})
-    honest = fit(word_tokenizer, tmp_path, data=train, eval_dataset=heldout, n_init=1, calibrate_temperature=False)
-    misled = fit(word_tokenizer, tmp_path, data=train, eval_dataset=lying, n_init=1, calibrate_temperature=False)
+    settings = {"data": train, "heldout_fraction": 0, "n_init": 1, "calibrate_temperature": False}
+    honest, misled = (fit(word_tokenizer, tmp_path, eval_dataset=rows, **settings) for rows in (heldout, lying))
     torch.testing.assert_close(honest.em_state.log_responsibilities, misled.em_state.log_responsibilities)
     assert honest.heldout_log_likelihood().mean() > -0.3 > misled.heldout_log_likelihood().mean()
 
@@ -325,9 +325,7 @@ def test_weights_divided_among_ranks_are_refused_before_they_are_loaded(
     if strategy == "FSDP":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
-        monkeypatch.setattr(
-            "trl_maxmin.trainer.reward.mixture_reward_trainer.is_deepspeed_zero3_enabled", lambda: True
-        )
+        monkeypatch.setattr("trl_maxmin.trainer.reward.setup.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=f"{strategy} divides the weights.*multi_gpu.*--load_in_4bit"):
         MixtureRewardTrainer("no/such-model", config(tmp_path), train_dataset=opposed_groups())
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from trl import ScriptArguments
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
+from ..data.texts import distinct_texts, prompts_of
 from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..models import AnnotatorPosterior, MixtureRewardModel
@@ -92,7 +92,8 @@ def run(argv: Sequence[str]) -> None:
     sure = (probability.max(-1).values >= 0.9).double().mean()
     print(f"assigned with a posterior of at least 0.9: {sure:.0%}; mean entropy {posterior.entropy.mean():.3f} nats")
     if arguments.curve:
-        print_curve(log_likelihood, people, mixture.mixing_weights, arguments.seed, text_numbers(rows))
+        texts = torch.from_numpy(distinct_texts(prompts_of(rows), rows["chosen"], rows["rejected"])[1])
+        print_curve(log_likelihood, people, mixture.mixing_weights, arguments.seed, texts)
     print(f"wrote {arguments.output_file} (it names annotators: keep it on this machine)")
 
 
@@ -115,16 +116,6 @@ def write_posterior(posterior: AnnotatorPosterior, names: list[str], path: str |
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def text_numbers(rows: Dataset) -> torch.Tensor:
-    """`(N, 2)`: equal numbers for equal prompt and reply."""
-    numbers: dict[str, int] = {}
-    prompts = rows["prompt"] if "prompt" in rows.column_names else [None] * len(rows)
-    pairs = zip(prompts, rows["chosen"], rows["rejected"], strict=True)
-    return torch.tensor(
-        [[numbers.setdefault(repr((p, reply)), len(numbers)) for reply in replies] for p, *replies in pairs]
-    )
 
 
 def print_curve(

@@ -44,6 +44,7 @@ class EvaluateArguments(ScriptArguments):
         output_dir (`str`): folder for results and figures.
         max_prompts (`int`): use the first so many rows.
         max_new_tokens, temperature, num_completions, batch_size, seed, max_prompt_length: of the sampling.
+        chat_template_kwargs (`dict`): keywords for the chat template, as in the policies' training.
         dtype (`str`): of the policies' weights.
         num_resamples (`int`): of the bootstrap over prompts.
         majority, minority (`str`): groups of the Pareto figure.
@@ -82,6 +83,9 @@ class EvaluateArguments(ScriptArguments):
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Prompts keep their last so many tokens; by default a long one is an error."}
     )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON of keywords for the chat template, as in the policies' training."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     num_completions: int = field(default=4, metadata={"help": "Replies a prompt, of every policy."})
     batch_size: int = field(default=32, metadata={"help": "Prompts (or replies to score) a forward."})
@@ -113,6 +117,8 @@ def run(argv: Sequence[str]) -> None:
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
     _check(arguments)
+    if isinstance(arguments.chat_template_kwargs, str):
+        arguments.chat_template_kwargs = _json_object(arguments.chat_template_kwargs)
     accelerator = Accelerator()
     policies, reference = _policies(arguments)
     generated = any(isinstance(policy.source, str) for policy in policies.values())
@@ -131,6 +137,7 @@ def run(argv: Sequence[str]) -> None:
                 arguments.batch_size,
                 arguments.seed,
                 arguments.max_prompt_length,
+                arguments.chat_template_kwargs,
             ),
             accelerator=accelerator,
             num_resamples=arguments.num_resamples,
@@ -152,6 +159,18 @@ def _check(arguments: EvaluateArguments) -> None:
         arguments.judge_model
     ):
         raise ValueError("A judge needs --judge_url, --judge_model and --criteria together.")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"--chat_template_kwargs must be a JSON object such as '{{\"enable_thinking\": false}}', got {text!r}."
+        )
+    return found
 
 
 def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     trainer = MixtureRewardTrainer(
         model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
     save_mixture(trainer, args.output_dir)
     if trainer.selection is not None and trainer.accelerator.is_main_process:
         trainer.selection.save(args.output_dir)

@@ -5,10 +5,11 @@ TRL's preference format, standard or conversational, plus who gave the preferenc
 
 | column | type | meaning |
 |---|---|---|
-| `prompt` | `str` or messages, optional | what both replies answer |
-| `chosen`, `rejected` | `str` or messages | the reply the annotator preferred, and the other |
+| `prompt` | `str` or messages, optional | what both replies answer; messages end with the user or a tool |
+| `chosen`, `rejected` | `str` or messages | the reply the annotator preferred, and the other; messages end with the \
+assistant |
 | `annotator_id` | `str` or `int` | the person; without it every pair is its own annotator |
-| `group` | `str`, optional | a known sub-population, used for reporting; None or an empty text where it is unknown |
+| `group` | `str`, optional | a known sub-population, used for reporting; None, NaN or blank where it is unknown |
 | `margin` | `float`, optional | Bradley-Terry log-odds by which the chosen reply should win |
 """
 
@@ -16,12 +17,15 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+
+from .texts import distinct_texts, number_values, prompts_of
 
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,10 @@ logger = logging.getLogger(__name__)
 _MAX_FAMILIAR_SHARE = 0.1
 
 ANNOTATOR_COLUMN = "annotator_id"
+
+# What pandas, a CSV file or `str` leave where nobody was named, in lower case. A person of such a name needs a prefix:
+# one renamed person costs less than many unnamed ones who are taken for one.
+_NOBODY = ("", "nan", "none", "null", "<na>", "nat")
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,11 @@ def prepare_preferences(
         `Dataset`: the same rows (ties removed) with a column `annotator_id`.
 
     Raises:
-        ValueError: no rows; a column missing; a reply that is neither text nor messages; a missing or non-finite
-            margin; a missing annotator id; only ties; fewer annotators than components, or a single annotator for
-            more than one component.
+        TypeError: something else than a `Dataset`.
+        ValueError: no rows; a column missing; a prompt or a reply that is neither text nor messages, or messages that
+            lack a role or content or end with the wrong role; a missing or non-finite margin; an annotator id that
+            names nobody (None, NaN, blank, "nan", "none", "null") or is a list; only ties; fewer annotators than
+            components, or a single annotator for more than one component.
 
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
@@ -91,6 +101,11 @@ def prepare_preferences(
         # EM returns to every annotator's pairs again and again, so a stream has to be held.
         dataset = Dataset.from_list(list(dataset))
         logger.info(f"Read {len(dataset)} rows of a streaming data set into memory: EM visits every pair many times.")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"Preferences must be a `datasets.Dataset`, got {type(dataset).__name__}. Choose a split of a "
+            "`DatasetDict`; turn rows into one by `Dataset.from_list(rows)`."
+        )
     if len(dataset) == 0:
         raise ValueError("The preference data are empty. Give at least one row with `chosen` and `rejected`.")
     columns = dataset.column_names
@@ -100,7 +115,7 @@ def prepare_preferences(
             f"The preference data lack the column(s) {', '.join(missing)}. They have: {', '.join(columns)}. Expected: "
             "`chosen`, `rejected`, usually `prompt` and `annotator_id` (TRL's preference format)."
         )
-    _check_replies(dataset)
+    _check_texts(dataset)
     dataset = _with_annotators(dataset, annotator_column)
     _check_margin(dataset)
     dataset = _without_ties(dataset)
@@ -114,12 +129,14 @@ def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
             if ANNOTATOR_COLUMN in dataset.column_names:
                 dataset = dataset.remove_columns(ANNOTATOR_COLUMN)
             dataset = dataset.rename_column(annotator_column, ANNOTATOR_COLUMN)
-        row = next((i for i, value in enumerate(dataset[ANNOTATOR_COLUMN]) if value is None), None)
-        if row is not None:
-            raise ValueError(
-                f"Row {row} has no annotator ({annotator_column} is None). Name one, or remove the row: an unnamed "
-                "annotator would pool the pairs of different people."
-            )
+        for row, value in enumerate(dataset[ANNOTATOR_COLUMN]):
+            if not _names_somebody(value):
+                raise ValueError(
+                    f"Row {row} has no annotator ({annotator_column} is {value!r}). An id is a text or a whole number; "
+                    f"empty ones and {', '.join(map(repr, _NOBODY[1:]))} stand for nobody, in capitals too. Name one "
+                    "(with a prefix, where that is a person's name), or remove the row: an unnamed annotator would "
+                    "pool the pairs of different people."
+                )
         return dataset
     if annotator_column != ANNOTATOR_COLUMN:
         raise ValueError(
@@ -134,18 +151,59 @@ def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
     return dataset.add_column(ANNOTATOR_COLUMN, [f"pair-{i}" for i in range(len(dataset))])
 
 
-def _check_replies(dataset: Dataset) -> None:
-    for name in ("chosen", "rejected"):
-        for row, value in enumerate(dataset[name]):
-            if not isinstance(value, str | list):
-                raise ValueError(f"Row {row} has {name} {value!r}; a reply must be text or a list of messages.")
+def _names_somebody(annotator: Any) -> bool:
+    if isinstance(annotator, str):
+        return annotator.strip().lower() not in _NOBODY
+    return isinstance(annotator, numbers.Real) and math.isfinite(annotator)
+
+
+def _check_texts(dataset: Dataset) -> None:
+    for row, (prompt, *replies) in enumerate(
+        zip(prompts_of(dataset), dataset["chosen"], dataset["rejected"], strict=True)
+    ):
+        fault = _fault_of(prompt, ("user", "tool"))
+        if fault:
+            raise ValueError(f"Row {row} has prompt {prompt!r}: {fault}. Without a prompt, give '' or no such column.")
+        for name, reply in zip(("chosen", "rejected"), replies, strict=True):
+            if fault := _fault_of(reply, ("assistant",)):
+                raise ValueError(
+                    f"Row {row} has {name} {reply!r}; a reply must be text or a list of messages: {fault}."
+                )
+            if isinstance(reply, list) and isinstance(prompt, str) and prompt:
+                raise ValueError(
+                    f"Row {row} has a prompt that is text, {prompt!r}, and {name} in messages, to which it cannot be "
+                    'joined. Give the prompt as [{"role": "user", "content": ...}].'
+                )
+        if type(replies[0]) is not type(replies[1]):
+            raise ValueError(f"Row {row} has one reply as text and one in messages; give both in the same form.")
+
+
+def _fault_of(text: Any, last_roles: tuple[str, ...]) -> str | None:
+    """What is wrong with a text or a list of messages; None where it can be read."""
+    if isinstance(text, str):
+        return None
+    if not isinstance(text, list):
+        return "it must be text or a list of messages"
+    if not text:
+        return "the list has no message"
+    for message in text:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"].strip():
+            return f'{message!r} has no role; a message is {{"role": ..., "content": ...}}'
+        content = message.get("content")
+        # Parts of a multimodal message are a list; a call of a tool needs no words.
+        empty = not (content.strip() if isinstance(content, str) else content)
+        if empty and not message.get("tool_calls"):
+            return f"the message of {message['role']!r} has no content ({content!r})"
+    if text[-1]["role"] not in last_roles:
+        return f"the last message is of {text[-1]['role']!r}, but must be of {' or '.join(map(repr, last_roles))}"
+    return None
 
 
 def _check_margin(dataset: Dataset) -> None:
     if "margin" not in dataset.column_names:
         return
     for row, value in enumerate(dataset["margin"]):
-        if value is None or not math.isfinite(value):
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(
                 f"Row {row} has margin {value!r}; a margin must be a finite number of Bradley-Terry log-odds. Use 0.0 "
                 "where none is known, or drop the column."
@@ -176,14 +234,36 @@ def _check_annotators(dataset: Dataset, num_components: int | None) -> None:
 
 
 def is_known_group(group: Any) -> bool:
-    """Whether a cell of a group column names a group: None and an empty text do not.
+    """Whether a cell of a group column names a group: None, NaN and blank texts do not. "none" does.
 
     Example:
 
-    >>> is_known_group("farmers"), is_known_group(None), is_known_group("")
-    (True, False, False)
+    >>> [is_known_group(cell) for cell in ("farmers", None, "", float("nan"), "nan", "none")]
+    [True, False, False, False, False, True]
     """
-    return group is not None and group != ""
+    return group is not None and str(group).strip().lower() not in ("", "nan")
+
+
+def require_group_column(
+    group_column: str | None, annotator_column: str, columns: Sequence[str] | None = None
+) -> None:
+    """Refuse a column of groups that is not there, or that names the annotators themselves.
+
+    Args:
+        group_column (`str`, *optional*): None is never refused.
+        annotator_column (`str`): the column that names the annotator.
+        columns (`Sequence[str]`, *optional*): of the data, where they are known.
+
+    Raises:
+        ValueError: see above.
+    """
+    if group_column is not None and group_column in (annotator_column, ANNOTATOR_COLUMN):
+        raise ValueError(
+            f"group_column={group_column!r} names annotators, not groups of them. Name another column, or leave "
+            "group_column out and let EM find groups."
+        )
+    if group_column is not None and columns is not None and group_column not in columns:
+        raise ValueError(f"There is no column {group_column!r} of known groups; columns: {', '.join(columns)}.")
 
 
 def known_groups(dataset: Dataset, group_column: str | None, num_components: int) -> dict[str | int, str]:
@@ -191,22 +271,20 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
 
     Args:
         dataset (`Dataset`): of [`prepare_preferences`].
-        group_column (`str`, *optional*): column of groups, None or an empty text in a row where it is unknown. Without
-            it no group is used.
+        group_column (`str`, *optional*): column of groups, None, NaN or blank in a row where it is unknown. Without it
+            no group is used.
         num_components (`int`): K; every group is a component.
 
     Returns:
         `dict`: annotator id -> group; empty where no column is given.
 
     Raises:
-        ValueError: no such column, an annotator of two groups, more groups than components, or no group at all.
+        ValueError: no such column, the annotators' own column, an annotator of two groups, more groups than components,
+            or no group at all.
     """
     if group_column is None:
         return {}
-    if group_column not in dataset.column_names:
-        raise ValueError(
-            f"There is no column {group_column!r} for known groups. The data have: {', '.join(dataset.column_names)}."
-        )
+    require_group_column(group_column, ANNOTATOR_COLUMN, dataset.column_names)
     groups: dict[str | int, str] = {}
     for annotator, group in zip(dataset[ANNOTATOR_COLUMN], dataset[group_column], strict=True):
         if not is_known_group(group):
@@ -219,8 +297,8 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
     count = len(set(groups.values()))
     if not 0 < count <= num_components:
         raise ValueError(
-            f"Column {group_column!r} names {count} groups for {num_components} components. Set num_components to at "
-            "least the number of groups, and name at least one."
+            f"Column {group_column!r} names {count} groups for {num_components} components. Set num_components, or the "
+            "smallest candidate of select, to at least the number of groups, and name at least one."
         )
     return groups
 
@@ -290,14 +368,12 @@ def share_of_familiar_pairs(train: Dataset, heldout: Dataset, annotator_column: 
     >>> share_of_familiar_pairs(Dataset.from_list(pairs[:3]), Dataset.from_list(pairs[3:]))
     1.0
     """
-
-    def texts(dataset: Dataset) -> zip[tuple[tuple[Any, int], tuple[Any, int]]]:
-        prompts = dataset["prompt"] if "prompt" in dataset.column_names else [None] * len(dataset)
-        sides = []
-        for side in ("chosen", "rejected"):
-            rows = zip(dataset[annotator_column], prompts, dataset[side], strict=True)
-            sides.append([(annotator, hash(repr((prompt, text)))) for annotator, prompt, text in rows])
-        return zip(*sides, strict=True)
-
-    judged = {text for pair in texts(train) for text in pair}
-    return sum(chosen in judged and rejected in judged for chosen, rejected in texts(heldout)) / len(heldout)
+    people, prompts, chosen, rejected = [], [], [], []
+    for part in (train, heldout):
+        people += part[annotator_column]
+        prompts += prompts_of(part)
+        chosen += part["chosen"]
+        rejected += part["rejected"]
+    texts = distinct_texts(prompts, chosen, rejected)[1]
+    judged = np.array(number_values(people))[:, None] * (texts.max() + 1) + texts
+    return float(np.isin(judged[len(train) :], judged[: len(train)]).all(1).mean())

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One way from text to the token ids that a reward component sees.
+"""One way from a prompt and its reply to the token ids that a reward component sees.
 
-Reward training, `MixtureRewardModel.score` and the policy trainers all come through here, so that the same reply gets
-the same score from each of them: prompt and reply are tokenised apart (the policy never merges a token across the
-border), and the end-of-sequence token is present if and only if the reply finished.
+Reward training, scoring, assigning, the policy trainers, evaluation, the Space and its votes all come through here, so
+that the same reply gets the same score from each of them. A reply is what a policy writes: behind the ids of the
+prompt, with its generation prompt, come the reply's own tokens, and the token that stops it if and only if it
+finished. Nothing follows, whatever a chat template writes behind a turn (a newline in ChatML); and the stop token of a
+conversation is the template's, which need not be the tokenizer's EOS (Gemma, Llama 3).
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,28 +20,60 @@ from transformers import PreTrainedTokenizerBase
 
 
 Prompt = str | list[dict[str, Any]]
+#: What a chat template is given beside the messages: `tools`, and keywords such as `enable_thinking`.
+ChatOptions = Mapping[str, Any]
 
 PAD_TOKEN = "<|pad|>"
+# Stands for a reply in a template. A single word, since templates strip what they are given.
+_MARK = "MaxMinReply"
 
 
-@lru_cache(maxsize=64)
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Special tokens that a tokenizer puts before and after one text, such as `[BOS]`, or `[CLS]` and `[SEP]`."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return tuple(full[:start]), tuple(full[start + len(bare) :])
-    return (), ()
+def chat_options(row: Mapping[str, Any], defaults: ChatOptions | None = None) -> dict[str, Any]:
+    """What the chat template is given for a row of the data, by the columns that TRL reads.
+
+    Args:
+        row (`dict`): with `chat_template_kwargs` (`dict`) and `tools` (a list, or JSON text) where it has them.
+        defaults (`dict`, *optional*): of the whole run; the row's own win.
+
+    Returns:
+        `dict`: for [`encode_prompt`] and [`encode_reply`].
+
+    Example:
+
+    >>> chat_options({"prompt": "Hi", "chat_template_kwargs": {"enable_thinking": False, "style": None}})
+    {'enable_thinking': False}
+    """
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    # Where rows have different keys, a table fills them up with None.
+    own = {name: value for name, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
+    return {**(defaults or {}), **own, **({"tools": tools} if tools else {})}
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+def asked(dataset: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """The prompt of each row of a data set, and what the chat template is given for it.
+
+    Args:
+        dataset (`Dataset`): with `prompt`, `tools` and `chat_template_kwargs` where it has them.
+
+    Returns:
+        `list[tuple]`: prompt (`None` without one) and options.
+    """
+    names = [name for name in ("prompt", "tools", "chat_template_kwargs") if name in dataset.column_names]
+    if not names:
+        return [(None, {})] * len(dataset)
+    rows = (dict(zip(names, values, strict=True)) for values in zip(*(dataset[name] for name in names), strict=True))
+    return [(row.get("prompt"), chat_options(row)) for row in rows]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: ChatOptions | None = None) -> list[int]:
     """Token ids of a prompt, ready for a reply to be appended.
 
     Args:
         tokenizer: the tokenizer of the model that reads the ids.
         prompt (`str` or `list[dict]`): plain text, or messages, to which the chat template with its generation prompt
             is applied.
+        options (`dict`, *optional*): for the chat template, see [`chat_options`].
 
     Returns:
         `list[int]`: ids, with the tokenizer's own leading special tokens (BOS) and no trailing ones.
@@ -46,58 +83,236 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     """
     if isinstance(prompt, str):
         return list(_frame(tokenizer)[0]) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    _require_chat_template(tokenizer)
-    return tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True, add_generation_prompt=True)[
-        "input_ids"
-    ]
+    return _ids(tokenizer, _rendered(tokenizer, prompt, options, add_generation_prompt=True))
 
 
 def encode_reply(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt, finished: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt | None,
+    completion: Prompt,
+    finished: bool = True,
+    options: ChatOptions | None = None,
 ) -> list[int]:
     """Token ids of a prompt together with its reply.
 
     Args:
         tokenizer: the tokenizer of the reward model.
-        prompt (`str` or `list[dict]`): text or messages.
-        completion (`str` or `list[dict]`): text or messages, the same form as the prompt; text may follow messages.
-        finished (`bool`, defaults to `True`): whether the reply ended by itself. A finished reply ends with EOS, a
-            truncated one does not. Encoders frame the whole text with their own special tokens (`[CLS]`, `[SEP]`)
-            in both cases.
+        prompt (`str` or `list[dict]`, *optional*): text or messages. Without one, messages of the reply up to the last
+            are the prompt (TRL's implicit prompt).
+        completion (`str` or `list[dict]`): text, or messages where the prompt is messages; text may follow messages.
+        finished (`bool`, defaults to `True`): whether the reply ended by itself. A finished reply ends with the token
+            of [`stop_token`], a truncated one does not. Encoders frame the whole text with their own special tokens
+            (`[CLS]`, `[SEP]`) in both cases.
+        options (`dict`, *optional*): for the chat template, see [`chat_options`].
 
     Returns:
         `list[int]`: ids of prompt and reply.
 
     Raises:
-        ValueError: messages, and a tokenizer without a chat template.
+        ValueError: messages, and a tokenizer without a chat template; a reply of messages to a prompt of text.
+
+    Example:
+
+    >>> from trl_maxmin.data.world import FilmReviewWorld
+    >>> tokenizer = FilmReviewWorld(seed=0).tokenizer
+    >>> encode_reply(tokenizer, "", "superb")[-1] == tokenizer.eos_token_id
+    True
+    >>> encode_reply(tokenizer, "", "superb", finished=False) == encode_reply(tokenizer, "", "superb")[:-1]
+    True
     """
-    if not isinstance(completion, str):
-        _require_chat_template(tokenizer)
-        messages = (prompt if not isinstance(prompt, str) else []) + completion
-        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-        return ids if finished else _strip_end(ids, tokenizer)
-    suffix = list(_frame(tokenizer)[1])
-    ids = encode_prompt(tokenizer, prompt) + tokenizer(completion, add_special_tokens=False)["input_ids"]
-    if suffix:
-        return ids + suffix
-    eos = tokenizer.eos_token_id
-    if finished and eos is not None and (not ids or ids[-1] != eos):
-        ids = ids + [eos]
-    return ids
+    if not prompt and not isinstance(completion, str) and len(completion) > 1:
+        prompt, completion = completion[:-1], completion[-1:]
+    if isinstance(prompt, str) and prompt and not isinstance(completion, str):
+        raise ValueError(
+            f"The reply is a list of messages, but its prompt is text ({prompt[:40]!r}). Give both as messages, or "
+            "both as text."
+        )
+    conversational = not (isinstance(prompt or "", str) and isinstance(completion, str))
+    end = stop_token(tokenizer, conversational, options)
+    start = encode_prompt(tokenizer, prompt or "", options) if prompt or not conversational else []
+    text = _content(completion)
+    if text is None or (conversational and not prompt):
+        ids = start + _turns(tokenizer, prompt or [], completion, end, options)
+    else:
+        ids = start + tokenizer(text, add_special_tokens=False)["input_ids"]
+    if reads_frame(tokenizer):
+        head, tail = map(list, _frame(tokenizer))
+        return [*(head if ids[: len(head)] != head else []), *ids, *tail]
+    # Exactly one stop token at the end of a finished reply, none at that of a truncated one.
+    bare = ids[:-1] if len(ids) > len(start) and ids[-1] == end else ids
+    return [*bare, end] if finished and end is not None else bare
 
 
-def _strip_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A chat template closes every turn; a truncated turn was not closed."""
-    last = max((i for i, token in enumerate(ids) if token == tokenizer.eos_token_id), default=None)
-    return ids if last is None else ids[:last]
+def as_trained(
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: Prompt | None,
+    completion_ids: Sequence[int],
+    finished: bool,
+    options: ChatOptions | None = None,
+) -> list[int]:
+    """Ids of a reply that a policy has sampled, with the ending that reward training knows.
+
+    A policy may stop at one of several tokens. Reward training has seen one of them, and read at another a reward is
+    arbitrary.
+
+    Args:
+        tokenizer (*optional*): the reward model's, of the policy's vocabulary. Without one ids stay as they are.
+        prompt (`str` or `list[dict]`, *optional*): says whether this is a conversation. Where only its ids are known,
+            the reply stays as it is.
+        completion_ids (`Sequence[int]`): without padding; the last is the token that stopped the reply if it finished.
+        finished (`bool`): whether it did.
+        options (`dict`, *optional*): for the chat template, see [`chat_options`].
+
+    Returns:
+        `list[int]`: the same but for the last token.
+    """
+    ids = list(completion_ids)
+    if tokenizer is None or prompt is None or not finished:
+        return ids
+    end = stop_token(tokenizer, not isinstance(prompt, str), options)
+    return ids if end is None else [*ids[:-1], end]
 
 
-def _require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+def stop_token(
+    tokenizer: PreTrainedTokenizerBase, conversational: bool = False, options: ChatOptions | None = None
+) -> int | None:
+    """The token that ends a finished reply.
+
+    Args:
+        tokenizer: of the model.
+        conversational (`bool`): whether prompts are messages.
+        options (`dict`, *optional*): for the chat template, see [`chat_options`].
+
+    Returns:
+        `int` or `None`: of a conversation, the first special token that the template writes behind a reply; otherwise,
+        and where it writes none, the tokenizer's EOS.
+    """
+    if not conversational or not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    given = json.dumps(dict(options or {}), sort_keys=True, default=str)
+    return _template_stop(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id, given, _Unhashed(options))
+
+
+def stop_tokens(
+    tokenizer: PreTrainedTokenizerBase, own: int | Sequence[int] | None, conversational: bool
+) -> list[int]:
+    """Tokens at which a policy stops: those of its generation configuration, else its tokenizer's EOS; in a
+    conversation also the one that closes a turn.
+
+    Args:
+        tokenizer: the policy's.
+        own (`int` or `Sequence[int]`, *optional*): `eos_token_id` of its generation configuration.
+        conversational (`bool`): whether prompts are messages.
+
+    Returns:
+        `list[int]`: maybe empty; every reply then runs to its full length.
+    """
+    own = tokenizer.eos_token_id if own is None else own
+    found = [] if own is None else [own] if isinstance(own, int) else [int(token) for token in own]
+    turn = stop_token(tokenizer, conversational)
+    return found if turn is None or not conversational or turn in found else [*found, turn]
+
+
+def reads_frame(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer is an encoder's, which frames a whole text (`[CLS] ... [SEP]`); EOS is no frame, though
+    some decoders' tokenizers append it."""
+    tail = _frame(tokenizer)[1]
+    return bool(tail) and (tail != (tokenizer.eos_token_id,) or tail == (tokenizer.sep_token_id,))
+
+
+def _content(completion: Prompt) -> str | None:
+    """The text of a reply that is one plain turn; `None` where it is more (several turns, tool calls, images)."""
+    if isinstance(completion, str):
+        return completion
+    filled = [{name: value for name, value in turn.items() if value is not None} for turn in completion]
+    if len(filled) != 1 or set(filled[0]) - {"role", "content", "name"}:
+        return None
+    content = filled[0].get("content", "")
+    if isinstance(content, list):
+        plain = len(content) == 1 and content[0].get("type") == "text"
+        return content[0].get("text") if plain else None
+    return content
+
+
+def _turns(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, turns: Prompt, end: int | None, options: ChatOptions | None
+) -> list[int]:
+    """Ids of what a template makes of turns (tool calls and their results among them), up to the last stop token."""
+    whole = _rendered(tokenizer, [*prompt, *turns], options)
+    asked = _rendered(tokenizer, prompt, options, add_generation_prompt=True) if prompt else ""
+    ids = _ids(tokenizer, whole[len(os.path.commonprefix([asked, whole])) :])
+    return ids[: len(ids) - ids[::-1].index(end)] if end in ids else ids
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Prompt, options: ChatOptions | None, **kwargs: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"The data are conversational (lists of messages), but {type(tokenizer).__name__} has no chat template. "
             "Set `tokenizer.chat_template`, or give plain text."
         )
+    # Where rows have different keys, a table fills them up with None, which some templates print.
+    plain = [{name: value for name, value in turn.items() if value is not None} for turn in messages]
+    return tokenizer.apply_chat_template(plain, tokenize=False, **kwargs, **(options or {}))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class _Unhashed:
+    """Carries the options of a template past the cache, whose key has their text."""
+
+    def __init__(self, options: ChatOptions | None) -> None:
+        self.options = options
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed)
+
+
+@lru_cache(maxsize=256)
+def _template_stop(
+    tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None, given: str, options: _Unhashed
+) -> int | None:
+    for form in (str, lambda text: [{"type": "text", "text": text}]):
+        turns = [{"role": "user", "content": form("?")}, {"role": "assistant", "content": form(_MARK)}]
+        try:
+            _, found, behind = _rendered(tokenizer, turns, options.options).rpartition(_MARK)
+        except Exception:  # a template may raise whatever it likes, such as at text where it wants a list
+            continue
+        if found:
+            return _first_special(tokenizer, _ids(tokenizer, behind), eos)
+    return eos
+
+
+def _first_special(tokenizer: PreTrainedTokenizerBase, ids: list[int], eos: int | None) -> int | None:
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
+    # Some tokenizers mark the end of a turn as an ordinary word of their own; others have their line breaks there.
+    words = {token for token, entry in added.items() if entry.content.strip()}
+    none = {tokenizer.unk_token_id, tokenizer.bos_token_id}
+    return next((token for kind in (special - none, words - none) for token in ids if token in kind), eos)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Special tokens that a tokenizer puts before and after one text, such as `[BOS]`, or `[CLS]` and `[SEP]`."""
+    # What a script may change after the first call is part of the key.
+    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "add_bos_token", "add_eos_token")
+    return _measured_frame(tokenizer, tuple(getattr(tokenizer, name, None) for name in names))
+
+
+@lru_cache(maxsize=64)
+def _measured_frame(
+    tokenizer: PreTrainedTokenizerBase, settings: tuple[Any, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start]), tuple(full[start + len(bare) :])
+    return (), ()
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -132,12 +347,13 @@ def same_vocabulary(tokenizer: PreTrainedTokenizerBase | None, other: PreTrained
         tokenizer, other: two tokenizers; `None` counts as the same, since nothing says otherwise.
 
     Returns:
-        `bool`: the smaller vocabulary is part of the larger one with equal ids, and both end with the same EOS.
+        `bool`: the same tokens with equal ids, and the same EOS. A pad token more, added for reward training, is the
+        only difference that ids never show.
     """
     if tokenizer is None or other is None or tokenizer is other:
         return True
     if tokenizer.eos_token_id != other.eos_token_id:
         return False
-    small, large = sorted((tokenizer.get_vocab(), other.get_vocab()), key=len)
-    # A pad token added for reward training is the only difference that ids never show.
-    return len(large) - len(small) <= 2 and small.items() <= large.items()
+    small, large = sorted((tokenizer, other), key=len)
+    few, many = small.get_vocab(), large.get_vocab()
+    return few.items() <= many.items() and many.keys() - few.keys() <= {large.pad_token}

@@ -12,6 +12,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from ..data.texts import number_values
+
 
 MAX_LABELS = 8
 
@@ -27,7 +29,7 @@ def _contingency(
         raise ValueError(f"needs one prediction and one group per annotator, got {len(predicted)} and {len(planted)}")
     components, groups = list(dict.fromkeys(predicted)), list(dict.fromkeys(planted))
     counts = np.zeros((len(components), len(groups)), dtype=np.int64)
-    np.add.at(counts, ([components.index(item) for item in predicted], [groups.index(item) for item in planted]), 1)
+    np.add.at(counts, (number_values(predicted), number_values(planted)), 1)
     return counts, components, groups
 
 

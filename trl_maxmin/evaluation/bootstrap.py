@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..data.texts import number_values
+
 
 AGGREGATES = ("group_min", "difference", "ratio", "mean", "weighted_mean")
 _SMALLEST_SPREAD = 0.3
@@ -85,9 +87,8 @@ class PromptBootstrap:
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level}; 0.95 is the default.")
         names = range(clusters) if isinstance(clusters, int) else clusters
-        number: dict[object, int] = {}
-        self.rows = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
-        self.num_prompts = len(number)
+        self.rows = np.array(number_values(names), dtype=np.int64)
+        self.num_prompts = int(self.rows.max(initial=-1)) + 1
         if self.num_prompts < 2:
             raise ValueError(f"An interval needs at least 2 different prompts, got {self.num_prompts}; give more.")
         self.level, self.num_resamples = level, num_resamples

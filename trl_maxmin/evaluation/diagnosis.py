@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
+from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences, require_group_column
 from .bootstrap import Interval, PromptBootstrap
 from .diagnosis_groups import Pairs, find_groups, fit_reward, known_groups, read_pairs
 from .diversity import (
@@ -215,15 +215,7 @@ def diagnose(
             f"Needs max_groups >= 2, beta > 0 and heldout_fraction in (0, 1); got {max_groups}, {beta} and "
             f"{heldout_fraction}."
         )
-    if group_column is not None and group_column not in dataset.column_names:
-        raise ValueError(
-            f"There is no column {group_column!r} of known groups; columns: {', '.join(dataset.column_names)}."
-        )
-    if group_column is not None and group_column == annotator_column:
-        raise ValueError(
-            f"The column {group_column!r} names annotators, not groups of them; name another column, or leave "
-            "group_column out and let EM find groups."
-        )
+    require_group_column(group_column, annotator_column, dataset.column_names)
     dataset = prepare_preferences(dataset, annotator_column)
     known = group_column is not None
     pairs = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)

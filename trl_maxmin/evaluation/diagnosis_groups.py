@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group
+from ..data.texts import distinct_texts, number_values, prompts_of
 from ..functional.em import NumComponentsSelection, predictive_log_likelihood, select_num_components
 from ..functional.em_features import deal_texts
 from ..functional.em_linear import fit_linear_mixture, fit_weighted_logistic
@@ -65,7 +66,7 @@ def read_pairs(
     """
     count = len(dataset)
     replies = [*dataset["chosen"], *dataset["rejected"]]
-    given = dataset["prompt"] if "prompt" in dataset.column_names else [""] * count
+    given = prompts_of(dataset)
     if model is None:
         raw = word_features(replies)
     else:
@@ -75,19 +76,12 @@ def read_pairs(
     annotator = np.array(index.encode(dataset[ANNOTATOR_COLUMN]))
     # Without prompts nothing is known to be comparable but the two replies of a pair.
     keys = [str(prompt) for prompt in given] if "prompt" in dataset.column_names else list(range(count))
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     margin = np.array(dataset["margin"]) if "margin" in dataset.column_names else np.zeros(count)
-    prompt = np.array([number[key] for key in keys])
+    prompt = np.array(number_values(keys))
     texts = list(zip(map(str, replies[:count]), map(str, replies[count:]), strict=True))
-    learn, heldout = _split(annotator, _text_numbers(given, texts), heldout_fraction, seed, known)
+    numbers = distinct_texts(given, replies[:count], replies[count:])[1]
+    learn, heldout = _split(annotator, numbers, heldout_fraction, seed, known)
     return Pairs(features[:count], features[count:], margin, annotator, prompt, learn, heldout, texts)
-
-
-def _text_numbers(prompts: Sequence[Any], texts: list[tuple[str, str]]) -> np.ndarray:
-    """(N, 2): equal numbers for equal replies to equal prompts."""
-    numbers: dict[tuple[str, str], int] = {}
-    keys = [[(str(prompt), reply) for reply in pair] for prompt, pair in zip(prompts, texts, strict=True)]
-    return np.array([[numbers.setdefault(key, len(numbers)) for key in pair] for pair in keys])
 
 
 def _split(

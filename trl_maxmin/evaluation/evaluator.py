@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..data.tokenization import Prompt, same_vocabulary
 from ..distributed import gather_objects
+from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
+from ..trainer.scoring.reference_statistics import ReferenceStatistics
 from ..trainer.scoring.sources import RewardBatch, build_reward_source
 from .generation import (
     Replies,
@@ -26,9 +29,6 @@ from .generation import (
 )
 from .judges import PairwiseJudge, judge_pairs
 from .results import GroupScores, summarise
-
-
-MIN_REPLIES_FOR_SPREAD = 4
 
 
 @dataclass
@@ -280,7 +280,7 @@ def _score(
         for number, (name, own) in enumerate(replies.items()):
             report(f"scores ({kind})", number, len(replies))
             source = build_reward_source(given, tokenizers.get(name), list(gold) if kind == "gold" else None)
-            raw[name] = _rewards(source.to(accelerator.device), own, accelerator, sampling.batch_size)
+            raw[name] = _rewards(source.to(accelerator.device), own, accelerator, sampling)
         report(f"scores ({kind})", len(replies), len(replies))
         if taken := sorted(set(source.names) & set(groups)):
             # A component that stands for a known group often carries its name.
@@ -294,7 +294,8 @@ def _score(
         elif source.mixing_weights is not None:
             weights = dict(zip(source.names, source.mixing_weights.tolist(), strict=True)) | weights
         known = given.reward_scale[source.components].tolist() if isinstance(given, MixtureRewardModel) else None
-        for name, values in standardise(raw, keys, reference, known).items():
+        utilities_of = standardise(raw, keys, reference, known, replies[reference].finished, source.names)
+        for name, values in utilities_of.items():
             columns[name].append(values)
     utilities = {
         name: np.concatenate([*own, np.full((len(keys), len(judges)), np.nan)], axis=1)
@@ -311,12 +312,12 @@ def _score(
     return Evaluation(results, replies, scores, gold_utility)
 
 
-def _rewards(source: Any, replies: Replies, accelerator: Accelerator, batch_size: int) -> np.ndarray:
+def _rewards(source: Any, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:
     """(N, K), scored by all ranks together."""
     rows = list(range(accelerator.process_index, len(replies), accelerator.num_processes))
     scored: list[tuple[int, list[float]]] = []
-    for start in range(0, len(rows), 8 * batch_size):
-        part = rows[start : start + 8 * batch_size]
+    for start in range(0, len(rows), 8 * sampling.batch_size):
+        part = rows[start : start + 8 * sampling.batch_size]
         prompts = [replies.prompts[row] for row in part]
         batch = RewardBatch(
             prompts=prompts,
@@ -328,6 +329,7 @@ def _rewards(source: Any, replies: Replies, accelerator: Accelerator, batch_size
             completion_ids=None if replies.completion_ids is None else [replies.completion_ids[row] for row in part],
             finished=[replies.finished[row] for row in part],
             columns={"finished": [replies.finished[row] for row in part]},
+            chat_template_kwargs=sampling.chat_template_kwargs,
         )
         scored += zip(part, source(batch).double().cpu().tolist(), strict=True)
     found = dict(gather_objects(accelerator, scored))
@@ -335,45 +337,49 @@ def _rewards(source: Any, replies: Replies, accelerator: Accelerator, batch_size
 
 
 def standardise(
-    rewards: Mapping[str, np.ndarray], prompts: Sequence[Any], reference: str, known_scale: list[float] | None = None
+    rewards: Mapping[str, np.ndarray],
+    prompts: Sequence[Any],
+    reference: str,
+    known_scale: list[float] | None = None,
+    finished: Sequence[bool] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Utilities that can be compared between groups: `(r - b(x)) / s`, by the reference policy's replies.
+    """Utilities that can be compared between groups, measured as the trainers do ([`ReferenceStatistics`]).
 
     Args:
         rewards (`Mapping[str, np.ndarray]`, each `(N, G)`): of every policy, the reference included.
         prompts (`Sequence` of N hashable values): prompt of each row.
-        reference (`str`): its mean reward on a prompt is `b(x)`.
-        known_scale (`list[float]`, *optional*): a calibrated mixture's `s`, used where there are fewer than four
+        reference (`str`): its mean reward on a prompt is the zero, its spread within prompts the unit.
+        known_scale (`list[float]`, *optional*): a calibrated mixture's spread, used where there are fewer than four
             replies a prompt to measure it.
+        finished (`Sequence[bool]` of N, *optional*): whether each reply of the reference ended by itself; truncated
+            ones do not count where most did.
+        groups (`Sequence[str]` of G, *optional*): their names, for warnings.
 
     Returns:
-        `dict[str, np.ndarray]`: `s` is the reference's spread within prompts from at least four replies a prompt, else
-        `known_scale`, else, with a warning, its spread over all replies. A group that is constant keeps `s = 1`.
+        `dict[str, np.ndarray]`: of every policy, `(N, G)`. Where neither spread is known, with a warning, the unit is
+        the reference's spread over all replies. A group that is constant keeps 1.
     """
-    base = rewards[reference]
-    number: dict[Any, int] = {}
-    index = np.array([number.setdefault(prompt, len(number)) for prompt in prompts])
-    sums, sizes = np.zeros((len(number), base.shape[1])), np.zeros((len(number), base.shape[1]))
-    np.add.at(sums, index, np.nan_to_num(base))
-    np.add.at(sizes, index, ~np.isnan(base))
-    overall = np.nanmean(base, axis=0)
-    baseline = np.where(sizes > 0, sums / np.maximum(sizes, 1), overall)[index]
-    squares, enough = np.zeros_like(sums), sizes >= MIN_REPLIES_FOR_SPREAD
-    np.add.at(squares, index, np.nan_to_num(base - baseline) ** 2)
-    if enough.any(axis=0).all():
-        variance = np.where(enough, squares / np.maximum(sizes - 1, 1), np.nan)
-        scale = np.sqrt(np.nanmean(variance, axis=0))
-    elif known_scale is not None and any(value != 1.0 for value in known_scale):
-        scale = np.array(known_scale)
-    else:
-        warnings.warn(
-            f"Fewer than {MIN_REPLIES_FOR_SPREAD} replies a prompt: utilities are divided by the reference's spread "
-            "over all prompts, which mixes the difficulty of prompts into it. Raise num_completions.",
-            stacklevel=2,
-        )
-        scale = np.nanstd(base, axis=0)
-    scale = np.where(scale > 1e-6 * np.maximum(np.nanmax(np.abs(base), axis=0), 1e-30), scale, 1.0)
-    return {name: (values - baseline) / scale for name, values in rewards.items()}
+    base = torch.from_numpy(rewards[reference])
+    scale = None
+    if max(Counter(prompts).values()) < MIN_REFERENCE_COMPLETIONS:
+        if known_scale is not None and any(value != 1.0 for value in known_scale):
+            scale = torch.tensor(known_scale)
+        else:
+            warnings.warn(
+                f"Fewer than {MIN_REFERENCE_COMPLETIONS} replies a prompt: utilities are divided by the reference's "
+                "spread over all prompts, which mixes the difficulty of prompts into it. Raise num_completions.",
+                stacklevel=2,
+            )
+            spread = torch.from_numpy(np.nanstd(rewards[reference], axis=0))
+            scale = torch.where(spread > 1e-6 * base.abs().nan_to_num().amax(0), spread, 1.0)
+    names = list(groups or map(str, range(base.shape[1])))
+    flags = None if finished is None else torch.tensor(finished)
+    statistics = ReferenceStatistics.from_rewards(names, list(prompts), base, finished=flags, scale=scale)
+    return {
+        name: statistics.utilities(torch.from_numpy(values), list(prompts)).double().numpy()
+        for name, values in rewards.items()
+    }
 
 
 def _ask_judges(

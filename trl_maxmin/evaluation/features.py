@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..functional.directions import principal_directions
+
 
 MAX_DIRECTIONS = 128
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -124,9 +126,5 @@ def principal_features(features: np.ndarray, max_directions: int = MAX_DIRECTION
     """
     centred = np.asarray(features, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    keep = values > 1e-10 * max(values[-1], 1e-300)
-    if not keep.any() or values[-1] <= 0:
-        raise ValueError("All replies have the same features, so no reward can tell them apart.")
-    directions = vectors[:, keep][:, -max_directions:]
-    return centred @ directions / np.sqrt(values[keep].mean())
+    directions, squares = principal_directions(torch.from_numpy(centred.T @ centred / len(centred)))
+    return centred @ directions[:, -max_directions:].numpy() / np.sqrt(squares.mean().item())

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import Prompt, encode_prompt
 from ..distributed import gather_objects
+from ..models.base import context_length
 from ..trainer.common.sampling import pad, resolve_stop_tokens, sample_completions, sampling_config, seeded
 
 
@@ -61,6 +62,7 @@ class Sampling:
         batch_size (`int`): prompts generated for together.
         seed (`int`): of the random streams.
         max_prompt_length (`int`, *optional*): longer prompts lose their beginning.
+        chat_template_kwargs (`dict`, *optional*): what chat templates are given, as in the policies' training.
     """
 
     max_new_tokens: int = 128
@@ -69,6 +71,7 @@ class Sampling:
     batch_size: int = 32
     seed: int = 0
     max_prompt_length: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_completions", "batch_size"):
@@ -104,13 +107,13 @@ def generate_replies(
     Raises:
         ValueError: a prompt that is empty, or too long for the model.
     """
-    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    prompt_ids = [encode_prompt(tokenizer, prompt, sampling.chat_template_kwargs) for prompt in prompts]
     if sampling.max_prompt_length is not None:
         prompt_ids = [ids[-sampling.max_prompt_length :] for ids in prompt_ids]
     _require_room(model, prompt_ids, sampling.max_new_tokens)
     greedy = {"do_sample": False} if sampling.temperature == 0 else None
     config = sampling_config(sampling.temperature or 1.0, sampling.max_new_tokens, greedy)
-    stop = resolve_stop_tokens(None, None, model, tokenizer)
+    stop = resolve_stop_tokens(None, None, model, tokenizer, not isinstance(prompts[0], str))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop or [0])[0]
     chunks = [
         (row, sample)
@@ -141,11 +144,11 @@ def generate_replies(
 
 
 def _require_room(model: nn.Module, prompt_ids: list[list[int]], max_new_tokens: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise ValueError(f"Prompt {row} is empty; start it with at least one token, such as BOS.")
-        if isinstance(limit, int) and len(ids) + max_new_tokens > limit:
+        if limit is not None and len(ids) + max_new_tokens > limit:
             raise ValueError(
                 f"Prompt {row} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the model's "
                 f"context of {limit}. Lower max_new_tokens, or set max_prompt_length to at most "

@@ -146,6 +146,73 @@ def hard_assignment(annotator_ll: torch.Tensor, previous: torch.Tensor | None = 
     return torch.where(keeps, previous.long(), assignment)
 
 
+def with_known(log_resp: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+    """Log responsibilities in which the annotators of known groups are where they belong.
+
+    Args:
+        log_resp (`torch.Tensor` of shape `(H, K)`):
+            Log responsibilities.
+        known (`torch.Tensor` of shape `(H,)`, integer, *optional*):
+            Component of each annotator where it is known, -1 where not.
+
+    Returns:
+        `torch.Tensor` of shape `(H, K)`.
+    """
+    if known is None:
+        return log_resp
+    one_hot = torch.nn.functional.one_hot(known.clamp(min=0).long(), log_resp.shape[1]).to(log_resp)
+    return torch.where((known >= 0).unsqueeze(1), one_hot.log(), log_resp)
+
+
+def assign_annotators(
+    annotator_ll: torch.Tensor,
+    log_mixing_weights: torch.Tensor,
+    em: str = "soft",
+    beta: float = 1.0,
+    previous: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The E-step of either kind.
+
+    Args:
+        annotator_ll (`torch.Tensor` of shape `(H, K)`):
+            Log-likelihood of each annotator's pairs under each component, in nats.
+        log_mixing_weights (`torch.Tensor` of shape `(K,)`):
+            Log share of each component (soft).
+        em (`str`, *optional*, defaults to `"soft"`):
+            `"soft"`: `log_responsibilities`. `"hard"`: `hard_assignment`, each row the log of a one-hot vector.
+        beta (`float`, *optional*, defaults to 1.0):
+            Inverse temperature (soft).
+        previous (`torch.Tensor` of shape `(H,)`, integer, *optional*):
+            The assignment before, which a tie keeps (hard).
+        known (`torch.Tensor` of shape `(H,)`, integer, *optional*):
+            As in `with_known`.
+
+    Returns:
+        `torch.Tensor` of shape `(H, K)`: log responsibilities.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> assign_annotators(torch.tensor([[-2.0, -1.0]]), torch.tensor([0.9, 0.1]).log(), em="hard").exp()
+    tensor([[0., 1.]])
+
+    ```
+    """
+    if em == "hard":
+        best = hard_assignment(annotator_ll, previous)
+        log_resp = torch.nn.functional.one_hot(best, annotator_ll.shape[1]).to(annotator_ll).log()
+    else:
+        log_resp = log_responsibilities(annotator_ll, log_mixing_weights, beta)
+    return with_known(log_resp, known)
+
+
+def mixing_weights_of(log_resp: torch.Tensor, em: str = "soft", dirichlet_concentration: float = 1.0) -> torch.Tensor:
+    """Share of each component, `(K,)`: `update_mixing_weights` (soft), or of the annotators, without a prior (hard)."""
+    return log_resp.exp().mean(0) if em == "hard" else update_mixing_weights(log_resp, dirichlet_concentration)
+
+
 def update_mixing_weights(log_resp: torch.Tensor, dirichlet_concentration: float = 1.0) -> torch.Tensor:
     """Share of each component given the responsibilities, at the mode of a symmetric Dirichlet prior.
 

@@ -19,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .directions import principal_directions
 from .em import (
     annealed_beta,
     annotator_log_likelihood,
-    log_responsibilities,
+    assign_annotators,
+    mixing_weights_of,
     predictive_log_likelihood,
-    update_mixing_weights,
+    with_known,
 )
 from .em_linear import LinearMixture
 
@@ -68,12 +70,11 @@ class FeaturePairs:
 MAX_DIRECTIONS = 1024
 
 
-def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+def directions_of_pairs(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Directions `(D, R)` in which the differences of the pairs are uncorrelated, and their mean squares `(R,)`.
 
     Directions in which the pairs do not differ at all are left out, and those beyond the first `MAX_DIRECTIONS`. The
-    scale is common to all directions (mean square 1 on average): whitening would let a direction in which the pairs
-    hardly differ carry a large weight.
+    scale is common to all directions: mean square 1 on average.
     """
     features = pairs.features.float()
     features = features - features.mean(0)
@@ -81,16 +82,8 @@ def principal_directions(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor
     for start in range(0, len(pairs), chunk):
         part = features[pairs.chosen[start : start + chunk]] - features[pairs.rejected[start : start + chunk]]
         moment += part.T @ part
-    values, vectors = torch.linalg.eigh(moment / max(len(pairs), 1))
-    some = values > 1e-6 * values[-1].clamp(min=1e-30)
-    values, vectors = values[some][-MAX_DIRECTIONS:], vectors[:, some][:, -MAX_DIRECTIONS:]
-    scale = values.mean()
-    if not scale > 0:
-        raise ValueError(
-            "All pairs have the same features, so nothing can tell the components apart. Check that chosen and "
-            "rejected differ after tokenisation, or raise max_length."
-        )
-    return vectors / scale.sqrt(), values / scale
+    vectors, values = principal_directions(moment / max(len(pairs), 1), MAX_DIRECTIONS, floor=1e-6)
+    return vectors / values.mean().sqrt(), values / values.mean()
 
 
 def _in_directions(pairs: FeaturePairs, directions: Tensor) -> FeaturePairs:
@@ -143,15 +136,6 @@ class _Fitter:
         return new, torch.where(uphill, 0.0, 0.7) * moved, difference
 
 
-def _fix_known(log_resp: Tensor, known: Tensor | None) -> Tensor:
-    if known is None:
-        return log_resp
-    rows = known >= 0
-    log_resp = log_resp.clone()
-    log_resp[rows] = F.one_hot(known[rows].long(), log_resp.shape[1]).to(log_resp).log()
-    return log_resp
-
-
 def fit_feature_mixture(
     pairs: FeaturePairs,
     num_annotators: int,
@@ -167,6 +151,7 @@ def fit_feature_mixture(
     prior_scale: float = 3.0,
     dirichlet_concentration: float = 2.0,
     known: Tensor | None = None,
+    em: str = "soft",
 ) -> LinearMixture:
     """Annealed EM from several starts; pairs are scored by weights that were fitted without their fold.
 
@@ -189,6 +174,8 @@ def fit_feature_mixture(
         dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
         known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where not.
             Known annotators keep it.
+        em (`str`): `"soft"`, or `"hard"`: every E-step gives each annotator to one component, without annealing and
+            without a prior on the mixing weights.
 
     Returns:
         [`LinearMixture`]: `score` is the out-of-fold log-likelihood per pair, nats.
@@ -206,13 +193,13 @@ def fit_feature_mixture(
     folds = min(num_folds, num_final_folds)
     if len(pairs) == 0 or folds < 2:
         raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {folds} folds.")
-    directions, curvature = principal_directions(pairs)
+    directions, curvature = directions_of_pairs(pairs)
     fitter = _Fitter(curvature, _in_directions(pairs, directions), prior_scale)
 
     def with_folds(count: int) -> _Run:
         """EM on folds that are drawn anew."""
         fold = torch.randint(count, (len(pairs),), generator=generator)
-        return _Run(fitter, fold, count, num_annotators, num_components, dirichlet_concentration, known)
+        return _Run(fitter, fold, count, num_annotators, num_components, dirichlet_concentration, known, em)
 
     run = with_folds(num_folds)
     starts = []
@@ -261,12 +248,15 @@ class _Run:
     num_components: int
     concentration: float
     known: Tensor | None
+    em: str
 
     def start(self, log_resp: Tensor) -> _State:
         """State before the first step: zero weights, these responsibilities with the known annotators put right."""
         zero = torch.zeros(self.num_folds, self.num_components, self.fitter.texts.shape[1])
-        log_resp = _fix_known(log_resp, self.known)
-        return _State(zero, zero, log_resp, update_mixing_weights(log_resp, self.concentration), float("-inf"))
+        if self.em == "hard":
+            log_resp = F.one_hot(log_resp.argmax(-1), self.num_components).to(log_resp).log()
+        log_resp = with_known(log_resp, self.known)
+        return _State(zero, zero, log_resp, mixing_weights_of(log_resp, self.em, self.concentration), float("-inf"))
 
     def advance(self, state: _State, beta: float) -> _State:
         """An M-step for every fold, then an E-step from the scores that each pair got out of its fold."""
@@ -282,9 +272,11 @@ class _Run:
         own = difference.view(-1, folds, components)[torch.arange(len(self.fold)), self.fold]
         scores = F.logsigmoid(own)
         sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
-        mixing = update_mixing_weights(state.log_resp, self.concentration)
-        log_resp = _fix_known(log_responsibilities(sums, mixing.log(), beta), self.known)
-        score = torch.logsumexp(mixing.log() + sums, dim=-1).sum().item() / len(own)
+        mixing = mixing_weights_of(state.log_resp, self.em, self.concentration)
+        log_resp = assign_annotators(sums, mixing.log(), self.em, beta, state.log_resp.argmax(-1), self.known)
+        # Of each annotator under the mixture, or under the component that they were given to.
+        prior = log_resp if self.em == "hard" else mixing.log()
+        score = torch.logsumexp(prior + sums, dim=-1).sum().item() / len(own)
         return _State(weight.view_as(state.weight), momentum.view_as(state.weight), log_resp, mixing, score, scores)
 
 
@@ -307,7 +299,7 @@ def cross_validated_scores(
     """
     folds = deal_folds(pairs, num_folds, torch.Generator().manual_seed(seed))
     # Once for all folds: directions in which no pair differs are dropped. That looks at texts, not at preferences.
-    directions, _ = principal_directions(pairs)
+    directions, _ = directions_of_pairs(pairs)
     pairs = _in_directions(pairs, directions)
     scores = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
     for part in range(num_folds):
@@ -367,9 +359,10 @@ def _rows_that_share_texts(pairs: FeaturePairs) -> list[Tensor]:
     )
     judged, times = torch.unique(sides, return_counts=True)
     sharing = torch.unique(judged[times > 1] // max(len(pairs.features), 1))
-    order = torch.argsort(pairs.annotator_index, stable=True)
-    owners, counts = torch.unique(pairs.annotator_index[order], return_counts=True)
-    return [rows for owner, rows in zip(owners, order.split(counts.tolist()), strict=True) if owner in sharing]
+    own = torch.isin(pairs.annotator_index, sharing).nonzero().flatten()
+    own = own[torch.argsort(pairs.annotator_index[own], stable=True)]
+    counts = torch.unique(pairs.annotator_index[own], return_counts=True)[1]
+    return list(own.split(counts.tolist()))
 
 
 def deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .directions import principal_directions
 from .em import (
     annealed_beta,
     annotator_log_likelihood,
@@ -90,14 +91,9 @@ def fit_weighted_logistic(
 
 
 def _reduce(feature_difference: Tensor) -> tuple[Tensor, Tensor]:
-    """Leading principal directions `(D, d)` of the differences on one common scale, and the differences in them.
-
-    Not whitened: a direction in which the pairs hardly differ would get a large weight, and the reward of a reply
-    unlike the pairs (a truncated one, say) would explode along it.
-    """
+    """Leading principal directions `(D, d)` of the differences on one common scale, and the differences in them."""
     moment = feature_difference.T @ feature_difference / len(feature_difference)
-    values, vectors = torch.linalg.eigh(moment)
-    projection = vectors[:, -_MAX_DIRECTIONS:] / values.clamp(min=0).mean().sqrt()
+    projection = principal_directions(moment, _MAX_DIRECTIONS)[0] / moment.diagonal().mean().sqrt()
     return projection, feature_difference @ projection
 
 
@@ -156,11 +152,8 @@ def fit_linear_mixture(
     Raises:
         ValueError: no pairs, or features that are the same in every pair.
     """
-    if len(feature_difference) == 0 or not bool(feature_difference.abs().max() > 0):
-        raise ValueError(
-            "All pairs have the same features, so nothing can tell the components apart. Check that chosen and "
-            "rejected differ after tokenisation, or raise max_length."
-        )
+    if len(feature_difference) == 0:
+        raise ValueError("There are no pairs to fit rewards to. Give at least one.")
     differences = feature_difference.double()
     margin = torch.zeros(len(differences), dtype=torch.float64) if margin is None else margin.double()
     projection, reduced = _reduce(differences)

@@ -51,6 +51,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+#: Weights that a mixture makes new, or has in a file of its own: what stands outside the trunk, and BERT's pooler,
+#: which a checkpoint of a language model lacks.
+NEW_WEIGHTS = r"^(score|classifier|pre_classifier|head)\.|(^|\.)pooler\."
+
+
 def get_family(model_type: str) -> Family:
     """Row of the table for a `model_type`.
 

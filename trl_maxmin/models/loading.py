@@ -22,11 +22,10 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 
-#: What says where files lie, for configuration, tokenizer and weights alike.
-PLACE = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+_PLACE = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -34,10 +33,15 @@ _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER_HEADS = ("score", "classifier", "reward_head", "qa_outputs")
 
 
+def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What among the options of `from_pretrained` says where files lie: for configuration and tokenizer too."""
+    return {key: options[key] for key in _PLACE if options.get(key) is not None}
+
+
 def load_pretrained(
     auto_class: Any,
     name: str | os.PathLike,
-    *,
+    *args: Any,
     argument: str,
     new: str | None = None,
     exact: bool = False,
@@ -51,7 +55,7 @@ def load_pretrained(
         argument (`str`): what the user set, for messages: `--reward_model`, "`model`".
         new (`str`, *optional*): regular expression of weights that the caller makes new, or has from elsewhere.
         exact (`bool`): whether the file may hold nothing else, a head of another task for example.
-        **kwargs: for `from_pretrained`.
+        *args, **kwargs: for `from_pretrained`.
 
     Returns:
         [`~transformers.PreTrainedModel`] in evaluation mode.
@@ -65,7 +69,7 @@ def load_pretrained(
     name = os.fspath(name)
     refuse_remote_code(kwargs.pop("trust_remote_code", None), argument)
     kwargs.pop("ignore_mismatched_sizes", None)
-    place = {key: kwargs[key] for key in PLACE if kwargs.get(key) is not None}
+    place = place_of(kwargs)
     if not {"variant", "gguf_file"} & kwargs.keys():
         require_model_folder(name, argument, **place)
     adapter = find_adapter_config_file(name, **place)
@@ -76,7 +80,7 @@ def load_pretrained(
         load, kwargs["trust_remote_code"] = auto_class.from_pretrained, False
     with _telling(argument, name):
         # Shapes are compared below, by name; the host would only say that there was something in its report.
-        model, found = load(name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        model, found = load(name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     is_new = re.compile(new or r"(?!)").search
     missing = [key for key in found["missing_keys"] if not is_new(key)]
     mismatched = [entry for entry in found["mismatched_keys"] if not is_new(entry[0])]
@@ -149,20 +153,26 @@ def load_config(name: str | os.PathLike, argument: str, **place: Any) -> PreTrai
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **place)
 
 
-def load_tokenizer(name: str | os.PathLike, argument: str, **place: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | os.PathLike, argument: str, optional: bool = False, **place: Any
+) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model.
 
     Args:
         name (`str` or path), argument (`str`), **place: as [`load_pretrained`]; what else `from_pretrained` takes.
+        optional (`bool`): whether a model without a tokenizer is complete.
 
     Returns:
-        [`~transformers.PreTrainedTokenizerBase`]
+        [`~transformers.PreTrainedTokenizerBase`]: with `optional`, `None` where there is none.
 
     Raises:
-        ValueError, OSError: there is none; for a folder without its files transformers makes an empty one.
+        ValueError, OSError: there is none, or none that can be read. For a folder without one transformers makes an
+            empty one.
     """
     name = os.fspath(name)
     _require_folder(name, argument)
+    if optional and not _has_tokenizer(name, **place):
+        return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place)
     except Exception as error:  # `tokenizers` raises plain exceptions
@@ -323,6 +333,11 @@ def _load_with_adapter(
     place = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if kwargs.get(key)}
     load_adapter(model, name, argument=argument, adapter_kwargs=place)
     return model.eval()
+
+
+def _has_tokenizer(name: str, **place: Any) -> bool:
+    files = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+    return any(cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place) for file in files)
 
 
 def _require_base(base: str | None, name: str, argument: str) -> str:

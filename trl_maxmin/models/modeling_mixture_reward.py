@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mixture of K reward models that a policy trainer, a Hub repository and a reader can treat as one model.
 
-The class is put together from three parts: this file builds it and runs its forward, `components.py` takes it apart,
-saves and loads it, `text_interface.py` scores text and assigns annotators.
+This file builds it, runs its forward, saves and loads it. The class's other methods are functions that take a mixture
+first: `components.py` takes it apart, `text_interface.py` scores text and assigns annotators, `pushing.py` publishes.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ..data.tokenization import ensure_pad_token
-from .components import ComponentsMixin
+from . import components, pushing, text_interface
 from .configuration_mixture_reward import MixtureRewardModelConfig
-from .families import get_family, get_linear
+from .families import NEW_WEIGHTS, get_family, get_linear
 from .feature_map import RandomFourierFeatures
 from .heads import Float32Linear, compute_in_float32
+from .loading import load_config, load_pretrained, load_tokenizer, place_of, refuse_remote_code, require_finite
 from .lora import (
     active_adapter,
     add_adapters,
@@ -37,17 +37,18 @@ from .lora import (
     resolve_lora_config,
 )
 from .outputs import AnnotatorPosterior, MixtureRewardOutput
-from .pushing import HubMixin
 from .quantization import quantization_of
 from .scoring import pool_last_token, position_ids_from_mask
 from .shards import is_in_shards, whole_weights
-from .text_interface import TextInterfaceMixin
 
+
+# What `output_loading_info` lists; here all of it is empty, or an error.
+_KINDS_OF_KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 __all__ = ["AnnotatorPosterior", "MixtureRewardModel", "MixtureRewardOutput"]
 
 
-class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrainedModel):
+class MixtureRewardModel(PreTrainedModel):
     r"""
     K reward components learned from people who disagree.
 
@@ -82,6 +83,21 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
     _supports_attention_backend = True
     _can_compile_fullgraph = False
     _keep_in_fp32_modules_strict = ["feature_map"]
+
+    score = text_interface.score
+    calibrate = text_interface.calibrate
+    assign = text_interface.assign
+    preference_log_likelihood = text_interface.preference_log_likelihood
+    reward_functions = text_interface.reward_functions
+
+    component = components.component
+    exports_components = property(components.exports_components)
+    scale_heads = components.scale_heads
+    save_component = components.save_component
+    save_base = components.save_base
+
+    push_to_hub = pushing.push_to_hub
+    push_components_to_hub = pushing.push_components_to_hub
 
     def __init__(self, config: MixtureRewardModelConfig, classifier: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -147,24 +163,23 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             `MixtureRewardModel`
 
         Raises:
-            ValueError: an unsupported family, a `model` in shards (DeepSpeed ZeRO-3), or a bad `component_type`, K,
-                name list or `peft_config`.
+            ValueError: an unsupported family, a `model` in shards (DeepSpeed ZeRO-3) or with adapters (`"lora"` takes
+                those of a policy), weights that are missing, NaN or infinite, or a bad `component_type`, K, name list
+                or `peft_config`.
+            OSError: the Hub has no such model, or cannot be reached.
         """
-        name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        if isinstance(model, PreTrainedModel) and is_in_shards(model):
-            raise ValueError(
-                f"The {type(model).__name__} was loaded in shards (DeepSpeed ZeRO-3), and a mixture needs whole "
-                "weights. Give its name or folder instead of the model: the mixture then loads a base of its own, "
-                "whole on each rank."
-            )
-        if name is not None:
-            where = {"revision": kwargs["revision"]} if kwargs.get("revision") else {}
+        argument = kwargs.pop("argument", "`model`")
+        place = place_of(kwargs)
+        if isinstance(model, (str, os.PathLike)):
+            name = os.fspath(model)
             # Before the weights: an unsupported family should not be downloaded first.
-            base_config = AutoConfig.from_pretrained(name, **where)
+            base_config = load_config(name, argument, **place)
             get_family(base_config.model_type)
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(name, **where)
+                processing_class = load_tokenizer(name, argument, **place)
         else:
+            name = None
+            _require_base_in_memory(model, component_type)
             base_config = model.config
         base_config = copy.deepcopy(base_config)
         base_config.architectures = None
@@ -180,54 +195,24 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             base_model_revision=kwargs.get("revision") if component_type == "lora" else None,
         )
         if component_type == "lora":
-            mixture = cls._on_shared_base(config, model, **kwargs)
+            if name is None:
+                classifier = _classifier_on_trunk_of(model, config)
+            else:
+                classifier = components.load_for_components(name, num_components, argument, **kwargs)
+            config.dtype, config.base_quantization = classifier.dtype, quantization_of(classifier)
+            if get_family(base_config.model_type).is_decoder:
+                # A head is trained at a learning rate that bfloat16 cannot follow.
+                get_linear(classifier).float()
+            mixture = cls(config, classifier=classifier)
         else:
-            mixture = cls._with_copied_trunk(
-                config, model if name is None else AutoModel.from_pretrained(name, **kwargs)
-            )
+            if name is not None:
+                model = load_pretrained(AutoModel, name, argument=argument, new=NEW_WEIGHTS, **kwargs)
+            config.dtype = model.dtype
+            mixture = cls(config).to(model.dtype)
+            _copy_trunk(model, mixture)
         if processing_class is not None:
             mixture.attach_tokenizer(processing_class)
         return mixture
-
-    @classmethod
-    def _with_copied_trunk(cls, config: MixtureRewardModelConfig, model: PreTrainedModel) -> MixtureRewardModel:
-        config.dtype = model.dtype
-        mixture = cls(config).to(model.dtype)
-        trunk = getattr(model, model.base_model_prefix, model).state_dict()
-        for component in mixture.components:
-            backbone = getattr(component, component.base_model_prefix)
-            backbone.load_state_dict(trunk, strict=False)
-        return mixture
-
-    @classmethod
-    def _on_shared_base(
-        cls, config: MixtureRewardModelConfig, model: str | os.PathLike | PreTrainedModel, **kwargs: Any
-    ) -> MixtureRewardModel:
-        if not isinstance(model, PreTrainedModel):
-            classifier = AutoModelForSequenceClassification.from_pretrained(
-                model, num_labels=config.num_components, **kwargs
-            )
-        else:
-            base_config = copy.deepcopy(config.base_config)
-            base_config.num_labels = config.num_components
-            # On the meta device: the trunk that is replaced in the next line must not be held in memory.
-            with torch.device("meta"):
-                classifier = AutoModelForSequenceClassification.from_config(base_config)
-            prefix = classifier.base_model_prefix
-            setattr(classifier, prefix, nn.Identity())
-            classifier = classifier.to_empty(device=model.device).to(model.dtype)
-            classifier.init_weights()
-            setattr(classifier, prefix, getattr(model, model.base_model_prefix, model))
-            if not carries_adapters(model):
-                # The trunk will be frozen. What else the model has, a language-model head, would go on as trainable
-                # under a policy's adapter, which PEFT lets be where there are adapters already.
-                model.requires_grad_(False)
-        config.dtype = classifier.dtype
-        config.base_quantization = quantization_of(classifier)
-        if get_family(config.base_config.model_type).is_decoder:
-            # A head is trained at a learning rate that bfloat16 cannot follow.
-            get_linear(classifier).float()
-        return cls(config, classifier=classifier)
 
     def attach_tokenizer(self, processing_class: PreTrainedTokenizerBase) -> None:
         """Set the tokenizer; give it a pad token of its own and resize the embeddings where it has none.
@@ -246,6 +231,61 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
     def _set_pad_token_id(self, pad_token_id: int) -> None:
         for config in (self.config, self.config.base_config, *(c.config for c in self.components)):
             config.get_text_config().pad_token_id = pad_token_id
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Save weights, config and tokenizer. See `PreTrainedModel.save_pretrained`.
+
+        Of `"lora"` components the adapters and heads are saved, and the base only where it has no name to load it by.
+        """
+        if self.config.component_type == "lora":
+            result = components.save_lora(self, Path(save_directory), **kwargs)
+        else:
+            result = super().save_pretrained(save_directory, *args, **kwargs)
+        if self.processing_class is not None and kwargs.get("is_main_process", True):
+            self.processing_class.save_pretrained(save_directory)
+        return result
+
+    @classmethod
+    @whole_weights()
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, config and, where it was saved beside them, the tokenizer. See `PreTrainedModel`.
+
+        The mixture is whole on each rank, under DeepSpeed ZeRO-3 too: it is not trained with the policy, whose engine
+        would gather it.
+
+        Of `"lora"` components the base is loaded by its name; what `PreTrainedModel` takes beyond the place of the
+        files (`dtype`, `device_map`, `quantization_config`, ...) is for the base. Without `quantization_config` it is
+        quantised as it was when the components were fitted (`config.base_quantization`); a warning says where it is
+        not.
+
+        Raises:
+            ValueError: a model of another type, weights that are missing, left over, of another shape, NaN or
+                infinite, a file that is missing or cut off. The message names what it is about, and calls the place
+                `argument` where that is passed.
+            OSError: the Hub has no such model, or cannot be reached.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        argument = kwargs.pop("argument", "`pretrained_model_name_or_path`")
+        wants_info = kwargs.pop("output_loading_info", False)
+        refuse_remote_code(kwargs.pop("trust_remote_code", None), argument)
+        place = place_of(kwargs)
+        config = kwargs.get("config")
+        if not isinstance(config, MixtureRewardModelConfig):
+            config = load_config(name, argument, **place)
+        if not isinstance(config, MixtureRewardModelConfig):
+            kind = ", ".join(config.architectures or [config.model_type])
+            raise ValueError(
+                f"{argument}: {name} is a {kind}, not a mixture of reward models. Give what `trl-maxmin reward` or "
+                "`MixtureRewardTrainer` saved."
+            )
+        if config.component_type == "lora":
+            options = {key: value for key, value in kwargs.items() if key not in (*place, "config")}
+            model = components.load_lora(cls, config, name, argument, place, options)
+        else:
+            model = load_pretrained(super().from_pretrained, name, *args, argument=argument, exact=True, **kwargs)
+        # Weights without a tokenizer are complete: `score` then asks for one.
+        model.processing_class = load_tokenizer(name, argument, optional=True, **place)
+        return (model, dict.fromkeys(_KINDS_OF_KEYS, ())) if wants_info else model
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the first trunk."""
@@ -450,6 +490,55 @@ class MixtureRewardModel(HubMixin, ComponentsMixin, TextInterfaceMixin, PreTrain
             [`MixtureRewardOutput`] with `rewards` of shape `(B, K)`.
         """
         return MixtureRewardOutput(rewards=self.rewards_from_features(self.features(input_ids, attention_mask)))
+
+
+def _copy_trunk(model: PreTrainedModel, mixture: MixtureRewardModel) -> None:
+    trunk = getattr(model, model.base_model_prefix, model).state_dict()
+    for component in mixture.components:
+        found = getattr(component, component.base_model_prefix).load_state_dict(trunk, strict=False)
+        # Of the pooler of BERT and its kin: a language model has none, some classifiers read something else.
+        wrong = [key for key in (*found.missing_keys, *found.unexpected_keys) if not key.startswith("pooler.")]
+        if wrong:
+            raise ValueError(
+                f"The {type(model).__name__} does not hold the trunk of a {mixture.config.base_config.model_type}: "
+                f"{', '.join(wrong[:5])} without a counterpart. Give the model as transformers loads it, or its name."
+            )
+
+
+def _classifier_on_trunk_of(model: PreTrainedModel, config: MixtureRewardModelConfig) -> PreTrainedModel:
+    """A classifier with K rows and new heads on the very trunk of a model in memory."""
+    base_config = copy.deepcopy(config.base_config)
+    base_config.num_labels = config.num_components
+    # On the meta device: the trunk that is replaced in the next line must not be held in memory.
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(base_config)
+    prefix = classifier.base_model_prefix
+    setattr(classifier, prefix, nn.Identity())
+    classifier = classifier.to_empty(device=model.device).to(model.dtype)
+    classifier.init_weights()
+    setattr(classifier, prefix, getattr(model, model.base_model_prefix, model))
+    if not carries_adapters(model):
+        # The trunk will be frozen. What else the model has, a language-model head, would go on as trainable under a
+        # policy's adapter, which PEFT lets be where there are adapters already.
+        model.requires_grad_(False)
+    return classifier
+
+
+def _require_base_in_memory(model: Any, component_type: str) -> None:
+    """Raise where a model in memory cannot be the base of components."""
+    if not isinstance(model, PreTrainedModel) or (component_type != "lora" and carries_adapters(model)):
+        raise ValueError(
+            f"The base of a mixture is a name, a folder or a model of transformers without adapters, got a "
+            f"{type(model).__name__}{' with adapters' if carries_adapters(model) else ''}. Merge them into it first: "
+            "`model.merge_and_unload()`."
+        )
+    if is_in_shards(model):
+        raise ValueError(
+            f"The {type(model).__name__} was loaded in shards (DeepSpeed ZeRO-3), and a mixture needs whole weights. "
+            "Give its name or folder instead of the model: the mixture then loads a base of its own, whole on each "
+            "rank."
+        )
+    require_finite(model.state_dict(keep_vars=True).items(), "`model`", f"the {type(model).__name__}")
 
 
 AutoModel.register(MixtureRewardModelConfig, MixtureRewardModel, exist_ok=True)

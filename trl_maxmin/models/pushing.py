@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`push_to_hub` of a mixture; the work is done in `trl_maxmin.hub`, which is imported only then."""
+"""`push_to_hub` of a mixture and of its components: methods of [`MixtureRewardModel`].
+
+The work is done in `trl_maxmin.hub`, which is imported only then.
+"""
 
 from __future__ import annotations
 
@@ -9,89 +12,88 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..hub import Published
     from ..run_record import RunRecord
+    from .modeling_mixture_reward import MixtureRewardModel
 
 
-class HubMixin:
-    """Puts a mixture and its components on the Hub, with cards made from the run record."""
+def push_to_hub(
+    mixture: MixtureRewardModel,
+    repo_id: str,
+    *,
+    record: RunRecord | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> Published:
+    """One repository that `MixtureRewardModel.from_pretrained(repo_id)` loads.
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        record: RunRecord | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        license: str | None = None,
-        base_model: str | None = None,
-        max_shard_size: int | str | None = None,
-    ) -> Published:
-        """One repository that `MixtureRewardModel.from_pretrained(repo_id)` loads.
+    Weights, configuration, tokenizer, card and record arrive in one commit. A mixture that was loaded from a
+    folder with a `run_record.json` takes its card from that record.
 
-        Weights, configuration, tokenizer, card and record arrive in one commit. A mixture that was loaded from a
-        folder with a `run_record.json` takes its card from that record.
+    Args:
+        repo_id (`str`): `namespace/name`.
+        record ([`RunRecord`], *optional*): what the card says; without one only what the mixture itself knows.
+        private (`bool`, *optional*): visibility of a new repository; an existing public one is refused.
+        token (`str`, *optional*): default: that of `hf auth login` or HF_TOKEN.
+        revision (`str`, *optional*), commit_message (`str`, *optional*): as in transformers.
+        license (`str`, *optional*): for the card.
+        base_model (`str`, *optional*): Hub id of the base, where the mixture only knows a path.
+        max_shard_size (`int` or `str`, *optional*): as in `save_pretrained`.
 
-        Args:
-            repo_id (`str`): `namespace/name`.
-            record ([`RunRecord`], *optional*): what the card says; without one only what the mixture itself knows.
-            private (`bool`, *optional*): visibility of a new repository; an existing public one is refused.
-            token (`str`, *optional*): default: that of `hf auth login` or HF_TOKEN.
-            revision (`str`, *optional*), commit_message (`str`, *optional*): as in transformers.
-            license (`str`, *optional*): for the card.
-            base_model (`str`, *optional*): Hub id of the base, where the mixture only knows a path.
-            max_shard_size (`int` or `str`, *optional*): as in `save_pretrained`.
+    Returns:
+        [`~trl_maxmin.hub.Published`]
 
-        Returns:
-            [`~trl_maxmin.hub.Published`]
+    Raises:
+        HubError: the Hub refused or was not reached; the message says how to continue.
+        ValueError: an id that is not full, or adapters whose base is not on the Hub.
 
-        Raises:
-            HubError: the Hub refused or was not reached; the message says how to continue.
-            ValueError: an id that is not full, or adapters whose base is not on the Hub.
+    Example:
 
-        Example:
+    ```python
+    mixture.push_to_hub("me/film-mixture", private=True)
+    mixture.push_components_to_hub("me/film-reward-{name}", private=True)
+    ```
+    """
+    from ..hub.models import push_mixture
 
-        ```python
-        mixture.push_to_hub("me/film-mixture", private=True)
-        mixture.push_components_to_hub("me/film-reward-{name}", private=True)
-        ```
-        """
-        from ..hub.models import push_mixture
+    options: dict[str, Any] = {"private": private, "license": license, "base_model": base_model}
+    where = {"token": token, "revision": revision, "commit_message": commit_message}
+    return push_mixture(mixture, repo_id, record, options, where, max_shard_size)
 
-        options: dict[str, Any] = {"private": private, "license": license, "base_model": base_model}
-        where = {"token": token, "revision": revision, "commit_message": commit_message}
-        return push_mixture(self, repo_id, record, options, where, max_shard_size)
 
-    def push_components_to_hub(
-        self,
-        repo_id: str,
-        *,
-        record: RunRecord | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        license: str | None = None,
-        base_model: str | None = None,
-    ) -> list[Published]:
-        """One repository per component, each loadable without this package: a plain one-label sequence classifier, or
-        a standard PEFT adapter.
+def push_components_to_hub(
+    mixture: MixtureRewardModel,
+    repo_id: str,
+    *,
+    record: RunRecord | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+) -> list[Published]:
+    """One repository per component, each loadable without this package: a plain one-label sequence classifier, or
+    a standard PEFT adapter.
 
-        Args:
-            repo_id (`str`): with `{name}` where the component's name goes, as in `"me/film-reward-{name}"`.
-            record, private, token, revision, commit_message, license, base_model: as
-                [`~MixtureRewardModel.push_to_hub`].
+    Args:
+        repo_id (`str`): with `{name}` where the component's name goes, as in `"me/film-reward-{name}"`.
+        record, private, token, revision, commit_message, license, base_model: as
+            [`~MixtureRewardModel.push_to_hub`].
 
-        Returns:
-            `list`: a [`~trl_maxmin.hub.Published`] per component.
+    Returns:
+        `list`: a [`~trl_maxmin.hub.Published`] per component.
 
-        Raises:
-            HubError: the Hub refused or was not reached; the message says which components are complete.
-            ValueError: no `{name}` in `repo_id`, names that give the same id, or adapters whose base is not on the
-                Hub.
-        """
-        from ..hub.models import push_components
+    Raises:
+        HubError: the Hub refused or was not reached; the message says which components are complete.
+        ValueError: no `{name}` in `repo_id`, names that give the same id, or adapters whose base is not on the
+            Hub.
+    """
+    from ..hub.models import push_components
 
-        options: dict[str, Any] = {"private": private, "license": license, "base_model": base_model}
-        where = {"token": token, "revision": revision, "commit_message": commit_message}
-        return push_components(self, repo_id, record, options, where)
+    options: dict[str, Any] = {"private": private, "license": license, "base_model": base_model}
+    where = {"token": token, "revision": revision, "commit_message": commit_message}
+    return push_components(mixture, repo_id, record, options, where)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.tokenization import encode_prompt, same_vocabulary
+from ..data.tokenization import as_trained, encode_prompt, same_vocabulary, stop_token
 from .base import context_length
 
 
@@ -72,32 +72,53 @@ def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tupl
 
 @torch.no_grad()
 def score_sequences(
-    model: MixtureRewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 64
+    model: PreTrainedModel,
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    sequences: Sequence[Sequence[int]],
+    num_columns: int = 1,
+    batch_size: int = 64,
 ) -> torch.Tensor:
-    """Rewards `(N, K)` of id sequences, batched by length; the order of the input is kept.
+    """Rewards of id sequences, batched by length; the order of the input is kept.
+
+    Args:
+        model (`PreTrainedModel`): the reward model, in evaluation mode meanwhile.
+        forward (`Callable`): from `input_ids` and `attention_mask`, `(B, T)` each, to rewards `(B, K)`.
+        sequences (`Sequence[Sequence[int]]`, N): ids without padding.
+        num_columns (`int`): K.
+        batch_size (`int`): sequences per forward.
+
+    Returns:
+        `torch.Tensor` of shape `(N, K)`, float32, on the model's device, without gradient.
 
     Raises:
-        ValueError: an empty sequence, or one longer than the model's context.
+        ValueError: a sequence that the model cannot read: empty, longer than its context, or with ids beyond its
+            vocabulary.
     """
-    device = model.device
-    rewards = torch.zeros(len(sequences), model.num_components, dtype=torch.float32, device=device)
-    limit = context_length(model.config.base_config)
+    device, limit = model.device, context_length(getattr(model.config, "base_config", model.config))
+    vocabulary = model.get_input_embeddings().num_embeddings
     for row, ids in enumerate(sequences):
         if not ids or (limit is not None and len(ids) > limit):
             raise ValueError(
-                f"Sequence {row} has {len(ids)} tokens; the reward model reads 1 to {limit}. Shorten the prompt or "
-                "the reply."
+                f"Reply {row} has {len(ids)} tokens with its prompt, but {type(model).__name__} reads 1 to {limit}; "
+                "shorten the prompts or the replies."
             )
+        if max(ids) >= vocabulary:
+            raise ValueError(
+                f"Reply {row} has the token id {max(ids)}, but {type(model).__name__} knows ids below {vocabulary}. "
+                "If it has another tokenizer than the policy, pass the pair `(model, tokenizer)`."
+            )
+    rewards = torch.zeros(len(sequences), num_columns, dtype=torch.float32, device=device)
     # Module by module: a trunk that is shared with a policy in training must come back as it was.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    pad_token_id = model.config.get_text_config().pad_token_id
+    # The mask says what is padding, so any id that can be embedded serves.
+    pad_token_id = pad_token_id if pad_token_id is not None and 0 <= pad_token_id < vocabulary else 0
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    pad_token_id = model.config.get_text_config().pad_token_id or 0
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         input_ids, attention_mask = pad_sequences([sequences[row] for row in rows], pad_token_id)
-        output = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
-        rewards[torch.tensor(rows, device=device)] = output.rewards.float()
+        rewards[torch.tensor(rows, device=device)] = forward(input_ids.to(device), attention_mask.to(device)).float()
     for module, training in modes:
         module.training = training
     return rewards
@@ -123,28 +144,41 @@ class SharedRewardFunctions:
         self._rewards: torch.Tensor | None = None
 
     def rewards(
-        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None,
+        columns: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """`(N, K)` for a batch, from the last forward if it was of the same batch."""
         key = (list(prompts), list(completions), None if completion_ids is None else [list(c) for c in completion_ids])
         if self._rewards is None or key != self._key:
-            self._rewards = self._score(*key)
+            self._rewards = self._score(*key, columns or {})
             self._key = key
             self.num_forwards += 1
         return self._rewards
 
     def _score(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]] | None
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]] | None,
+        columns: dict[str, Any],
     ) -> torch.Tensor:
         tokenizer = self.model.processing_class
-        policy = self.policy_processing_class
+        policy = self.policy_processing_class or tokenizer
         if completion_ids is None:
             return self.model.score(prompts, completions)
-        if policy is not None and not same_vocabulary(policy, tokenizer):
-            finished = [bool(ids) and ids[-1] == policy.eos_token_id for ids in completion_ids]
+        ends = [stop_token(policy, not isinstance(prompt, str)) for prompt in prompts]
+        stops = [{end, policy.eos_token_id} - {None} for end in ends]
+        finished = [bool(ids) and ids[-1] in stop for ids, stop in zip(completion_ids, stops, strict=True)]
+        if not same_vocabulary(policy, tokenizer):
             return self.model.score(prompts, completions, finished=finished)
-        prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        return self.model.score(prompt_ids=prompt_ids, completion_ids=completion_ids)
+        replies = zip(prompts, completion_ids, finished, strict=True)
+        return self.model.score(
+            prompt_ids=[encode_prompt(tokenizer, prompt) for prompt in prompts],
+            completion_ids=[as_trained(tokenizer, *reply) for reply in replies],
+        )
 
     def callables(self) -> list[Callable[..., list[float]]]:
         """One callable per component, named after it."""
@@ -154,9 +188,9 @@ class SharedRewardFunctions:
                 prompts: Sequence[Any],
                 completions: Sequence[Any],
                 completion_ids: Sequence[Sequence[int]] | None = None,
-                **kwargs: Any,
+                **columns: Any,
             ) -> list[float]:
-                return self.rewards(prompts, completions, completion_ids)[:, k].tolist()
+                return self.rewards(prompts, completions, completion_ids, columns)[:, k].tolist()
 
             reward.__name__ = name
             return reward

@@ -1,221 +1,196 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replies, preferences and annotators in; rewards and posteriors out: the part of a mixture that reads text."""
+"""Replies, preferences and annotators in; rewards and posteriors out: methods of [`MixtureRewardModel`]."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
-from ..data.tokenization import Prompt, encode_reply
+from ..data.texts import distinct_texts
+from ..data.tokenization import ChatOptions, Prompt, asked, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
-from ..functional.preference import preference_log_likelihood
+from ..functional.preference import preference_log_likelihood as pair_log_likelihood
 from ..functional.utility import within_prompt_scale
 from .outputs import AnnotatorPosterior
 from .scoring import SharedRewardFunctions, score_sequences
 
 
-def distinct_replies(
-    prompts: Sequence[Prompt], *sides: Sequence[Prompt]
-) -> tuple[list[tuple[Prompt, Prompt]], list[torch.Tensor]]:
-    """Replies that stand in several pairs, once.
+if TYPE_CHECKING:
+    from .modeling_mixture_reward import MixtureRewardModel
+
+
+def score(
+    mixture: MixtureRewardModel,
+    prompts: Sequence[Prompt] | None = None,
+    completions: Sequence[Prompt] | None = None,
+    *,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    finished: bool | Sequence[bool] = True,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    chat_options: Sequence[ChatOptions] | None = None,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Rewards of replies, given as text or as token ids; the same number either way.
 
     Args:
-        prompts (`Sequence[str]` or of messages, N): the prompt of each pair.
-        sides (N replies each): for example the chosen and the rejected ones.
+        prompts, completions (`Sequence[str]` or of messages, N each): text. It is tokenised as in reward training.
+        prompt_ids, completion_ids (`Sequence[Sequence[int]]`, N each): ids without padding, from a tokenizer with
+            this model's vocabulary. `completion_ids` hold the stop token iff the reply finished.
+        finished (`bool` or N of them, defaults to `True`): for text, whether the reply ended by itself.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer for text; defaults to the model's own.
+        chat_options (`Sequence[dict]`, N, *optional*): for text, what the chat template is given for each row beside
+            the messages: `tools`, and keywords such as `enable_thinking`.
+        batch_size (`int`): sequences per forward; they are sorted by length first.
 
     Returns:
-        The distinct (prompt, reply) in the order in which they occur, and for each side the rows among them, `(N,)`.
+        `torch.Tensor` of shape `(N, K)`, float32, on the model's device, without gradient.
 
-    Example:
-
-    >>> distinct, (chosen, rejected) = distinct_replies(["p", "p"], ["a", "b"], ["b", "c"])
-    >>> distinct, chosen.tolist(), rejected.tolist()
-    ([('p', 'a'), ('p', 'b'), ('p', 'c')], [0, 1], [1, 2])
+    Raises:
+        ValueError: neither or both forms given, lengths that differ, no tokenizer for text, a sequence longer than
+            the model's context.
     """
-    rows_of: dict[str, int] = {}
-    distinct: list[tuple[Prompt, Prompt]] = []
-    found = []
-    for side in sides:
-        rows = []
-        for prompt, reply in zip(prompts, side, strict=True):
-            # Messages are no keys of a dictionary; their text form is.
-            row = rows_of.setdefault(repr((prompt, reply)), len(distinct))
-            if row == len(distinct):
-                distinct.append((prompt, reply))
-            rows.append(row)
-        found.append(torch.tensor(rows, dtype=torch.long))
-    return distinct, found
-
-
-class TextInterfaceMixin:
-    """Methods of [`MixtureRewardModel`] that take text or token ids of whole replies."""
-
-    def score(
-        self,
-        prompts: Sequence[Prompt] | None = None,
-        completions: Sequence[Prompt] | None = None,
-        *,
-        prompt_ids: Sequence[Sequence[int]] | None = None,
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        finished: bool | Sequence[bool] = True,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> torch.Tensor:
-        """Rewards of replies, given as text or as token ids; the same number either way.
-
-        Args:
-            prompts, completions (`Sequence[str]` or of messages, N each): text. It is tokenised as in reward training.
-            prompt_ids, completion_ids (`Sequence[Sequence[int]]`, N each): ids without padding, from a tokenizer with
-                this model's vocabulary. `completion_ids` hold the stop token iff the reply finished.
-            finished (`bool` or N of them, defaults to `True`): for text, whether the reply ended by itself.
-            processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer for text; defaults to the model's own.
-            batch_size (`int`): sequences per forward; they are sorted by length first.
-
-        Returns:
-            `torch.Tensor` of shape `(N, K)`, float32, on the model's device, without gradient.
-
-        Raises:
-            ValueError: neither or both forms given, lengths that differ, no tokenizer for text, a sequence longer than
-                the model's context.
-        """
-        if (completions is None) == (completion_ids is None):
-            raise ValueError("Give either `prompts` and `completions` (text) or `prompt_ids` and `completion_ids`.")
-        if completion_ids is not None:
-            sequences = [list(p) + list(c) for p, c in zip(prompt_ids or [], completion_ids, strict=True)]
-        else:
-            tokenizer = processing_class or self.processing_class
-            if tokenizer is None:
-                raise ValueError(
-                    "Scoring text needs a tokenizer: pass `processing_class`, or "
-                    "`mixture.attach_tokenizer(tokenizer)`."
-                )
-            flags = [finished] * len(completions) if isinstance(finished, bool) else list(finished)
-            sequences = [
-                encode_reply(tokenizer, prompt, completion, flag)
-                for prompt, completion, flag in zip(prompts or [], completions, flags, strict=True)
-            ]
-        return score_sequences(self, sequences, batch_size)
-
-    def calibrate(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Prompt]],
-        *,
-        finished: Sequence[Sequence[bool]] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        """Measure the components on a reference policy's replies, so that their rewards can be compared.
-
-        Sets `reward_shift` (mean over prompts of each prompt's mean) and `reward_scale` (spread within prompts), which
-        are saved with the model. A policy trainer measures its own reference policy anyway, prompt by prompt.
-
-        Args:
-            prompts (`Sequence[str]` or of messages, P): prompts.
-            completions (P sequences of M replies, M at least 4): replies of the reference policy to each.
-            finished (P sequences of M `bool`, *optional*): whether each reply ended by itself; default: all.
-            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
-            batch_size (`int`): sequences per forward.
-
-        Raises:
-            ValueError: fewer than four replies to a prompt, numbers of replies that differ, or as
-                [`~MixtureRewardModel.score`].
-        """
-        num_replies = len(completions[0]) if len(completions) else 0
-        if len(prompts) != len(completions) or any(len(replies) != num_replies for replies in completions):
+    if (completions is None) == (completion_ids is None):
+        raise ValueError("Give either `prompts` and `completions` (text) or `prompt_ids` and `completion_ids`.")
+    if completion_ids is not None:
+        sequences = [list(p) + list(c) for p, c in zip(prompt_ids or [], completion_ids, strict=True)]
+    else:
+        tokenizer = processing_class or mixture.processing_class
+        if tokenizer is None:
             raise ValueError(
-                f"Give the same number of replies to each of the {len(prompts)} prompts, got "
-                f"{sorted({len(replies) for replies in completions})} for {len(completions)} prompts."
+                "Scoring text needs a tokenizer: pass `processing_class`, or `mixture.attach_tokenizer(tokenizer)`."
             )
-        rewards = self.score(
-            [prompt for prompt in prompts for _ in range(num_replies)],
-            [reply for replies in completions for reply in replies],
-            finished=True if finished is None else [flag for flags in finished for flag in flags],
-            processing_class=processing_class,
-            batch_size=batch_size,
-        ).view(len(prompts), num_replies, self.num_components)
-        self.config.reward_scale = within_prompt_scale(rewards).tolist()
-        self.config.reward_shift = rewards.mean(dim=(0, 1)).tolist()
+        flags = [finished] * len(completions) if isinstance(finished, bool) else list(finished)
+        options = [None] * len(flags) if chat_options is None else chat_options
+        rows = zip(prompts or [], completions, flags, options, strict=True)
+        sequences = [encode_reply(tokenizer, *row) for row in rows]
+    return score_sequences(
+        mixture, lambda ids, mask: mixture(ids, mask).rewards, sequences, mixture.num_components, batch_size
+    )
 
-    def assign(
-        self,
-        preferences: Any,
-        *,
-        annotator_column: str = ANNOTATOR_COLUMN,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> AnnotatorPosterior:
-        """Which component describes annotators who were not in the training data.
 
-        Args:
-            preferences (`Dataset`): preference pairs with an annotator column, see [`prepare_preferences`].
-            annotator_column (`str`): the column that names the annotator.
-            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
-            batch_size (`int`): sequences per forward.
+def calibrate(
+    mixture: MixtureRewardModel,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Prompt]],
+    *,
+    finished: Sequence[Sequence[bool]] | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Measure the components on a reference policy's replies, so that their rewards can be compared.
 
-        Returns:
-            [`AnnotatorPosterior`]: `pi_k prod_n p_k(n)` normalised over components, per annotator.
+    Sets `reward_shift` (mean over prompts of each prompt's mean) and `reward_scale` (spread within prompts), which
+    are saved with the model. A policy trainer measures its own reference policy anyway, prompt by prompt.
 
-        Raises:
-            ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
-        """
-        preferences = prepare_preferences(preferences, annotator_column)
-        log_likelihood = self.preference_log_likelihood(
-            preferences, processing_class=processing_class, batch_size=batch_size
+    Args:
+        prompts (`Sequence[str]` or of messages, P): prompts.
+        completions (P sequences of M replies, M at least 4): replies of the reference policy to each.
+        finished (P sequences of M `bool`, *optional*): whether each reply ended by itself; default: all.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
+        batch_size (`int`): sequences per forward.
+
+    Raises:
+        ValueError: fewer than four replies to a prompt, numbers of replies that differ, or as
+            [`~MixtureRewardModel.score`].
+    """
+    num_replies = len(completions[0]) if len(completions) else 0
+    if len(prompts) != len(completions) or any(len(replies) != num_replies for replies in completions):
+        raise ValueError(
+            f"Give the same number of replies to each of the {len(prompts)} prompts, got "
+            f"{sorted({len(replies) for replies in completions})} for {len(completions)} prompts."
         )
-        index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
-        rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
-        sums = annotator_log_likelihood(log_likelihood, rows, len(index))
-        return AnnotatorPosterior(
-            index.annotator_ids,
-            log_responsibilities(sums, self.mixing_weights.log()).exp(),
-            torch.bincount(rows, minlength=len(index)),
-        )
+    rewards = mixture.score(
+        [prompt for prompt in prompts for _ in range(num_replies)],
+        [reply for replies in completions for reply in replies],
+        finished=True if finished is None else [flag for flags in finished for flag in flags],
+        processing_class=processing_class,
+        batch_size=batch_size,
+    ).view(len(prompts), num_replies, mixture.num_components)
+    mixture.config.reward_scale = within_prompt_scale(rewards).tolist()
+    mixture.config.reward_shift = rewards.mean(dim=(0, 1)).tolist()
 
-    def preference_log_likelihood(
-        self,
-        preferences: Any,
-        *,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 64,
-    ) -> torch.Tensor:
-        """Log-likelihood of preference pairs under each component; a text that stands in many pairs is scored once.
 
-        Args:
-            preferences (`Dataset`): N rows of [`prepare_preferences`].
-            processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
-            batch_size (`int`): sequences per forward.
+def assign(
+    mixture: MixtureRewardModel,
+    preferences: Any,
+    *,
+    annotator_column: str = ANNOTATOR_COLUMN,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+) -> AnnotatorPosterior:
+    """Which component describes annotators who were not in the training data.
 
-        Returns:
-            `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
-        """
-        prompts = preferences["prompt"] if "prompt" in preferences.column_names else [""] * len(preferences)
-        prompts = [prompt or "" for prompt in prompts]
-        first, (chosen, rejected) = distinct_replies(prompts, preferences["chosen"], preferences["rejected"])
-        rewards = self.score(
-            [prompt for prompt, _ in first],
-            [reply for _, reply in first],
-            processing_class=processing_class,
-            batch_size=batch_size,
-        ).cpu()
-        margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
-        return preference_log_likelihood(rewards[chosen], rewards[rejected], margin)
+    Args:
+        preferences (`Dataset`): preference pairs with an annotator column, see [`prepare_preferences`].
+        annotator_column (`str`): the column that names the annotator.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
+        batch_size (`int`): sequences per forward.
 
-    def reward_functions(
-        self, policy_processing_class: PreTrainedTokenizerBase | None = None
-    ) -> list[Callable[..., list[float]]]:
-        """K callables in TRL's reward-function convention that share one forward.
+    Returns:
+        [`AnnotatorPosterior`]: `pi_k prod_n p_k(n)` normalised over components, per annotator.
 
-        Args:
-            policy_processing_class (`PreTrainedTokenizerBase`, *optional*): the policy's tokenizer; needed where its
-                vocabulary is not the mixture's.
+    Raises:
+        ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
+    """
+    preferences = prepare_preferences(preferences, annotator_column)
+    log_likelihood = mixture.preference_log_likelihood(
+        preferences, processing_class=processing_class, batch_size=batch_size
+    )
+    index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
+    rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
+    sums = annotator_log_likelihood(log_likelihood, rows, len(index))
+    return AnnotatorPosterior(
+        index.annotator_ids,
+        log_responsibilities(sums, mixture.mixing_weights.log()).exp(),
+        torch.bincount(rows, minlength=len(index)),
+    )
 
-        Returns:
-            `list[Callable]`: pass them as `reward_funcs=` to TRL's trainers. Each is named after its component, takes
-            `prompts`, `completions` and `completion_ids` and returns N rewards.
-        """
-        return SharedRewardFunctions(self, policy_processing_class).callables()
+
+def preference_log_likelihood(
+    mixture: MixtureRewardModel,
+    preferences: Any,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Log-likelihood of preference pairs under each component; a text that stands in many pairs is scored once.
+
+    Args:
+        preferences (`Dataset`): N rows of [`prepare_preferences`].
+        processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
+        batch_size (`int`): sequences per forward.
+
+    Returns:
+        `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
+    """
+    replies, rows = distinct_texts(asked(preferences), preferences["chosen"], preferences["rejected"])
+    rewards = mixture.score(
+        [prompt for (prompt, _), _ in replies],
+        [reply for _, reply in replies],
+        chat_options=[options for (_, options), _ in replies],
+        processing_class=processing_class,
+        batch_size=batch_size,
+    ).cpu()
+    margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
+    return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin)
+
+
+def reward_functions(
+    mixture: MixtureRewardModel, policy_processing_class: PreTrainedTokenizerBase | None = None
+) -> list[Callable[..., list[float]]]:
+    """K callables in TRL's reward-function convention that share one forward.
+
+    Args:
+        policy_processing_class (`PreTrainedTokenizerBase`, *optional*): the policy's tokenizer; needed where its
+            vocabulary is not the mixture's.
+
+    Returns:
+        `list[Callable]`: pass them as `reward_funcs=` to TRL's trainers. Each is named after its component, takes
+        `prompts`, `completions` and `completion_ids` and returns N rewards.
+    """
+    return SharedRewardFunctions(mixture, policy_processing_class).callables()

@@ -46,6 +46,7 @@ class SpaceConfig:
         votes_minutes (`float`): how often they are sent.
         votes_public (`bool`): visibility of that dataset if it has to be created.
         dtype (`str`, *optional*), device (`str`, *optional*): of the models; default: their own, and CUDA if present.
+        chat_template_kwargs (`dict`, *optional*): what chat templates are given, as in the policies' training.
 
     Example:
 
@@ -74,6 +75,7 @@ class SpaceConfig:
     votes_public: bool = False
     dtype: str | None = None
     device: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
-from ..models.text_interface import distinct_replies
+from ..data.texts import distinct_texts, prompts_of
 
 
 GROUP_FACTS_NAME = "groups.json"
@@ -47,11 +47,11 @@ def describe_groups(
     of = dict(zip(posterior.annotator_ids, posterior.probabilities.argmax(-1).tolist(), strict=True))
     pairs = prepare_preferences(preferences, annotator_column)
     own = torch.tensor([of[annotator] for annotator in pairs[ANNOTATOR_COLUMN]])
-    prompts = list(pairs["prompt"]) if "prompt" in pairs.column_names else [""] * len(pairs)
+    prompts = prompts_of(pairs)
     chosen, rejected = list(pairs["chosen"]), list(pairs["rejected"])
-    replies, (better, worse) = distinct_replies(prompts, chosen, rejected)
+    replies, rows = distinct_texts(prompts, chosen, rejected)
     rewards = mixture.score([prompt for prompt, _ in replies], [reply for _, reply in replies]).cpu()
-    margin = rewards[better] - rewards[worse]
+    margin = rewards[rows[:, 0]] - rewards[rows[:, 1]]
     facts = {}
     for k, name in enumerate(mixture.component_names):
         rows = (own == k).nonzero().flatten().tolist()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.tokenization import Prompt, encode_prompt
+from ..data.tokenization import Prompt, encode_prompt, stop_tokens
 from ..models.base import context_length
 
 
@@ -45,19 +45,34 @@ class Policy:
         name (`str`): as shown.
         source (`str`): folder or Hub id.
         model, tokenizer: loaded.
+        chat_template_kwargs (`dict`, *optional*): for the chat template, as in the policy's training.
     """
 
-    def __init__(self, name: str, source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self.source = source
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.chat_template_kwargs = chat_template_kwargs
         own = getattr(model.generation_config, "eos_token_id", None)
-        own = tokenizer.eos_token_id if own is None else own
-        self.stop = set() if own is None else {own} if isinstance(own, int) else set(own)
+        self.stop = set(stop_tokens(tokenizer, own, not isinstance(self.as_prompt("?"), str)))
 
     @classmethod
-    def load(cls, name: str, source: str, dtype: str | None = None, device: str | None = None) -> Policy:
+    def load(
+        cls,
+        name: str,
+        source: str,
+        dtype: str | None = None,
+        device: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> Policy:
         """Load weights (safetensors only) and tokenizer; no code of the repository is run.
 
         Raises:
@@ -66,7 +81,9 @@ class Policy:
         model = AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
         )
-        return cls(name, source, model.to(pick_device(device)), AutoTokenizer.from_pretrained(source))
+        return cls(
+            name, source, model.to(pick_device(device)), AutoTokenizer.from_pretrained(source), chat_template_kwargs
+        )
 
     @property
     def context(self) -> int | None:
@@ -79,7 +96,7 @@ class Policy:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a visitor's prompt."""
-        return encode_prompt(self.tokenizer, self.as_prompt(text))
+        return encode_prompt(self.tokenizer, self.as_prompt(text), self.chat_template_kwargs)
 
     def stream(self, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Reply]:
         """Yield the answer after each token.

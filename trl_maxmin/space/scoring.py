@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 from ..data.tokenization import Prompt
-from ..functional.utility import MIN_REFERENCE_COMPLETIONS, within_prompt_scale
+from ..functional.utility import MIN_REFERENCE_COMPLETIONS, zscore_utility
+from ..trainer.scoring.batch import RewardBatch
+from ..trainer.scoring.models import MixtureReward
+from ..trainer.scoring.reference_statistics import ReferenceStatistics, truncated_are_left_out
 from .config import MAX_POLICIES, SpaceConfig
 from .limits import Refused, check_request
 from .policies import Policy, Settings, load_or_explain
@@ -83,6 +86,7 @@ class Answer:
             where the zero is not known.
         scale ([`Scale`]): what those numbers mean.
         left_out (`tuple[str, ...]`): groups whose utility is no finite number.
+        ids (`tuple[int, ...]`): its tokens in the policy's vocabulary; empty where only the text is known.
     """
 
     policy: str
@@ -92,6 +96,7 @@ class Answer:
     utilities: dict[str, float] | None = None
     scale: Scale = Scale()
     left_out: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
 
     @property
     def worst_group(self) -> str | None:
@@ -201,10 +206,14 @@ class Studio:
         self.run = run or RunData()
         self.problems = list(problems)
         self.prompts = list(dict.fromkeys(config.prompts or self.run.prompts))
-        self._baselines: OrderedDict[str, torch.Tensor | None] = OrderedDict()
+        # Prompt -> rewards (M, G) of the reference policy's answers to it, and whether each finished (M,).
+        self._baselines: OrderedDict[str, tuple[torch.Tensor, torch.Tensor] | None] = OrderedDict()
         self._lock = threading.Lock()
+        self._sources: dict[str, MixtureReward] = {}
         self.recorded: Scored | None = None
-        self._scale: torch.Tensor | None = None
+        # Of the reference policy's answers to the first prompts: the unit of the utilities.
+        self._measured: ReferenceStatistics | None = None
+        self._drops_truncated: bool | None = None
 
     @classmethod
     def load(cls, config: SpaceConfig) -> Studio:
@@ -219,7 +228,9 @@ class Studio:
             policy, problem = load_or_explain(
                 f"The policy {name!r}",
                 source,
-                lambda name=name, source=source: Policy.load(name, source, config.dtype, config.device),
+                lambda name=name, source=source: Policy.load(
+                    name, source, config.dtype, config.device, config.chat_template_kwargs
+                ),
             )
             if policy is not None:
                 policies[name] = policy
@@ -246,27 +257,31 @@ class Studio:
         return max(1, min([self.config.max_new_tokens, *(context // 2 for context in contexts)]))
 
     def prepare(self) -> None:
-        """Find the scale of the utilities: the mixture's own, or that of the reference policy's answers."""
-        if self.mixture is None:
+        """Find the unit of the utilities: the spread of the reference policy's answers, as the trainers measure it,
+        or else the one that the mixture was calibrated with."""
+        if self.mixture is None or not self._has_baseline or not self.prompts:
             return
-        if self._calibrated:
-            self._scale = self.mixture.reward_scale
-        elif self._has_baseline and self.prompts and self.config.baseline_replies >= MIN_REFERENCE_COMPLETIONS:
-            try:
-                self._scale = self._measured_scale()
-            except Exception:  # whatever the models raise, the page must come up
-                logger.exception("the scale of the utilities could not be measured")
-            if self._scale is None:
-                self.problems.append(
-                    "The spread of the reference policy's answers could not be measured, so utilities are in the "
-                    "units of the learned rewards."
-                )
+        if self.config.baseline_replies < MIN_REFERENCE_COMPLETIONS:
+            return
+        try:
+            self._measure()
+        except Exception:  # whatever the models raise, the page must come up
+            logger.exception("the scale of the utilities could not be measured")
+        if self._measured is None and not self._calibrated:
+            self.problems.append(
+                "The spread of the reference policy's answers could not be measured, so utilities are in the "
+                "units of the learned rewards."
+            )
 
-    def _measured_scale(self) -> torch.Tensor | None:
-        """`None` where no prompt's answers can be scored."""
-        found = [self._baseline(prompt) for prompt in self.prompts[:_CALIBRATION_PROMPTS]]
-        replies = [rewards for rewards in found if rewards is not None and rewards.isfinite().all()]
-        return within_prompt_scale(torch.stack(replies)) if replies else None
+    def _measure(self) -> None:
+        """Leaves `None` where no prompt's answers can be scored."""
+        found = {prompt: self._baseline(prompt) for prompt in self.prompts[:_CALIBRATION_PROMPTS]}
+        scored = {prompt: own for prompt, own in found.items() if own is not None and own[0].isfinite().all()}
+        if scored:
+            keys = [prompt for prompt, (rewards, _) in scored.items() for _ in range(len(rewards))]
+            rewards, finished = (torch.cat(parts) for parts in zip(*scored.values(), strict=True))
+            self._drops_truncated = truncated_are_left_out(finished)
+            self._measured = ReferenceStatistics.from_rewards(self.groups, keys, rewards, finished=finished)
 
     @property
     def _calibrated(self) -> bool:
@@ -281,7 +296,7 @@ class Studio:
     def scale(self) -> Scale:
         """What the numbers of utilities mean on this page."""
         zero = "prompt" if self._has_baseline else "stored" if self._calibrated else None
-        return Scale(zero, self._scale is not None)
+        return Scale(zero, self._measured is not None or self._calibrated)
 
     @property
     def _reference(self) -> Policy | None:
@@ -313,7 +328,7 @@ class Studio:
         while streams:
             for name in list(streams):
                 reply = next(streams[name])
-                answers[name] = Answer(name, reply.text, reply.finished, reply.done)
+                answers[name] = Answer(name, reply.text, reply.finished, reply.done, ids=tuple(reply.ids))
                 if reply.done:
                     streams.pop(name).close()
             yield list(answers.values())
@@ -364,13 +379,10 @@ class Studio:
         """
         if self.mixture is None:
             return list(answers)
-        baseline = self._baseline(prompt) if self._has_baseline else None
-        rewards = self._rewards(prompt, [(answer.text, answer.finished) for answer in answers])
-        if rewards is None or (baseline is None and self._has_baseline):
+        rewards = self._rewards(prompt, answers)
+        utilities = None if rewards is None else self._utilities(prompt, rewards)
+        if utilities is None:
             return list(answers)
-        shift = self.mixture.reward_shift if baseline is None else baseline.mean(0)
-        scale = self.mixture.reward_scale if self._scale is None else self._scale
-        utilities = ((rewards - shift) / scale.clamp(min=1e-6))[:, self.mixture.described_components]
         scored = []
         for answer, row in zip(answers, utilities.tolist(), strict=True):
             found = dict(zip(self.groups, row, strict=True))
@@ -379,24 +391,62 @@ class Studio:
             scored.append(replace(answer, utilities=numbers, scale=self.scale, left_out=left_out))
         return scored
 
-    def _rewards(self, prompt: str, replies: Sequence[tuple[str, bool]]) -> torch.Tensor | None:
-        """`(N, K)`, or `None` where the prompt is too long for the reward model."""
-        count = len(replies)
+    def _utilities(self, prompt: str, rewards: torch.Tensor) -> torch.Tensor | None:
+        """`(N, G)` from rewards `(N, G)`; `None` where the answers that set the zero cannot be scored."""
+        groups = self.mixture.described_components
+        stored = self.mixture.reward_shift[groups], self.mixture.reward_scale[groups]
+        if not self._has_baseline:
+            return zscore_utility(rewards, *stored)
+        found = self._baseline(prompt)
+        if found is None:
+            return None
+        replies, finished = found
+        drops = truncated_are_left_out(finished) if self._drops_truncated is None else self._drops_truncated
+        if drops:
+            replies = torch.where(finished.unsqueeze(1), replies, torch.nan)
+        shift, scale = (replies.nanmean(0), stored[1])
+        if self._measured is not None:
+            shift, scale = self._measured.shift, self._measured.scale
+        statistics = ReferenceStatistics(self.groups, [prompt], replies.unsqueeze(0), shift, scale)
+        return statistics.utilities(rewards, [prompt] * len(rewards))
+
+    def _rewards(self, prompt: str, answers: Sequence[Answer]) -> torch.Tensor | None:
+        """`(N, G)` for the groups, or `None` where the prompt is too long for the reward model."""
+        columns: dict[int, torch.Tensor] = {}
         try:
-            return self.mixture.score(
-                [self._scored_prompt(prompt)] * count,
-                [text for text, _ in replies],
-                finished=[finished for _, finished in replies],
-            ).cpu()
+            for name in dict.fromkeys(answer.policy for answer in answers):
+                rows = [row for row, answer in enumerate(answers) if answer.policy == name]
+                rewards = self._scored(prompt, name, [answers[row] for row in rows])
+                columns |= zip(rows, rewards.cpu(), strict=True)
         except ValueError:
             return None
+        return torch.stack([columns[row] for row in range(len(answers))])
+
+    def _scored(self, prompt: str, name: str, answers: Sequence[Answer]) -> torch.Tensor:
+        """Rewards of one policy's answers, by the tokens that it wrote where they are known."""
+        policy = self.policies.get(name)
+        if name not in self._sources:
+            self._sources[name] = MixtureReward(self.mixture, policy.tokenizer if policy else None)
+        source, count = self._sources[name], len(answers)
+        by_ids = policy is not None and source.reads_ids and all(answer.ids for answer in answers)
+        return source(
+            RewardBatch(
+                prompts=[policy.as_prompt(prompt) if by_ids else self._scored_prompt(prompt)] * count,
+                completions=[answer.text for answer in answers],
+                prompt_ids=[policy.encode(prompt)] * count if by_ids else None,
+                completion_ids=[list(answer.ids) for answer in answers] if by_ids else None,
+                finished=[answer.finished for answer in answers],
+                chat_template_kwargs=self.config.chat_template_kwargs,
+            )
+        )
 
     def _scored_prompt(self, prompt: str) -> Prompt:
         chat = getattr(self.mixture.processing_class, "chat_template", None)
         return [{"role": "user", "content": prompt}] if chat else prompt
 
-    def _baseline(self, prompt: str) -> torch.Tensor | None:
-        """Rewards `(M, K)` of the reference policy's answers to a prompt, remembered for the last prompts.
+    def _baseline(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rewards `(M, G)` of the reference policy's answers to a prompt and whether each finished `(M,)`, remembered
+        for the last prompts.
 
         `None` where prompt and answers are longer than the reference policy or the reward model reads.
         """
@@ -408,16 +458,19 @@ class Studio:
         assert reference is not None
         ids = reference.encode(prompt)
         length = min(self.max_length, (reference.context or 10**9) - len(ids))
-        rewards = None
+        found = None
         if ids and length > 0:
             settings = Settings(temperature=1.0, seed=0, length=length)
             replies = reference.sample(ids, settings, self.config.baseline_replies)
-            rewards = self._rewards(prompt, [(reply.text, reply.finished) for reply in replies])
+            name = self.config.reference
+            rewards = self._rewards(prompt, [Answer(name, r.text, r.finished, ids=tuple(r.ids)) for r in replies])
+            if rewards is not None:
+                found = rewards, torch.tensor([reply.finished for reply in replies])
         with self._lock:
-            self._baselines[prompt] = rewards
+            self._baselines[prompt] = found
             while len(self._baselines) > _CACHED_PROMPTS:
                 self._baselines.popitem(last=False)
-        return rewards
+        return found
 
     def extremes(self, group: str, count: int = 3) -> dict[str, tuple[list[tuple], list[tuple]]]:
         """Of each policy's recorded answers, the best and the worst for a group.

@@ -22,11 +22,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ...models.base import as_list, base_model
+from ...data.tokenization import stop_tokens
+from ...models.base import base_model
 
 
 def resolve_stop_tokens(
-    stop_token: str | None, stop_token_id: int | None, policy: nn.Module, tokenizer: PreTrainedTokenizerBase
+    stop_token: str | None,
+    stop_token_id: int | None,
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    conversational: bool = False,
 ) -> list[int]:
     """Tokens that end a reply.
 
@@ -35,6 +40,7 @@ def resolve_stop_tokens(
         stop_token_id (`int`, *optional*): this token.
         policy (`nn.Module`): whose `generation_config` decides by default.
         tokenizer: whose EOS decides where the policy's configuration names none.
+        conversational (`bool`): whether prompts are messages; the token that closes a turn then ends a reply, too.
 
     Returns:
         `list[int]`: maybe empty; every reply then runs to its full length.
@@ -45,12 +51,12 @@ def resolve_stop_tokens(
     if stop_token_id is not None:
         return [stop_token_id]
     if stop_token is None:
-        own = getattr(base_model(policy).generation_config, "eos_token_id", None)
-        if own is not None:
-            return as_list(own) if not isinstance(own, int) else [own]
-    elif tokenizer.eos_token_id is None:
+        return stop_tokens(
+            tokenizer, getattr(base_model(policy).generation_config, "eos_token_id", None), conversational
+        )
+    if tokenizer.eos_token_id is None:
         raise ValueError("stop_token='eos' needs a tokenizer with an EOS token; set `stop_token_id` instead.")
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [tokenizer.eos_token_id]
 
 
 @torch.no_grad()

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from ...distributed import gather_rows
 from ..ppo.ppo_trainer import PPOTrainer
 from ..ppo.rollout import Rollout, Row
-from ..scoring.reference_statistics import ReferenceStatistics, UtilityReward, prompt_key
-from .calibration_mixin import CalibrationMixin
+from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
+from .maxmin_mixin import MaxMinMixin
 
 
-class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
+class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
     r"""
     Trains one policy for the worst-off group: `max_pi min_k E[u_k] - beta KL(pi || pi_ref)`.
 
@@ -25,8 +24,8 @@ class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
     component apart, so a change of the worst group does not invalidate it.
 
     Before its first step the trainer samples replies of the reference policy to the training prompts and measures
-    every
-    component on them, so that utilities can be compared (`args.utility`): a minimum over raw rewards means nothing.
+    every component on them, so that utilities can be compared (`args.utility`): a minimum over raw rewards means
+    nothing.
 
     Source: Algorithm 1 of [MaxMin-RLHF](https://arxiv.org/abs/2402.08925). Departs from the paper: utilities are
     standardised per component (`utility="raw"` is the paper's), and other welfare rules are offered beside its hard
@@ -78,8 +77,7 @@ class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._init_calibration(reference_statistics)
-        self._init_welfare(self.reward_func_names, self.reward_source.mixing_weights, welfare_function)
+        self._init_maxmin(self.reward_source.mixing_weights, welfare_function, reference_statistics)
 
     # -- calibration --------------------------------------------------------------------------------------------------
 
@@ -95,15 +93,9 @@ class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
         self.calibrate()
         return super().evaluate(*args, **kwargs)
 
-    def _use_statistics(self) -> None:
-        source = self.reward_source.source if isinstance(self.reward_source, UtilityReward) else self.reward_source
-        self.reward_source = UtilityReward(source, self.reference_statistics, self.utility)
-
     def _row_key(self, row: Row) -> str:
-        return prompt_key(self._read_prompt(row))
-
-    def _reply_keys(self, inputs: list[Row], prompts: list) -> list[str]:
-        return [prompt_key(prompt) for prompt in prompts]
+        # By what the policy reads: prompts that are cut to the same tokens are one.
+        return prompt_key(row["prompt_ids"] if "prompt_ids" in row else self._read_prompt(row))
 
     @torch.no_grad()
     def _sample_reference(self, rows: list[Row]) -> Rollout:
@@ -114,10 +106,9 @@ class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
             return self._sample(rows, "calibration")
 
     def _score_reference(self, replies: Rollout) -> torch.Tensor:
-        source = self.reward_source.source if isinstance(self.reward_source, UtilityReward) else self.reward_source
-        return source(self._reward_batch(replies.inputs, replies.prompts, replies.completions, replies.completion_ids))
+        return self.reward_source(self._reward_batch(replies.inputs, replies.completions, replies.completion_ids))
 
-    def _reference_parameters(self) -> list[tuple[str, torch.Tensor]]:
+    def _reference_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         module = self._root.policy if self.reference is None else self.reference.policy
         named = list(module.named_parameters())
         if self.reference is not None:
@@ -125,21 +116,3 @@ class MaxMinPPOTrainer(CalibrationMixin, PPOTrainer):
         # With adapters, the reference is the base model or the adapter that was set aside for it.
         keep = self._reference_adapter
         return [(name, p) for name, p in named if "lora_" not in name or (keep and f".{keep}." in name)]
-
-    # -- rewards ------------------------------------------------------------------------------------------------------
-
-    def _calculate_rewards(
-        self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
-    ) -> torch.Tensor:
-        if not inputs and isinstance(self.reward_source, UtilityReward):
-            # A rank without replies still takes part in gathering the raw rewards.
-            self.reward_source.last_raw_rewards = torch.zeros(0, len(self.reward_func_names))
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-
-    # -- metrics ------------------------------------------------------------------------------------------------------
-
-    def _component_rewards(self, utilities: torch.Tensor) -> torch.Tensor:
-        if not isinstance(self.reward_source, UtilityReward) or self.reward_source.last_raw_rewards is None:
-            return utilities
-        raw = self.reward_source.last_raw_rewards.to(self.accelerator.device, torch.float32)
-        return gather_rows(self.accelerator, raw)

@@ -15,21 +15,22 @@ from transformers import GenerationConfig
 from trl.data_utils import is_conversational
 
 from ..._compat import unwrap_model_for_generation, use_adapter
-from ...distributed import gather_rows, local_slice, rows_per_rank
+from ...data.tokenization import stop_tokens
 from ...models.base import base_model
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
 from ..scoring.callables import RewardCallables
 from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
-from .calibration_mixin import CalibrationMixin, ReferenceReplies
-from .maxmin_mixin import check_welfare
+from .calibration import ReferenceReplies
+from .maxmin_mixin import MaxMinMixin
+from .welfare import check_welfare
 
 
 # TRL's name of the copy of an adapter that was trained before.
 TRL_REFERENCE_ADAPTER = "ref"
 
 
-class TRLPolicyMixin(CalibrationMixin):
+class TRLPolicyMixin(MaxMinMixin):
     """Put before TRL's `GRPOTrainer` or `RLOOTrainer`; of the algorithm only `_calculate_rewards` is touched.
 
     The constructor takes what the host's takes, and three things more: rewards may be a [`MixtureRewardModel`] or a
@@ -41,6 +42,8 @@ class TRLPolicyMixin(CalibrationMixin):
 
     _config_class: type
     _host_logs_component_rewards = True
+    # Of the prompts that were tokenised last, until their rewards are asked for.
+    _prompt_ids: list[list[int]] | None = None
     # Set while the host generates reference replies: what its seam saw.
     _recorded: list[tuple[list, list, list, torch.Tensor]] | None = None
 
@@ -89,10 +92,10 @@ class TRLPolicyMixin(CalibrationMixin):
             optimizers=optimizers,
             **kwargs,
         )
-        self.stop_token_ids = list(getattr(self, "eos_token_ids", None) or [self._tokenizer.eos_token_id])
+        self._stop_at_turns(train_dataset)
         mixing_weights = None
         if rewards is not None:
-            rewards.bind(self._tokenizer, self.stop_token_ids, self.accelerator)
+            rewards.bind(self._tokenizer, self.accelerator, getattr(args, "chat_template_kwargs", None))
             # An environment of TRL may have added a reward of its own behind ours.
             self.reward_func_names[: len(rewards.names)] = rewards.names
             mixing_weights = rewards.mixing_weights
@@ -100,10 +103,42 @@ class TRLPolicyMixin(CalibrationMixin):
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
-        self._init_calibration(reference_statistics)
-        self._init_welfare(self.reward_func_names, mixing_weights, welfare_function)
+        self._init_maxmin(mixing_weights, welfare_function, reference_statistics)
+
+    def _stop_at_turns(self, train_dataset: Any) -> None:
+        """Tokens that end a reply. In a conversation the one that closes a turn ends it, too: reward training ends
+        there, and so will whoever uses the policy, whose generation configuration gets it."""
+        row = next(iter(train_dataset), None) if train_dataset is not None else None
+        conversational = row is not None and is_conversational({"prompt": row.get("prompt", "")})
+        own = getattr(self, "eos_token_ids", None) or self._tokenizer.eos_token_id
+        self.stop_token_ids = stop_tokens(self._tokenizer, own, conversational)
+        if hasattr(self, "eos_token_ids") and self.stop_token_ids != list(self.eos_token_ids):
+            self.eos_token_ids = list(self.stop_token_ids)
+            if hasattr(self, "generation_kwargs"):
+                self.generation_kwargs["eos_token_id"] = list(self.stop_token_ids)
+                self.generation_config.eos_token_id = list(self.stop_token_ids)
+            policy = base_model(self.accelerator.unwrap_model(self.model))
+            policy.generation_config.eos_token_id = list(self.stop_token_ids)
 
     # -- the seam -----------------------------------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        tokenized = super()._tokenize_prompts(prompts)
+        self._prompt_ids = tokenized[0]
+        return tokenized
+
+    def _raw_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> torch.Tensor:
+        """As the host, which hands rewards what it finds in the rows: the prompt's ids that the policy was given, and
+        whether a reply finished, as PPO's rewards are told."""
+        prompt_ids, self._prompt_ids = self._prompt_ids, None
+        if prompt_ids is None or len(prompt_ids) != len(prompts):  # a `rollout_func` makes its own
+            prompt_ids = super()._tokenize_prompts(prompts)[0]
+        finished = [bool(ids) and ids[-1] in self.stop_token_ids for ids in completion_ids_list]
+        inputs = [
+            {**row, "prompt_ids": ids, "finished": done}
+            for row, ids, done in zip(inputs, prompt_ids, finished, strict=True)
+        ]
+        return super()._raw_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list
@@ -113,21 +148,6 @@ class TRLPolicyMixin(CalibrationMixin):
         rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
         self._recorded.append((inputs, prompts, completion_ids_list, rewards))
         return rewards
-
-    def _utilities(self, rewards: torch.Tensor, inputs: list, prompts: list) -> torch.Tensor:
-        self._last_raw_rewards = rewards
-        if self.utility == "raw":
-            return rewards
-        self.calibrate()
-        counts = rows_per_rank(self.accelerator, len(prompts))
-        keys = self._reply_keys(inputs, prompts)
-        local = rewards[local_slice(self.accelerator, counts)]
-        return gather_rows(
-            self.accelerator, self.reference_statistics.utilities(local, keys, self.utility), counts
-        ).to(rewards.device)
-
-    def _component_rewards(self, utilities: torch.Tensor) -> torch.Tensor:
-        return self._last_raw_rewards
 
     # -- calibration --------------------------------------------------------------------------------------------------
 
@@ -147,7 +167,7 @@ class TRLPolicyMixin(CalibrationMixin):
         if self._host_generates:
             return self._record_reference(rows)
         prompts = [row["prompt"] for row in rows]
-        prompt_ids = self._tokenize_prompts(prompts)[0]
+        prompt_ids = super()._tokenize_prompts(prompts)[0]
         with (
             self._reference_policy() as policy,
             unwrap_model_for_generation(

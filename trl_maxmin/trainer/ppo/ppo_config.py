@@ -36,6 +36,9 @@ class PPOConfig(_BaseConfig):
             Length limit of a reply, in tokens. The limit is terminal: nothing is bootstrapped behind it.
         max_prompt_length (`int`, *optional*):
             Prompts keep their last so many tokens. Default: a prompt that does not fit is an error.
+        chat_template_kwargs (`dict`, *optional*):
+            What the chat template is given beside the messages, such as `{"enable_thinking": False}`; a
+            `chat_template_kwargs` column of the data wins.
         temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature, above 0. The log-probabilities of PPO are those at this temperature.
         generation_kwargs (`dict`, *optional*):
@@ -146,6 +149,7 @@ class PPOConfig(_BaseConfig):
 
     response_length: int = 53
     max_prompt_length: int | None = None
+    chat_template_kwargs: dict[str, Any] | str | None = None
     temperature: float = 0.7
     generation_kwargs: dict[str, Any] | str | None = None
     stop_token: Literal["eos"] | None = None
@@ -196,7 +200,12 @@ class PPOConfig(_BaseConfig):
     mini_batch_size: int | None = None
 
     # JSON on the command line.
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs", "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "generation_kwargs",
+        "model_init_kwargs",
+        "chat_template_kwargs",
+    ]
 
     def __post_init__(self) -> None:
         if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):

@@ -28,15 +28,15 @@ from ...functional import ppo
 from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
-from ..common.sampling import resolve_stop_tokens, sample_completions, sampling_config, seeded
-from ..scoring.sources import build_reward_source
+from ..common.sampling import sample_completions, sampling_config, seeded
+from ..scoring.sources import RewardBatch, build_reward_source
 from . import checkpoint, setup
 from .completions import completion_columns, show_completions, table_is_due
 from .evaluation import EvaluationSums, own_batches
 from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, take_means
 from .policy import PolicyWithCritic
 from .ppo_config import PPOConfig
-from .prompts import PromptReader, Row, reward_batch, rows_from_batch
+from .prompts import PromptReader, Row, has_messages, reward_batch, rows_from_batch
 from .rollout import Rollout, plan_minibatches
 from .whitening import global_mean_var, whiten_channels
 
@@ -115,11 +115,15 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         # From a row of the data to the ids of its prompt.
         self._read_prompt = PromptReader(
-            self._tokenizer, args.max_prompt_length, args.response_length, context_length(policy)
+            self._tokenizer,
+            args.max_prompt_length,
+            args.response_length,
+            context_length(policy),
+            args.chat_template_kwargs,
         )
         self._read_prompt.check(train_dataset, eval_dataset)
         # How replies are sampled, what ends one, and what fills up a batch.
-        self.stop_token_ids = resolve_stop_tokens(args.stop_token, args.stop_token_id, policy, self._tokenizer)
+        self.stop_token_ids = setup.stop_tokens_of(args, policy, self._tokenizer, has_messages(train_dataset))
         self.pad_token_id = setup.padding_token([self._tokenizer.pad_token_id, *self.stop_token_ids], policy)
         self.generation_config = sampling_config(args.temperature, args.response_length, args.generation_kwargs)
         # K rewards: where they come from, what they are called, what each counts `(K,)`, and what a nat of KL costs.
@@ -281,10 +285,11 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         """
         rewards_local = torch.zeros(0, len(self.reward_func_names))
         if inputs:
-            rewards_local = self.reward_source(self._reward_batch(inputs, prompts, completions, completion_ids_list))
+            rewards_local = self.reward_source(self._reward_batch(inputs, completions, completion_ids_list))
         return distributed.gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
 
-    _reward_batch = staticmethod(reward_batch)
+    def _reward_batch(self, inputs: list[Row], completions: list, completion_ids_list: list[list[int]]) -> RewardBatch:
+        return reward_batch(inputs, completions, completion_ids_list, self.args.chat_template_kwargs)
 
     # ------------------------------------------------------------------------------ 3 rewards per token and channel
     def _aggregate(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -470,7 +475,11 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
 
     def _completion_columns(self, rollout: Rollout) -> dict[str, list]:
         # Where a table alone asks for scores they come past the seam, which is told of rollouts and evaluations only.
-        scores = self.reward_source(reward_batch(*rollout.replies)) if rollout.scores is None else rollout.scores
+        scores = rollout.scores
+        if scores is None:
+            scores = self.reward_source(
+                self._reward_batch(rollout.inputs, rollout.completions, rollout.completion_ids)
+            )
         return completion_columns(self.accelerator, rollout, scores, self.reward_weights, self.reward_func_names)
 
     def _show(self, table: dict[str, list]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import has_length
 
-from ...data.tokenization import encode_prompt
+from ...data.tokenization import ChatOptions, chat_options, encode_prompt
 from ...models.base import as_list
 from ..scoring.sources import RewardBatch
 
@@ -31,12 +31,14 @@ class PromptReader:
         max_prompt_length (`int`, *optional*): longer prompts lose their beginning.
         response_length (`int`): tokens that have to fit behind the prompt.
         context_length (`int`, *optional*): positions that the policy has; `None` if it has no limit.
+        chat_template_kwargs (`dict`, *optional*): what the chat template is given; a row's own win.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_prompt_length: int | None = None
     response_length: int = 0
     context_length: int | None = None
+    chat_template_kwargs: ChatOptions | None = None
 
     def __call__(self, row: Mapping[str, Any], name: str = "A row") -> list[int]:
         """Read one row.
@@ -57,7 +59,7 @@ class PromptReader:
             if row.get("attention_mask") is not None:
                 ids = [token for token, real in zip(ids, as_list(row["attention_mask"]), strict=True) if real]
         elif row.get("prompt") is not None:
-            ids = encode_prompt(self.tokenizer, row["prompt"])
+            ids = encode_prompt(self.tokenizer, row["prompt"], chat_options(row, self.chat_template_kwargs))
         else:
             raise ValueError(
                 f"{name} has the columns {sorted(row)}, but needs `prompt` (text or messages) or `input_ids` (tokens)."
@@ -112,16 +114,27 @@ def rows_from_batch(batch: list[Row] | Mapping[str, Any]) -> list[Row]:
     return [{name: column[i] for name, column in columns.items()} for i in range(size)]
 
 
+def has_messages(dataset: Any) -> bool:
+    """Whether the prompts of a data set, or of a dict of several, are messages: as its first row."""
+    first = next(iter(dataset), None)
+    return isinstance(first, Mapping) and isinstance(first.get("prompt"), list)
+
+
 def reward_batch(
-    inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    inputs: list[Row],
+    completions: list,
+    completion_ids_list: list[list[int]],
+    chat_template_kwargs: ChatOptions | None = None,
 ) -> RewardBatch:
     """What a reward reads, from the arguments of `_calculate_rewards`; the data's other columns are passed on."""
     names = dict.fromkeys(name for row in inputs for name in row if name not in PROMPT_COLUMNS)
     return RewardBatch(
-        prompts=prompts,
+        # Not as decoded for people: of a prompt that came as ids nobody knows whether it was a conversation.
+        prompts=[row.get("prompt") for row in inputs],
         completions=completions,
         prompt_ids=[row["prompt_ids"] for row in inputs],
         completion_ids=completion_ids_list,
         finished=[row["finished"] for row in inputs],
         columns={name: [row.get(name) for row in inputs] for name in names},
+        chat_template_kwargs=chat_template_kwargs,
     )

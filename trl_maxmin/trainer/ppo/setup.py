@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
@@ -22,7 +22,7 @@ from ..._compat import disable_dropout_in_model, prepare_deepspeed
 from ...models.base import base_model, place
 from ...models.loading import load_pretrained
 from ...models.lora import freeze_reward_adapters
-from ..common.sampling import seeded
+from ..common.sampling import resolve_stop_tokens, seeded
 from .policy import PolicyWithCritic, check_head
 from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
@@ -91,6 +91,25 @@ def initial_weights(given: list[float] | None, names: list[str]) -> torch.Tensor
     if len(weights) != len(names):
         raise ValueError(f"reward_weights has {len(weights)} entries, but there are {len(names)} rewards: {names}.")
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def stop_tokens_of(
+    args: PPOConfig, policy: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, conversational: bool
+) -> list[int]:
+    """Tokens that end a reply; the saved policy's generation configuration gets them where a conversation adds one, so
+    that it ends in use where it ended in training.
+
+    Args:
+        args ([`PPOConfig`]): `stop_token` and `stop_token_id` are read.
+        policy (`torch.nn.Module`): its `generation_config` may be changed.
+        tokenizer: the policy's.
+        conversational (`bool`): whether prompts are messages.
+    """
+    given = (args.stop_token, args.stop_token_id, policy, tokenizer)
+    alone, found = resolve_stop_tokens(*given), resolve_stop_tokens(*given, conversational)
+    if found != alone:
+        base_model(policy).generation_config.eos_token_id = list(found)
+    return found
 
 
 def load_policy(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,15 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..._compat import DataCollatorForPreference
-from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
-from ...data.tokenization import encode_reply
-from .mixture_reward_config import MixtureRewardConfig
+from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex
+from ...data.texts import distinct_texts
+from ...data.tokenization import asked, encode_reply
 
 
 logger = get_logger(__name__)
 
-_COLUMNS = ["chosen_ids", "rejected_ids", "margin", "annotator_index", "pair_index"]
+#: What training reads of a prepared data set.
+COLUMNS = ["chosen_ids", "rejected_ids", "margin", "annotator_index", "pair_index"]
 
 
 @dataclass
@@ -43,88 +43,92 @@ class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
         return batch
 
 
-class AnnotatedPreferencesMixin:
-    """Put before TRL's reward trainer: its data sets carry the number of each pair and of its annotator.
+def tokenize_pairs(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int | None = None, name: str = "train"
+) -> Dataset:
+    """Add the ids of prompt and reply, `chosen_ids` and `rejected_ids`; each distinct text is tokenised once.
 
-    Attributes:
-        annotators ([`AnnotatorIndex`]): numbers of the annotators. Not saved with the model.
+    Args:
+        dataset (`Dataset`): of [`prepare_preferences`].
+        tokenizer: of the reward components.
+        num_proc (`int`, *optional*): processes that tokenise.
+        name (`str`): of the data, for the progress bar.
     """
+    texts, rows = distinct_texts(asked(dataset), dataset["chosen"], dataset["rejected"])
 
-    annotators: AnnotatorIndex
+    def encode(example: dict[str, int]) -> dict[str, list[int]]:
+        (prompt, options), reply = texts[example["text"]]
+        return {"ids": encode_reply(tokenizer, prompt, reply, options=options)}
 
-    def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: MixtureRewardConfig,
-        dataset_name: str,
-    ) -> Dataset:
-        if "pair_index" in dataset.column_names:
-            return dataset
-        # The constructor has renamed the column already; data given to `evaluate` have not been seen yet.
-        renamed = args.annotator_column not in dataset.column_names
-        dataset = prepare_preferences(dataset, ANNOTATOR_COLUMN if renamed else args.annotator_column)
-        unknown = set(dataset[ANNOTATOR_COLUMN]) - set(self.annotators.annotator_ids)
-        if unknown:
-            logger.warning(
-                f"{len(unknown)} annotators of the {dataset_name} data gave no training pairs; their pairs are "
-                "scored with the mixing weights as posterior."
-            )
+    numbers = Dataset.from_dict({"text": list(range(len(texts)))})
+    ids = list(numbers.map(encode, num_proc=num_proc, desc=f"Tokenizing {name} dataset")["ids"])
+    for side, column in zip(("chosen", "rejected"), rows.T.tolist(), strict=True):
+        dataset = dataset.add_column(f"{side}_ids", [ids[row] for row in column])
+    return dataset
 
-        # Many people judge the same texts; messages are keys by their text form.
-        encoded: dict[str, list[int]] = {}
 
-        def encode(prompt: Any, reply: Any) -> list[int]:
-            key = repr((prompt, reply))
-            if key not in encoded:
-                encoded[key] = encode_reply(processing_class, prompt, reply)
-            return encoded[key]
+def require_embedded_tokens(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Refuse tokens that the base has never embedded: it would have no vector for them, or a random one.
 
-        def tokenize(example: dict[str, Any]) -> dict[str, list[int]]:
-            prompt = example.get("prompt") or ""
-            return {f"{side}_ids": encode(prompt, example[side]) for side in ("chosen", "rejected")}
+    Args:
+        dataset (`Dataset`): of [`tokenize_pairs`].
+        tokenizer: that it was tokenised with.
+        num_embeddings (`int`): of the base, as it was given.
 
-        dataset = dataset.map(tokenize, num_proc=args.dataset_num_proc, desc=f"Tokenizing {dataset_name} dataset")
-        dataset = self._filter_by_length(dataset, args, dataset_name)
-        lookup = {annotator: number for number, annotator in enumerate(self.annotators.annotator_ids)}
-        numbers = [lookup.get(annotator, -1) for annotator in dataset[ANNOTATOR_COLUMN]]
-        dataset = dataset.add_column("annotator_index", numbers)
-        return dataset.add_column("pair_index", list(range(len(dataset))))
+    Raises:
+        ValueError: such a token; it is named with its id, its row and the size of the embedding.
+    """
+    for side in ("chosen_ids", "rejected_ids"):
+        for row, ids in enumerate(dataset[side]):
+            if max(ids, default=0) >= num_embeddings:
+                token = max(ids)
+                raise ValueError(
+                    f"Row {row} uses the token {tokenizer.convert_ids_to_tokens(token)!r} with id {token}, but the "
+                    f"base embeds {num_embeddings} tokens: ids 0 to {num_embeddings - 1}. Give the tokenizer of the "
+                    "base, or teach the base the new tokens first: `model.resize_token_embeddings(len(tokenizer))`, "
+                    "then pass that model."
+                )
 
-    def _filter_by_length(self, dataset: Dataset, args: MixtureRewardConfig, dataset_name: str) -> Dataset:
-        # The base's own context is a limit too, whatever `max_length` says (1,024 by default).
-        limit = min(filter(None, (args.max_length, self._context_length)), default=None)
-        if limit is None:
-            return dataset
-        lengths = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-        keep = [i for i, (a, b) in enumerate(lengths) if max(len(a), len(b)) <= limit]
-        if not keep:
-            raise ValueError(
-                f"Every pair of the {dataset_name} data is longer than max_length={limit} tokens. Raise "
-                "`max_length` (or set it to None), or choose a base model that reads more."
-            )
-        kept = dataset.select(keep) if len(keep) < len(dataset) else dataset
-        lost = set(dataset[ANNOTATOR_COLUMN]) - set(kept[ANNOTATOR_COLUMN])
-        if len(kept) < len(dataset):
-            logger.warning(
-                f"{len(dataset) - len(kept)} of {len(dataset)} pairs of the {dataset_name} data are longer than "
-                f"max_length={limit} tokens and were left out; {len(lost)} annotators lost all their pairs."
-            )
-        if dataset_name == "train":
-            self.annotators = AnnotatorIndex.from_values(kept[ANNOTATOR_COLUMN])
-        return kept
 
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = list(_COLUMNS)
+def within_length(dataset: Dataset, limit: int | None, name: str) -> Dataset:
+    """The pairs of which neither side is longer than `limit` tokens; a warning says what is lost.
 
-    def _batches(self, dataset: Dataset) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches sorted by length, on the device."""
-        size = self.args.e_step_batch_size
-        lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
-        order = sorted(range(len(dataset)), key=lengths.__getitem__)
-        columns = [name for name in _COLUMNS if name in dataset.column_names]
-        rows = dataset.select_columns(columns)
-        for start in range(0, len(order), size):
-            batch = self.data_collator([rows[i] for i in order[start : start + size]])
-            yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+    Raises:
+        ValueError: every pair is longer.
+    """
+    if limit is None:
+        return dataset
+    lengths = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    keep = [row for row, (a, b) in enumerate(lengths) if max(len(a), len(b)) <= limit]
+    if len(keep) == len(dataset):
+        return dataset
+    if not keep:
+        raise ValueError(
+            f"Every pair of the {name} data is longer than max_length={limit} tokens. Raise `max_length` (or set it "
+            "to None), or choose a base model that reads more."
+        )
+    kept = dataset.select(keep)
+    lost = set(dataset[ANNOTATOR_COLUMN]) - set(kept[ANNOTATOR_COLUMN])
+    logger.warning(
+        f"{len(dataset) - len(kept)} of {len(dataset)} pairs of the {name} data are longer than max_length={limit} "
+        f"tokens and were left out; {len(lost)} annotators lost all their pairs."
+    )
+    return kept
+
+
+def number_pairs(dataset: Dataset, annotators: AnnotatorIndex, name: str) -> Dataset:
+    """Add `annotator_index`, -1 for who gave no training pairs, and `pair_index`."""
+    lookup = {annotator: number for number, annotator in enumerate(annotators.annotator_ids)}
+    numbers = [lookup.get(annotator, -1) for annotator in dataset[ANNOTATOR_COLUMN]]
+    if unknown := len({a for a, number in zip(dataset[ANNOTATOR_COLUMN], numbers, strict=True) if number < 0}):
+        logger.warning(
+            f"{unknown} annotators of the {name} data gave no training pairs; their pairs are scored with the mixing "
+            "weights as posterior."
+        )
+    dataset = dataset.add_column("annotator_index", numbers)
+    return dataset.add_column("pair_index", list(range(len(dataset))))
+
+
+def margins_of(dataset: Dataset) -> torch.Tensor | None:
+    """`(N,)` Bradley-Terry log-odds, float64; None where the data have no margins."""
+    return torch.tensor(dataset["margin"], dtype=torch.float64) if "margin" in dataset.column_names else None

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from ...functional.em import (
     annotator_log_likelihood,
+    assign_annotators,
     classification_log_likelihood,
-    hard_assignment,
-    log_responsibilities,
     lower_bound,
+    mixing_weights_of,
     posterior_entropy,
-    update_mixing_weights,
+    with_known,
 )
 
 
@@ -58,21 +58,12 @@ class EMState:
         uniform = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
         self.mixing_weights = uniform
         self.known = known
-        self.log_responsibilities = self.with_known(uniform.log().repeat(num_annotators, 1))
+        self.log_responsibilities = with_known(uniform.log().repeat(num_annotators, 1), known)
         self.scores = torch.full((len(annotator_index), num_components), float("nan"))
         self.start_scores: torch.Tensor | None = None
         self.changed = 1.0
         self.bound = float("-inf")
         self.previous_bound = float("-inf")
-
-    def with_known(self, log_resp: torch.Tensor) -> torch.Tensor:
-        """Log responsibilities `(H, K)` in which the annotators of known groups are where they belong."""
-        if self.known is None:
-            return log_resp
-        rows = self.known >= 0
-        log_resp = log_resp.clone()
-        log_resp[rows] = torch.nn.functional.one_hot(self.known[rows], self.num_components).double().log()
-        return log_resp
 
     def responsibilities(self, annotator_index: torch.Tensor) -> torch.Tensor:
         """`(B, K)`: how much each component owns the pairs of these annotators; rows sum to 1."""
@@ -105,19 +96,14 @@ class EMState:
         scores, annotators = self.evidence()
         sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
         before = self.log_responsibilities.argmax(-1)
+        log_resp = assign_annotators(sums, self.mixing_weights.log(), self.em, beta, before, self.known)
+        self.log_responsibilities, after = log_resp, log_resp.argmax(-1)
+        self.mixing_weights = mixing_weights_of(log_resp, self.em, self.dirichlet_concentration)
         if self.em == "hard":
-            assignment = hard_assignment(sums, before)
-            if self.known is not None:
-                assignment = torch.where(self.known >= 0, self.known, assignment)
-            one_hot = torch.nn.functional.one_hot(assignment, self.num_components).double()
-            self.log_responsibilities = one_hot.log()
-            self.mixing_weights = one_hot.mean(0)
-            bound = classification_log_likelihood(sums, assignment)
+            bound = classification_log_likelihood(sums, after)
         else:
-            self.log_responsibilities = self.with_known(log_responsibilities(sums, self.mixing_weights.log(), beta))
-            self.mixing_weights = update_mixing_weights(self.log_responsibilities, self.dirichlet_concentration)
             bound = lower_bound(sums, self.mixing_weights.log(), beta, self.dirichlet_concentration)
-        self.changed = (self.log_responsibilities.argmax(-1) != before).double().mean().item()
+        self.changed = (after != before).double().mean().item()
         self.previous_bound, self.bound = self.bound, bound.item() / self.num_annotators
         return {
             "em/lower_bound": self.bound,
@@ -146,8 +132,14 @@ class EMState:
         """Read what [`~EMState.save`] wrote.
 
         Raises:
-            ValueError: the checkpoint is of other data or another K.
+            ValueError: a checkpoint of another trainer, of other data or of another K.
         """
+        if not (Path(folder) / EM_STATE_NAME).is_file():
+            raise ValueError(
+                f"{folder} holds no {EM_STATE_NAME}, so it is no checkpoint of a mixture's training: who belongs where "
+                "would be found anew and the heads that it holds be lost. Resume from a checkpoint of such a run, or "
+                "give its mixture as `model` to train it further."
+            )
         tensors = load_file(str(Path(folder) / EM_STATE_NAME))
         if tensors["scores"].shape != self.scores.shape:
             raise ValueError(

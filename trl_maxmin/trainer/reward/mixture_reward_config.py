@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
+from ...data.columns import require_group_column
 from ...models.configuration_mixture_reward import POOLINGS
 from .component_selection import parse_candidates
 
@@ -19,8 +22,17 @@ def _whole_number(value: int | str) -> int:
         raise ValueError(f"num_components must be 'auto' or a whole number of at least 1, got {value!r}.") from None
 
 
+logger = logging.getLogger(__name__)
+
 EM_KINDS = ("soft", "hard")
 E_STEP_SCORES = ("cached", "fresh")
+
+# Fields of the host that a gradient loop reads: where there is none they have no effect.
+_LOOP_FIELDS = (
+    "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm "
+    "per_device_train_batch_size gradient_accumulation_steps center_rewards_coefficient eval_strategy "
+    "load_best_model_at_end"
+).split()
 
 
 @dataclass
@@ -43,8 +55,9 @@ class MixtureRewardConfig(RewardConfig):
             likewise.
         train_trunk (`bool`, *optional*, defaults to `True`):
             Whether the shared trunk of `"head"` components is trained. `False`: each distinct text is encoded once and
-            the heads are fitted to the features without a gradient loop, in seconds; the learning rate and the number
-            of steps then have no meaning.
+            the heads are fitted to the features without a gradient loop, in seconds. What speaks of that loop then has
+            no effect: the fields below that say so are refused, and of the host's (learning rate, number of steps,
+            `center_rewards_coefficient`, ...) the log names those that were set.
         pooling (`str`, *optional*, defaults to `"auto"`):
             What the heads read: `"auto"` as the family does it, `"mean"` over the tokens (better for a frozen
             encoder), `"mean_sqrt_len"` that mean times the square root of the number of tokens (where evidence adds
@@ -55,7 +68,8 @@ class MixtureRewardConfig(RewardConfig):
             whichever predicts pairs out of fold better with one component; else 0, because components with kernel
             features cannot be exported as plain sequence classifiers.
         prior_scale (`float`, *optional*, defaults to `3.0`):
-            Standard deviation of a pair's Bradley-Terry log-odds under the prior on heads on frozen features.
+            Standard deviation of a pair's Bradley-Terry log-odds under the prior on heads on frozen features: of a
+            frozen trunk, of the starts and of the choice of K.
 
         > Parameters that control the data
 
@@ -63,46 +77,53 @@ class MixtureRewardConfig(RewardConfig):
             Column that names who gave the preference. Missing, each pair is its own annotator, with a warning.
         heldout_fraction (`float`, *optional*, defaults to `0.2`):
             Share of each annotator's pairs that neither trains nor assigns: temperatures are calibrated and accuracies
-            reported on them. Used only when no `eval_dataset` is given.
+            reported on them. Not with an `eval_dataset`.
         group_column (`str`, *optional*):
             Column with the annotators' known groups, for all or (None elsewhere) some of them. Such an annotator
-            belongs to the component of that name from the start. Without it a `group` column is only reported on.
+            belongs to the component of that name from the start; each candidate of `select` has to hold all groups.
+            Without it a `group` column is only reported on.
 
         > Parameters that control EM
 
         em (`str`, *optional*, defaults to `"soft"`):
             `"soft"`: posterior over components, annealed. `"hard"`: the paper's Algorithm 2, each annotator goes to
-            the component that explains them best. Departs from the paper by default: a hard split made early freezes.
+            the component that explains them best, in every E-step after the starts, which are soft and annealed; with
+            a frozen trunk in every E-step there is. Departs from the paper by default: a hard split made early freezes.
         n_init (`int`, *optional*, defaults to `4`):
             Three times so many starts fit heads to the frozen trunk, pairs scored out of fold; the best continues, and
-            its scores stay half of the evidence. `0`: no starts, annealing runs from random heads.
-        init_steps (`int`, *optional*, defaults to `40`):
-            EM steps of each start, the first half annealed, where the trunk is trained afterwards.
+            its scores stay half of the evidence. `0`: no starts, annealing runs from random heads; not with a frozen
+            trunk, and the choice of K takes three starts then.
+        init_steps (`int`, *optional*):
+            EM steps of each start, the first half annealed. Default: 40 where the trunk is trained afterwards, 60
+            where it is frozen. The choice of K takes 60.
         annealing_start (`float`, *optional*, defaults to `0.2`):
             First inverse temperature of the posterior in the training loop, in (0, 1]. The sum over an annotator's
-            pairs grows with their number, so an unannealed posterior saturates at once.
+            pairs grows with their number, so an unannealed posterior saturates at once. Not with a frozen trunk or
+            `em="hard"`.
         annealing_steps (`int`, *optional*):
-            Optimizer steps until the inverse temperature is 1. Default: a quarter of all steps.
+            Optimizer steps until the inverse temperature is 1. Default: a quarter of all steps. Likewise.
         e_step_interval (`int`, *optional*, defaults to `10`):
-            Optimizer steps between E-steps.
+            Optimizer steps between E-steps. Not with a frozen trunk.
         e_step_scores (`str`, *optional*, defaults to `"cached"`):
             `"cached"`: use the scores that training has just computed, each from before the pair was trained on in its
             epoch, averaged with those of the start; such an E-step costs nothing. `"fresh"`: score all pairs again, in
-            one batched forward for all components; a pair that was memorised then looks surer than it is.
+            one batched forward for all components; a pair that was memorised then looks surer than it is. Not with a
+            frozen trunk, where every score is out of fold.
         e_step_batch_size (`int`, *optional*):
             Pairs per forward where pairs are scored without training on them. Default: `per_device_eval_batch_size`,
             but at least 32: sorted by length, they are cheap.
         dirichlet_concentration (`float`, *optional*, defaults to `2.0`):
-            Prior on the mixing weights, at least 1; above 1 an empty component can come back.
+            Prior on the mixing weights, at least 1; above 1 an empty component can come back. Hard E-steps have none.
         calibrate_temperature (`bool`, *optional*, defaults to `True`):
-            Whether each component is divided by a temperature fitted on held-out pairs after training.
+            Whether each component is divided by a temperature fitted on held-out pairs after training. Before it, what
+            was fitted is saved in `output_dir`, unless `save_strategy="no"`.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]: those of
     > [`~trl.RewardConfig`], but `bf16` stays off where the hardware has no bfloat16.
 
     Raises:
-        ValueError: a value outside the ranges above.
+        ValueError: a value outside the ranges above, or one that other values leave without effect.
     """
 
     # `str`, because that is how the command line reads "auto"; numbers become `int` below.
@@ -154,7 +175,9 @@ class MixtureRewardConfig(RewardConfig):
         metadata={"help": "'soft' (annealed posterior) or 'hard' (Algorithm 2).", "choices": ["soft", "hard"]},
     )
     n_init: int = field(default=4, metadata={"help": "A third of the starts on the frozen trunk; the best continues."})
-    init_steps: int = field(default=40, metadata={"help": "EM steps of each start."})
+    init_steps: int | None = field(
+        default=None, metadata={"help": "EM steps of each start. Default: 40, with a frozen trunk 60."}
+    )
     annealing_start: float = field(
         default=0.2, metadata={"help": "First inverse temperature of the posterior, in (0, 1]."}
     )
@@ -195,6 +218,7 @@ class MixtureRewardConfig(RewardConfig):
                 f"kernel_features={self.kernel_features} is for heads on a frozen trunk. Add train_trunk=False "
                 "(--train_trunk false), or leave it out."
             )
+        require_group_column(self.group_column, self.annotator_column)
         checks = {
             "num_components": (self.num_components == "auto" or self.num_components >= 1, "'auto' or at least 1"),
             "select": (self.select is None or bool(parse_candidates(self.select)), "candidates"),
@@ -212,8 +236,9 @@ class MixtureRewardConfig(RewardConfig):
             "e_step_scores": (self.e_step_scores in E_STEP_SCORES, f"one of {E_STEP_SCORES}"),
             "heldout_fraction": (0 <= self.heldout_fraction < 1, "in [0, 1)"),
             "n_init": (self.n_init >= 0, "0 or more"),
-            "init_steps": (self.init_steps >= 1, "at least 1"),
+            "init_steps": (self.init_steps is None or self.init_steps >= 1, "at least 1"),
             "annealing_start": (0 < self.annealing_start <= 1, "in (0, 1]"),
+            "annealing_steps": (self.annealing_steps is None or self.annealing_steps >= 0, "0 or more"),
             "e_step_interval": (self.e_step_interval >= 1, "at least 1"),
             "e_step_batch_size": (self.e_step_batch_size is None or self.e_step_batch_size >= 1, "at least 1"),
             "dirichlet_concentration": (self.dirichlet_concentration >= 1, "at least 1"),
@@ -223,3 +248,40 @@ class MixtureRewardConfig(RewardConfig):
         for name, (valid, allowed) in checks.items():
             if not valid:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")
+        self._require_effect()
+        if self.init_steps is None:
+            self.init_steps = 40 if self.train_trunk else 60
+
+    def changed(self, *names: str) -> dict[str, Any]:
+        """Those of the fields that have another value than by default."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self), name)}
+
+    def _require_effect(self) -> None:
+        """What was set and would be dropped without a word is refused."""
+        hard, no_starts = self.em == "hard", self.train_trunk and self.n_init == 0
+        no_fits = no_starts and self.select is None
+        annealing = ("annealing_start", "annealing_steps")
+        dropped = [
+            (not self.train_trunk, "train_trunk=False", (*annealing, "e_step_interval", "e_step_scores")),
+            (
+                not self.train_trunk and self.n_init == 0,
+                "train_trunk=False, whose heads come from starts",
+                ("n_init",),
+            ),
+            (hard, "em='hard'", annealing),
+            (
+                hard and (not self.train_trunk or no_fits),
+                "em='hard' without soft starts",
+                ("dirichlet_concentration",),
+            ),
+            (no_starts, "n_init=0", ("init_steps",)),
+            (no_fits, "n_init=0 and a trained trunk", ("prior_scale",)),
+        ]
+        for applies, reason, names in dropped:
+            if applies and (found := self.changed(*names)):
+                settings = ", ".join(f"{name}={value!r}" for name, value in found.items())
+                raise ValueError(f"{settings} would have no effect with {reason}. Leave it out, or change the latter.")
+        if not self.train_trunk and (found := self.changed(*_LOOP_FIELDS)):
+            logger.warning(
+                f"With train_trunk=False heads are fitted without a gradient loop, so {', '.join(found)} have no effect."
+            )

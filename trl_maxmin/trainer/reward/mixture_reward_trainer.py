@@ -4,46 +4,50 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 from trl import RewardTrainer
 
 from ... import distributed
 from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepare_preferences, split_by_annotator
-from ...functional.em import (
-    annealed_beta,
-)
-from ...functional.em_linear import fit_linear_rewards
+from ...functional.em import annealed_beta, annotator_log_likelihood, assign_annotators
+from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
+from ...functional.em_linear import LinearMixture, fit_linear_rewards
 from ...functional.preference import preference_accuracy, preference_log_likelihood
-from ...models import MixtureRewardModel, MixtureRewardModelConfig
+from ...models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
 from ...models.base import context_length, place
-from ...models.families import get_linear
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.recording import component_heldout, reward_facts
-from .annotated_preferences import AnnotatedPreferencesMixin, DataCollatorForAnnotatedPreference
-from .component_selection import parse_candidates
-from .em_results import EMResultsMixin
-from .em_state import EM_STATE_NAME, EMState
-from .frozen_trunk import KERNEL_FEATURES, FrozenTrunkMixin
+from .annotated_preferences import (
+    COLUMNS,
+    DataCollatorForAnnotatedPreference,
+    margins_of,
+    number_pairs,
+    require_embedded_tokens,
+    tokenize_pairs,
+    within_length,
+)
+from .component_selection import ComponentSelection, parse_candidates
+from .em_state import EMState
+from .heads import fit_feature_map, fit_temperatures, set_heads
 from .mixture_reward_config import MixtureRewardConfig
+from .setup import build_mixture, require_effect, require_whole_weights
+from .text_features import TextFeatures
 
 
 logger = get_logger(__name__)
 
 
-class MixtureRewardTrainer(
-    AnnotatedPreferencesMixin, EMResultsMixin, FrozenTrunkMixin, AtomicCheckpointMixin, RewardTrainer
-):
+class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
     r"""
     Learns K reward components from preferences with annotator ids, by EM over annotators.
 
@@ -72,10 +76,14 @@ class MixtureRewardTrainer(
     Attributes:
         annotators ([`AnnotatorIndex`]): numbers of the annotators. Not saved with the model.
         em_state ([`EMState`]): responsibilities `(H, K)`, mixing weights `(K,)`.
+        em_history (`list[dict]`): what each E-step gave: `step`, `em/lower_bound`, ...
+        selection ([`ComponentSelection`] or `None`): the choice of K, where it was left to the data.
+        final_facts (`dict`): what is known once training has ended: whether EM came to rest, held-out accuracies.
 
     Raises:
-        ValueError: bad data (see [`prepare_preferences`]), more components than annotators, nothing left after the
-            length filter, weights divided among the ranks (DeepSpeed ZeRO-3, FSDP).
+        ValueError: bad data (see [`prepare_preferences`]), more components than annotators, tokens that the base does
+            not embed, nothing left after the length filter, settings that would have no effect, weights divided among
+            the ranks (DeepSpeed ZeRO-3, FSDP).
 
     Example:
 
@@ -110,53 +118,87 @@ class MixtureRewardTrainer(
             raise ValueError(
                 "`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`."
             )
-        refuse_shards(args)
-        # The trainer's own K; where the data are to choose, it starts with the largest candidate.
-        self._candidates = None
-        if isinstance(model, MixtureRewardModel):
+        # 1. What cannot work, or would be dropped, before any data are read or weights loaded.
+        require_whole_weights(args)
+        require_effect(args, model, eval_dataset)
+        given = isinstance(model, MixtureRewardModel)
+        # Candidate K where the data are to choose; the trainer starts with the largest of them.
+        self._candidates = parse_candidates(args.select) if args.num_components == "auto" else None
+        if given:
             num_components = model.num_components
-        elif args.num_components == "auto":
-            self._candidates = parse_candidates(args.select)
-            num_components = max(self._candidates)
         else:
-            num_components = args.num_components
+            num_components = max(self._candidates) if self._candidates else args.num_components
+
+        # 2. The data: checked, with groups that are known, and a part held out.
         train_dataset = prepare_preferences(train_dataset, args.annotator_column, num_components)
-        groups = known_groups(train_dataset, args.group_column, num_components)
+        fewest = min(self._candidates) if self._candidates else num_components
+        groups = known_groups(train_dataset, args.group_column, fewest)
         if eval_dataset is None:
             train_dataset, eval_dataset = split_by_annotator(train_dataset, args.heldout_fraction, args.seed)
         else:
             eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
-        given = model
-        model = self._build_mixture(model, args, num_components, processing_class, peft_config)
+
+        # 3. The mixture.
+        # Tokens that the base knows, before any are added to fit the tokenizer.
+        embedded = 0 if isinstance(model, str) else model.get_input_embeddings().num_embeddings
+        mixture = build_mixture(model, args, num_components, processing_class, peft_config)
+        if isinstance(model, str):
+            revision = (args.model_init_kwargs or {}).get("revision")
+            base = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+            embedded = base.get_text_config().vocab_size
+            args = copy.copy(args)
+            args.model_init_kwargs = None  # they were for `build_mixture`; the caller's own stay as they are
         if groups:
             names = list(dict.fromkeys(groups.values()))
             rest = [f"component_{k}" for k in range(len(names), num_components)]
-            model.config.component_names = names + rest
-        self._context_length = context_length(model.config.base_config)
+            mixture.config.component_names = names + rest
+
+        # 4. The trainer of TRL, which calls `_prepare_dataset`.
+        self._checked = True  # what `_prepare_dataset` gets until step 5 has passed `prepare_preferences`
+        self._context_length = context_length(mixture.config.base_config)  # a limit beside `max_length`
+        self._num_embeddings = embedded
         super().__init__(
-            model=model,
+            model=mixture,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=model.processing_class,
-            data_collator=DataCollatorForAnnotatedPreference(pad_token_id=model.processing_class.pad_token_id),
+            processing_class=mixture.processing_class,
+            data_collator=DataCollatorForAnnotatedPreference(
+                pad_token_id=mixture.processing_class.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
+            ),
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        # EM scores pairs before the loop of transformers begins, and between its steps.
-        place(model, self.accelerator.device)
-        # A mixture that is given keeps the heads it has.
-        self._choose_heads = args.kernel_features is None and model is not given
-        self._known = None
+        # 5. What EM keeps. It scores pairs before the loop of transformers begins, and between its steps.
+        self._checked = False
+        place(mixture, self.accelerator.device)
+        self._features = TextFeatures(
+            mixture, self.processing_class.pad_token_id, args.e_step_batch_size, self.accelerator
+        )
+        # Whether kernel features may go where linear heads do as well. A mixture that is given keeps the heads it has.
+        self._choose_heads = args.kernel_features is None and not given
+        self._known = None  # (H,): component of each annotator whose group is known, else -1
         if groups:
-            number = {name: k for k, name in enumerate(model.component_names)}
+            number = {name: k for k, name in enumerate(mixture.component_names)}
             known = [number[groups[a]] if a in groups else -1 for a in self.annotators.annotator_ids]
             self._known = torch.tensor(known)
+        self.selection: ComponentSelection | None = None
         self.em_history: list[dict[str, float]] = []
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
+        self._last_e_step: int | None = None  # the global step that the last E-step came before
+        self._loss_scale: float | None = (
+            None  # of a pair's loss in the present optimizer step, see `get_batch_samples`
+        )
+        # Metric -> [weighted sum, weight] since the last log: a mean of micro-batches' means would depend on them.
+        self._sums: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
+
+    @property
+    def mixture(self) -> MixtureRewardModel:
+        """The model without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
 
     def _new_em_state(self) -> EMState:
         return EMState(
@@ -168,60 +210,120 @@ class MixtureRewardTrainer(
             known=self._known,
         )
 
-    @staticmethod
-    def _build_mixture(
-        model: MixtureRewardModel | PreTrainedModel | str,
-        args: MixtureRewardConfig,
-        num_components: int,
-        processing_class: PreTrainedTokenizerBase | None,
-        peft_config: PeftConfig | None = None,
-    ) -> MixtureRewardModel:
-        if peft_config is not None and (isinstance(model, MixtureRewardModel) or args.component_type != "lora"):
-            raise ValueError(
-                "`peft_config` is for components that this trainer builds with component_type='lora'; here "
-                f"component_type={args.component_type!r} and the model is a {type(model).__name__}. Leave it out."
-            )
-        if not isinstance(model, MixtureRewardModel):
-            # The new heads come from the global generator; the design wants them from the seed alone.
-            with torch.random.fork_rng():
-                torch.manual_seed(args.seed)
-                kwargs = args.model_init_kwargs or {} if isinstance(model, str) else {}
-                model = MixtureRewardModel.from_base(
-                    model,
-                    num_components,
-                    args.component_type,
-                    processing_class=processing_class,
-                    pooling=args.pooling,
-                    kernel_features=KERNEL_FEATURES if args.kernel_features is None else args.kernel_features,
-                    peft_config=peft_config,
-                    **kwargs,
-                )
-            args.model_init_kwargs = None
-        elif processing_class is not None:
-            model.attach_tokenizer(processing_class)
-        if model.processing_class is None:
-            raise ValueError("The mixture has no tokenizer. Pass `processing_class`.")
-        return model
+    # -- data ---------------------------------------------------------------------------------------------------------
 
-    # -- EM -----------------------------------------------------------------------------------------------------------
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: MixtureRewardConfig,
+        dataset_name: str,
+    ) -> Dataset:
+        if "pair_index" in dataset.column_names:
+            return dataset
+        if not self._checked:  # given to `evaluate`
+            dataset = prepare_preferences(dataset, args.annotator_column)
+        dataset = tokenize_pairs(dataset, processing_class, args.dataset_num_proc, dataset_name)
+        require_embedded_tokens(dataset, processing_class, self._num_embeddings)
+        limit = min(filter(None, (args.max_length, self._context_length)), default=None)
+        dataset = within_length(dataset, limit, dataset_name)
+        if dataset_name == "train":
+            self.annotators = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
+        return number_pairs(dataset, self.annotators, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(COLUMNS)
+
+    def feature_pairs(self, dataset: Dataset) -> FeaturePairs:
+        """Pairs of a prepared data set over what heads read of its distinct texts, on the trunk as it is.
+
+        Each text is encoded once for as long as the trunk stays as it is.
+
+        Args:
+            dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`.
+
+        Returns:
+            [`FeaturePairs`] on the CPU. Annotators without training pairs have the index -1.
+        """
+        pairs = self._vector_pairs(dataset)
+        features = self.mixture.map_features(pairs.features.to(self.accelerator.device)).cpu()
+        return replace(pairs, features=features)
+
+    def _vector_pairs(self, dataset: Dataset) -> FeaturePairs:
+        """Likewise, before the nonlinear map of the heads where there is one."""
+        chosen, rejected = self._features.rows(dataset["chosen_ids"], dataset["rejected_ids"])
+        annotators = torch.tensor(dataset["annotator_index"])
+        return FeaturePairs(self._features.vectors, chosen, rejected, annotators, margins_of(dataset))
+
+    def share_features(self, other: MixtureRewardTrainer) -> None:
+        """Take over what another run has encoded with the same base, pooling and tokenizer.
+
+        Args:
+            other ([`MixtureRewardTrainer`]): a trainer that has encoded its texts.
+
+        Raises:
+            ValueError: a trunk of other weights, as after training it, or another pooling.
+        """
+        self._features.share(other._features)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `True` resumes from the latest complete checkpoint of `args.output_dir`.
+
+        Raises:
+            ValueError: nothing to resume, a checkpoint of another trainer or of other data, or a frozen trunk.
+        """
+        if resume_from_checkpoint and not self.args.train_trunk:
+            raise ValueError(
+                f"resume_from_checkpoint={resume_from_checkpoint!r}: heads on a frozen trunk are fitted in one go, so "
+                "there is nothing to resume. Leave it out."
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """EM from its start to its end; the loop of transformers is its M-steps, with E-steps in `training_step`."""
+        self._last_e_step = None
         resume = kwargs.get("resume_from_checkpoint")
-        if not self.args.train_trunk:
-            self._prepare_heads()
-        if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
+        if resume:
             self.em_state.load(resume)
-        elif self._candidates is not None:
+            return self._train_trunk(*args, **kwargs)
+        if not self.args.train_trunk:
+            pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
+            fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
+            self._choose_heads = False
+        if self._candidates is not None:
             self._set_num_components(self.select_num_components(self._candidates).num_components)
         if not self.args.train_trunk:
-            return self._train_frozen()
-        if resume and os.path.isfile(os.path.join(resume, EM_STATE_NAME)):
-            pass
-        elif self.mixture.num_components > 1 and self.args.n_init > 0:
+            return self._train_heads()
+        if self.mixture.num_components > 1 and self.args.n_init > 0:
             self._initialise()
+        return self._train_trunk(*args, **kwargs)
+
+    def _train_trunk(self, *args: Any, **kwargs: Any) -> TrainOutput:
         output = super()._inner_training_loop(*args, **kwargs)
+        if self.mixture.num_components > 1:
+            self.em_state.e_step(1.0)
+            if not self.em_state.converged():
+                logger.warning(
+                    f"EM has not come to rest: the last E-step moved {self.em_state.changed:.0%} of the annotators to "
+                    "another component. Train longer (max_steps), raise n_init, or try fewer components."
+                )
         self._finish()
         return output
+
+    def _train_heads(self) -> TrainOutput:
+        """EM with the trunk frozen, without a gradient loop."""
+        self.mixture.freeze_trunk()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        fitted = self._fit_heads(num_steps=self.args.init_steps)
+        self.em_history.append({"step": 0, "em/lower_bound": self.em_state.bound, "em/beta": 1.0})
+        self._finish()
+        metrics = {"train_loss": -fitted.score, "log_likelihood": fitted.score}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(0, -fitted.score, metrics)
 
     def _set_num_components(self, count: int) -> None:
         self.mixture.keep_components(count)
@@ -235,10 +337,60 @@ class MixtureRewardTrainer(
             self._set_num_components(config.num_components)
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
-    @property
-    def mixture(self) -> MixtureRewardModel:
-        """The model without the wrappers of distributed training."""
-        return self.accelerator.unwrap_model(self.model)
+    # -- on the frozen trunk ------------------------------------------------------------------------------------------
+
+    def _fit_options(self) -> dict[str, Any]:
+        """What every fit on features takes from the arguments; hard E-steps only where no others follow."""
+        args = self.args
+        em = "soft" if args.train_trunk else args.em
+        return {"prior_scale": args.prior_scale, "dirichlet_concentration": args.dirichlet_concentration, "em": em}
+
+    def select_num_components(self, candidates: list[int]) -> ComponentSelection:
+        """Cross-validate every candidate K on the training pairs, on the features of the trunk as it is.
+
+        Args:
+            candidates (`list[int]`): values of K.
+
+        Returns:
+            [`ComponentSelection`]; also kept as `self.selection`.
+
+        Raises:
+            ValueError: fewer annotators than the largest K, or than two.
+        """
+        if max(candidates) > len(self.annotators):
+            raise ValueError(
+                f"select={candidates} asks for up to {max(candidates)} components, but there are "
+                f"{len(self.annotators)} annotators. Give smaller candidates."
+            )
+        pairs = self.feature_pairs(self.train_dataset)
+        options = self._fit_options() | {"num_init": 3 * max(self.args.n_init, 1), "known": self._known}
+        scores = {
+            k: cross_validated_scores(pairs, len(self.annotators), k, seed=self.args.seed, **options)
+            for k in candidates
+        }
+        self.selection = ComponentSelection.from_scores(scores, pairs.annotator_index)
+        logger.info(self.selection.verdict())
+        return self.selection
+
+    def _fit_heads(self, num_steps: int) -> LinearMixture:
+        """EM with the trunk frozen: heads, responsibilities and mixing weights."""
+        state = self.em_state
+        fitted = fit_feature_mixture(
+            self.feature_pairs(self.train_dataset),
+            len(self.annotators),
+            self.mixture.num_components,
+            generator=torch.Generator().manual_seed(self.args.seed),
+            num_init=3 * max(self.args.n_init, 1),
+            num_steps=num_steps,
+            known=state.known,
+            **self._fit_options(),
+        )
+        set_heads(self.mixture, fitted.weight)
+        state.log_responsibilities, state.mixing_weights = fitted.log_responsibilities, fitted.mixing_weights
+        state.record(torch.arange(len(fitted.scores)), fitted.scores)
+        state.changed = 0.0
+        state.bound = fitted.score * len(fitted.scores) / len(self.annotators)
+        return fitted
 
     def _initialise(self) -> None:
         """Starts on the frozen trunk; the best gives the first responsibilities, their heads and lasting evidence."""
@@ -248,23 +400,21 @@ class MixtureRewardTrainer(
         responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
         differences = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
         # With a wider prior than the start's: training goes on from here, and a small head holds it up.
-        self._set_heads(fit_linear_rewards(differences, responsibilities, margin))
+        set_heads(self.mixture, fit_linear_rewards(differences, responsibilities, margin))
         if self.args.e_step_scores == "cached":
             state.start_scores = start.scores.float()
         logger.info(f"Best of the starts: {start.score:.4f} nats a pair, out of fold.")
 
-    @torch.no_grad()
-    def _set_heads(self, weight: torch.Tensor) -> None:
-        for k, row in enumerate(weight):
-            one_trunk = len(self.mixture.components) == 1
-            linear = get_linear(self.mixture.components[0 if one_trunk else k])
-            linear.weight[k if one_trunk else 0] = row.to(linear.weight)
+    # -- M-step -------------------------------------------------------------------------------------------------------
 
-    def _beta(self) -> float:
-        steps = self.args.annealing_steps
-        if steps is None:
-            steps = max(self.state.max_steps // 4, 1)
-        return annealed_beta(self.state.global_step, steps, self.args.annealing_start)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        """The micro-batches of one optimizer step, whose loss is the mean over all pairs in them, on all ranks."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        count = torch.tensor(float(sum(len(batch["pair_index"]) for batch in batches)), device=self.accelerator.device)
+        total = distributed.sum_over_ranks(self.accelerator, count).item()
+        # transformers divides by the number of micro-batches, and gradients are averaged over the ranks.
+        self._loss_scale = len(batches) * self.accelerator.num_processes / max(total, 1.0)
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -278,19 +428,24 @@ class MixtureRewardTrainer(
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         chosen, rejected = output.rewards.float().chunk(2)
         log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"))
-        annotators = inputs["annotator_index"]
-        responsibilities = self.em_state.responsibilities(annotators.clamp(min=0))
-        unknown = annotators < 0
-        responsibilities[unknown] = self.em_state.mixing_weights.to(responsibilities)
-        loss = -(responsibilities * log_likelihood).sum(-1).mean()
+        responsibilities = self._responsibilities(inputs["annotator_index"]).to(log_likelihood)
+        losses = -(responsibilities * log_likelihood).sum(-1)
         if self.args.center_rewards_coefficient is not None:
-            loss = loss + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean()
+            losses = losses + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean(-1)
+        scaled = mode == "train" and self._loss_scale is not None
+        loss = losses.sum() * self._loss_scale if scaled else losses.mean()
         with torch.no_grad():
             packed = torch.cat([log_likelihood, preference_accuracy(chosen, rejected), responsibilities], dim=-1)
             packed = distributed.gather_rows(self.accelerator, packed)
             pairs = distributed.gather_rows(self.accelerator, inputs["pair_index"])
             self._log_batch(mode, pairs, *packed.chunk(3, dim=-1))
         return (loss, output) if return_outputs else loss
+
+    def _responsibilities(self, annotators: torch.Tensor) -> torch.Tensor:
+        """`(B, K)` posterior, from their training pairs, of annotators by number; of who gave none (-1), the mixing
+        weights."""
+        known = self.em_state.responsibilities(annotators.clamp(min=0))
+        return torch.where((annotators >= 0).unsqueeze(1), known, self.em_state.mixing_weights.to(known))
 
     def _log_batch(
         self,
@@ -300,23 +455,36 @@ class MixtureRewardTrainer(
         accuracy: torch.Tensor,
         responsibilities: torch.Tensor,
     ) -> None:
-        metrics = self._metrics[mode]
         if mode == "train":
             self.em_state.record(pair_index, log_likelihood)
         predictive = (responsibilities.log() + log_likelihood).logsumexp(-1)
-        metrics["predictive_log_likelihood"].append(predictive.mean().item())
         # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
-        metrics["accuracy"].append((predictive.exp() > 0.5).float().mean().item())
+        sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": (predictive.exp() > 0.5).sum()}
+        weights = dict.fromkeys(sums, torch.tensor(float(len(predictive))))
         for k, name in enumerate(self.mixture.component_names):
-            share = responsibilities[:, k]
-            if share.sum() > 0:
-                value = (share * accuracy[:, k]).sum() / share.sum()
-                metrics[f"accuracy/{name}"].append(value.item())
+            sums[f"accuracy/{name}"] = (responsibilities[:, k] * accuracy[:, k]).sum()
+            weights[f"accuracy/{name}"] = responsibilities[:, k].sum()
+        for name, value in sums.items():
+            entry = self._sums[mode].setdefault(name, [0.0, 0.0])
+            entry[0] += value.item()
+            entry[1] += weights[name].item()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in TRL; what was measured on pairs is a mean over all pairs since the last log."""
+        mode = "train" if self.model.training else "eval"
+        for name, (total, weight) in self._sums[mode].items():
+            if weight > 0:
+                self._metrics[mode][name] = [total / weight]
+        self._sums[mode].clear()
+        super().log(logs, start_time)
+
+    # -- E-step -------------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A gradient step of the M-step; every `e_step_interval` steps an E-step comes first."""
-        interval = self.args.e_step_interval
-        if self.state.global_step % interval == 0 and self.accelerator.sync_gradients:
+        """A part of the M-step; every `e_step_interval` optimizer steps an E-step comes before the first part."""
+        step = self.state.global_step
+        if step % self.args.e_step_interval == 0 and step != self._last_e_step:
+            self._last_e_step = step
             self._e_step()
         return super().training_step(*args, **kwargs)
 
@@ -324,7 +492,8 @@ class MixtureRewardTrainer(
         if self.mixture.num_components == 1:
             return
         if self.args.e_step_scores == "fresh":
-            self._score_all_pairs()
+            scores = self._log_likelihood(self.train_dataset)
+            self.em_state.record(torch.arange(len(scores)), scores)
         if self.em_state.scores.isnan().all():
             return
         result = self.em_state.e_step(self._beta())
@@ -335,24 +504,17 @@ class MixtureRewardTrainer(
         for name, value in result.items():
             self._metrics["train"][name].append(value)
 
-    def _score_all_pairs(self) -> None:
-        log_likelihood = self._log_likelihood(self.train_dataset, self.reward_differences(self.train_dataset))
-        self.em_state.record(torch.arange(len(log_likelihood)), log_likelihood)
+    def _beta(self) -> float:
+        steps = self.args.annealing_steps
+        if steps is None:
+            steps = max(self.state.max_steps // 4, 1)
+        return annealed_beta(self.state.global_step, steps, self.args.annealing_start)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def _finish(self, last_e_step: bool = True) -> None:
-        """Last E-step, temperatures, mixing weights; then say whether EM came to rest."""
+    def _finish(self) -> None:
+        """Say whom EM found; save it; then calibrate and measure on held-out pairs, which cannot cost the fit."""
         mixture = self.mixture
-        if last_e_step and mixture.num_components > 1:
-            self.em_state.e_step(1.0)
-            if not self.em_state.converged():
-                logger.warning(
-                    f"EM has not come to rest: the last E-step moved {self.em_state.changed:.0%} of the annotators to "
-                    "another component. Train longer (max_steps), raise n_init, or try fewer components."
-                )
-        if self.args.calibrate_temperature and self.eval_dataset is not None:
-            self._calibrate_temperatures()
         self._describe_components()
         found = len(mixture.described_components)
         if found < mixture.num_components:
@@ -363,8 +525,43 @@ class MixtureRewardTrainer(
                 f"num_components={found} to be rid of the others."
             )
         self.final_facts = {"converged": self.em_state.converged() if mixture.num_components > 1 else None}
-        if self.eval_dataset is not None:
-            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
+        saves = self.args.save_strategy != SaveStrategy.NO
+        if saves:
+            self.save_model(_internal_call=True)  # no push: the calibrated one follows
+        if self.eval_dataset is None:
+            if self.args.calibrate_temperature:
+                logger.warning(
+                    "No pairs are held out, so the temperatures of the components stay 1 and nothing says how sure "
+                    "their rewards may be. Set heldout_fraction, give an eval_dataset, or calibrate_temperature=False."
+                )
+            return
+        for title, measure in (("calibration", self._calibrate_temperatures), ("held-out figures", self._measure)):
+            try:
+                measure()
+            except Exception as error:
+                # Broad on purpose: whatever it is, what was fitted matters more.
+                logger.warning(
+                    f"The {title} failed ({type(error).__name__}: {error}). The mixture is as it was fitted"
+                    f"{f', and saved in {self.args.output_dir}' if saves else ''}; it can be used without.",
+                    exc_info=True,
+                )
+        if saves:
+            self.save_model(_internal_call=True)
+
+    def _calibrate_temperatures(self) -> None:
+        if not self.args.calibrate_temperature:
+            return
+        temperatures = fit_temperatures(
+            self.reward_differences(self.eval_dataset).double(),
+            self._eval_responsibilities(),
+            margins_of(self.eval_dataset),
+            self.mixture.described_components,
+            self.mixture.component_names,
+        )
+        self.mixture.scale_heads(temperatures)
+
+    def _measure(self) -> None:
+        self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
     def _describe_components(self) -> None:
         """Into the mixture's configuration: whom EM found, as numbers. While anybody's posterior is flat, as before
@@ -376,6 +573,87 @@ class MixtureRewardTrainer(
         known = state.num_components == 1 or bool((log_resp.amax(-1) > log_resp.amin(-1)).all())
         self.mixture.config.component_annotators = counts.tolist() if known else None
 
+    @torch.no_grad()
+    def reward_differences(self, dataset: Dataset) -> torch.Tensor:
+        """Reward of the chosen minus that of the rejected reply, in one batched forward for all components.
+
+        Args:
+            dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`. Ranks share the work.
+
+        Returns:
+            `torch.Tensor` of shape `(N, K)`, Bradley-Terry log-odds, on the CPU.
+        """
+        model, training = self.mixture, self.mixture.training
+        if not self.args.train_trunk:
+            pairs = self.feature_pairs(dataset)
+            rewards = model.rewards_from_features(pairs.features.unsqueeze(1).to(model.device)).float().cpu()
+            return rewards[pairs.chosen] - rewards[pairs.rejected]
+        model.eval()
+        device, size = self.accelerator.device, self.args.e_step_batch_size
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        differences = torch.zeros(len(dataset), model.num_components, device=device)
+        lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
+        order = sorted(range(len(dataset)), key=lengths.__getitem__)
+        rows = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
+        for start in range(rank * size, len(order), world * size):
+            batch = self.data_collator([rows[i] for i in order[start : start + size]])
+            output = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+            chosen, rejected = output.rewards.float().chunk(2)
+            differences[batch["pair_index"].to(device)] = chosen - rejected
+        model.train(training)
+        return distributed.sum_over_ranks(self.accelerator, differences).cpu()
+
+    def _log_likelihood(self, dataset: Dataset) -> torch.Tensor:
+        """`(N, K)` of a prepared data set's pairs, nats, float64."""
+        differences = self.reward_differences(dataset).double()
+        return preference_log_likelihood(differences, torch.zeros_like(differences), margins_of(dataset))
+
+    def _eval_responsibilities(self) -> torch.Tensor:
+        """`(N, K)` posterior of the annotator of each held-out pair, from their training pairs only."""
+        return self._responsibilities(torch.tensor(self.eval_dataset["annotator_index"])).double()
+
+    def heldout_log_likelihood(self) -> torch.Tensor:
+        """Predictive log-likelihood of each held-out pair given its annotator's other pairs.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`, nats. Its mean compares numbers of components.
+
+        Raises:
+            ValueError: no pairs are held out.
+        """
+        if self.eval_dataset is None:
+            raise ValueError("No pairs are held out. Give `eval_dataset` or set `heldout_fraction` above 0.")
+        scores = self._log_likelihood(self.eval_dataset)
+        return (self._eval_responsibilities().log() + scores).logsumexp(-1)
+
+    def posterior(self) -> AnnotatorPosterior:
+        """Which component describes each annotator, by all their pairs.
+
+        Held-out pairs count here, as they may once everything is measured; `em_state.log_responsibilities` is what the
+        training pairs alone say. All ranks have to call it: they share the held-out pairs.
+
+        Returns:
+            [`AnnotatorPosterior`]: `(H, K)`. Stays on this machine.
+        """
+        state = self.em_state
+        scores, index = state.evidence()
+        if self.eval_dataset is not None:
+            people = torch.tensor(self.eval_dataset["annotator_index"])
+            heldout = self._log_likelihood(self.eval_dataset)[people >= 0]
+            scores, index = torch.cat([scores.double(), heldout]), torch.cat([index, people[people >= 0]])
+        sums = annotator_log_likelihood(scores, index, len(self.annotators))
+        log_resp = assign_annotators(sums, state.mixing_weights.log(), known=state.known)
+        counts = torch.bincount(index, minlength=len(self.annotators))
+        return AnnotatorPosterior(self.annotators.annotator_ids, log_resp.exp(), counts)
+
+    def assignments(self) -> dict[str | int, str]:
+        """Component name of each annotator, by all their pairs. All ranks have to call it. Stays on this machine."""
+        names = self.mixture.component_names
+        best = self.posterior().probabilities.argmax(-1).tolist()
+        return {annotator: names[k] for annotator, k in zip(self.annotators.annotator_ids, best, strict=True)}
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._describe_components()
         super()._save_checkpoint(model, trial)
@@ -386,28 +664,6 @@ class MixtureRewardTrainer(
 
     def _record_facts(self) -> tuple[str, dict[str, Any]]:
         return "reward", reward_facts(self)
-
-
-def refuse_shards(args: MixtureRewardConfig) -> None:
-    """EM scores pairs whenever it needs to, each rank its own share: weights have to be whole on every rank.
-
-    Args:
-        args ([`MixtureRewardConfig`]): training arguments.
-
-    Raises:
-        ValueError: DeepSpeed ZeRO-3 or FSDP.
-    """
-    if is_deepspeed_zero3_enabled():
-        strategy = "DeepSpeed ZeRO-3"
-    elif args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        strategy = "FSDP"
-    else:
-        return
-    raise ValueError(
-        f"{strategy} divides the weights among the ranks, but a mixture of rewards is trained whole on each: ranks "
-        "score different numbers of pairs. Use DDP (`--accelerate_config multi_gpu`) or ZeRO-2. Where the base does "
-        "not fit one GPU, train adapters on a base in 4 bits: component_type='lora' with --load_in_4bit."
-    )
 
 
 def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-
-Text = str | list[dict[str, Any]]
+from ...data.tokenization import ChatOptions, Prompt, as_trained, chat_options, stop_token
 
 
 @dataclass
@@ -20,7 +19,7 @@ class RewardBatch:
 
     Args:
         prompts (`list[str]` or `list[list[dict]]`, *optional*):
-            Prompts as text or messages.
+            Prompts as text or messages; `None` where only the ids are known.
         completions (`list[str]` or `list[list[dict]]`, *optional*):
             Replies as text or messages, without special tokens.
         prompt_ids (`list[list[int]]`, *optional*):
@@ -30,7 +29,10 @@ class RewardBatch:
         finished (`list[bool]`, *optional*):
             Whether each reply ended by itself. Default: read from the ids where there are some, else True.
         columns (`dict[str, list]`, *optional*):
-            Other columns of the data set, handed to reward functions.
+            Other columns of the data set, handed to reward functions. `tools` and `chat_template_kwargs` are for the
+            chat template, should a reward model of another vocabulary read the prompts.
+        chat_template_kwargs (`dict`, *optional*):
+            What the policy's prompts were all given; a row's own win.
 
     Raises:
         `ValueError`: Neither text nor ids of the replies, or lists of different lengths.
@@ -45,12 +47,13 @@ class RewardBatch:
     ```
     """
 
-    prompts: list[Text] | None = None
-    completions: list[Text] | None = None
+    prompts: list[Prompt | None] | None = None
+    completions: list[Prompt] | None = None
     prompt_ids: list[list[int]] | None = None
     completion_ids: list[list[int]] | None = None
     finished: list[bool] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: ChatOptions | None = None
 
     def __post_init__(self) -> None:
         if self.completions is None and self.completion_ids is None:
@@ -64,7 +67,13 @@ class RewardBatch:
     def __len__(self) -> int:
         return len(self.completions if self.completions is not None else self.completion_ids)
 
-    def as_text(self, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Text], list[Text], list[bool]]:
+    def options(self) -> list[dict[str, Any]]:
+        """What the chat template was given for each prompt, see [`chat_options`][trl_maxmin.data.tokenization]."""
+        names = [name for name in ("tools", "chat_template_kwargs") if isinstance(self.columns.get(name), list)]
+        rows = [{name: self.columns[name][row] for name in names} for row in range(len(self))]
+        return [chat_options(row, self.chat_template_kwargs) for row in rows]
+
+    def as_text(self, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Prompt], list[Prompt], list[bool]]:
         """Prompts, replies and whether each reply finished, decoded from the ids where there is no text.
 
         Args:
@@ -79,24 +88,56 @@ class RewardBatch:
         """
         prompts = self._decoded("prompts", self.prompts, self.prompt_ids, tokenizer)
         completions = self._decoded("completions", self.completions, self.completion_ids, tokenizer)
-        finished = self.finished
-        if finished is None and self.completion_ids is not None and tokenizer is not None:
-            finished = [bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in self.completion_ids]
-        return prompts, completions, [True] * len(self) if finished is None else list(finished)
+        return prompts, completions, self._finished(tokenizer)
+
+    def _finished(self, tokenizer: PreTrainedTokenizerBase | None) -> list[bool]:
+        if self.finished is not None:
+            return list(self.finished)
+        if self.completion_ids is None or tokenizer is None:
+            return [True] * len(self)
+        ends = {stop_token(tokenizer, conversational) for conversational in (False, True)} - {None}
+        return [bool(ids) and ids[-1] in ends for ids in self.completion_ids]
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether prompts and replies are known in the policy's vocabulary."""
+        return self.prompt_ids is not None and self.completion_ids is not None
+
+    def completions_as_trained(self, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
+        """Ids of the replies with the stop token that the reward model knows, see [`as_trained`].
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                The reward model's, or the policy's where they are one.
+
+        Returns:
+            `list[list[int]]`: N replies without padding.
+        """
+        prompts = self.prompts or [None] * len(self)
+        rows = zip(prompts, self.completion_ids or [], self._finished(tokenizer), self.options(), strict=True)
+        return [as_trained(tokenizer, *row) for row in rows]
 
     @staticmethod
     def _decoded(
-        name: str, text: list[Text] | None, ids: list[list[int]] | None, tokenizer: PreTrainedTokenizerBase | None
-    ) -> list[Text]:
-        if text is not None:
-            return text
+        name: str,
+        text: list[Prompt | None] | None,
+        ids: list[list[int]] | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> list[Prompt]:
+        missing = [row for row, entry in enumerate(text or ids or []) if text is None or entry is None]
+        if not missing and text is not None:
+            return list(text)
         if ids is None or tokenizer is None:
             raise ValueError(
                 f"This reward reads text, but `{name}` is None and cannot be decoded: "
                 f"{'there are no ids' if ids is None else 'the tokenizer of the policy is unknown'}. Give the text, "
                 "or ids and `policy_tokenizer`."
             )
-        return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decoded = tokenizer.batch_decode(
+            [ids[row] for row in missing], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        found = dict(zip(missing, decoded, strict=True))
+        return [found[row] if row in found else text[row] for row in range(len(ids))]
 
 
 class RewardSource(ABC):

@@ -8,7 +8,7 @@ functions go in as they are: asynchronous ones, `log_metric` and the like stay T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from accelerate import Accelerator, PartialState
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from ..._compat import prepare_deepspeed
-from ...data.tokenization import encode_prompt
 from ...models.modeling_mixture_reward import MixtureRewardModel
 from ...models.scoring import SharedRewardFunctions
 from ...models.shards import is_in_shards, whole_weights
@@ -62,20 +61,20 @@ class SourceFunctions(SharedRewardFunctions):
         self.source: RewardSource = build_reward_source(reward_model)
         self.names = list(self.source.names)
         self.policy_processing_class = None
-        self.stop_token_ids: tuple[int, ...] = ()
+        self.chat_template_kwargs: dict[str, Any] | None = None
         self.num_forwards = 0
         self._key: tuple[Any, ...] | None = None
         self._rewards: torch.Tensor | None = None
 
-    def bind(self, tokenizer: Any, stop_token_ids: Sequence[int], accelerator: Accelerator) -> None:
+    def bind(self, tokenizer: Any, accelerator: Accelerator, chat_template_kwargs: dict[str, Any] | None) -> None:
         """Called when the trainer knows its tokenizer and its device.
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`): the policy's.
-            stop_token_ids (`list[int]`): tokens that end a reply.
             accelerator ([`~accelerate.Accelerator`]): says where the model goes.
+            chat_template_kwargs (`dict`, *optional*): what the policy's prompts are given.
         """
-        self.policy_processing_class, self.stop_token_ids = tokenizer, tuple(stop_token_ids)
+        self.policy_processing_class, self.chat_template_kwargs = tokenizer, chat_template_kwargs
         self.source = build_reward_source(self.reward_model, policy_tokenizer=tokenizer)
         model = self.reward_model[0] if isinstance(self.reward_model, tuple) else self.reward_model
         if isinstance(model, PreTrainedModel) and is_in_shards(model):
@@ -85,17 +84,25 @@ class SourceFunctions(SharedRewardFunctions):
             self.source.to(accelerator.device)
 
     def _score(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]] | None
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]] | None,
+        columns: dict[str, Any],
     ) -> torch.Tensor:
-        if completion_ids is None or self.policy_processing_class is None:
-            return self.source(RewardBatch(prompts=prompts, completions=completions))
+        # The trainer adds `prompt_ids` and `finished` to the columns; elsewhere the source falls back on text.
+        lists = {name: column for name, column in columns.items() if isinstance(column, list)}
+        prompt_ids, finished = lists.pop("prompt_ids", None), lists.pop("finished", None)
+        known = self.policy_processing_class is not None and completion_ids is not None
         return self.source(
             RewardBatch(
                 prompts=prompts,
                 completions=completions,
-                prompt_ids=[encode_prompt(self.policy_processing_class, prompt) for prompt in prompts],
-                completion_ids=completion_ids,
-                finished=[bool(ids) and ids[-1] in self.stop_token_ids for ids in completion_ids],
+                prompt_ids=prompt_ids if known else None,
+                completion_ids=completion_ids if known else None,
+                finished=finished,
+                columns=lists,
+                chat_template_kwargs=self.chat_template_kwargs,
             )
         )
 
@@ -163,7 +170,7 @@ class RewardCallables:
         build_reward_source(entry)  # raises where it is no reward
         return [entry], [callable_name(entry)]
 
-    def bind(self, tokenizer: Any, stop_token_ids: Sequence[int], accelerator: Accelerator) -> None:
+    def bind(self, tokenizer: Any, accelerator: Accelerator, chat_template_kwargs: dict[str, Any] | None) -> None:
         """See [`SourceFunctions.bind`]."""
         for shared in self.shared:
-            shared.bind(tokenizer, stop_token_ids, accelerator)
+            shared.bind(tokenizer, accelerator, chat_template_kwargs)

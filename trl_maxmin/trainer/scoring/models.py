@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokenization import encode_reply, same_vocabulary
-from ...models.base import context_length, place
+from ...models.base import place
 from ...models.modeling_mixture_reward import MixtureRewardModel
-from ...models.scoring import pad_sequences, pool_last_token
+from ...models.scoring import pool_last_token, score_sequences
 from ...models.shards import make_whole
 from .batch import RewardBatch, RewardSource
 
@@ -35,6 +35,7 @@ class MixtureReward(RewardSource):
 
     Attributes:
         components (`list[int]`): the mixture's component behind each column.
+        reads_ids (`bool`): whether ids of the policy mean the same to the mixture; otherwise it reads text.
     """
 
     def __init__(
@@ -62,13 +63,16 @@ class MixtureReward(RewardSource):
             self.mixing_weights = self.mixing_weights / self.mixing_weights.sum()
         # An encoder frames its text with special tokens that ids of a policy do not have.
         frames = self.processing_class is not None and not mixture.family.is_decoder
-        self._reads_ids = not frames and same_vocabulary(policy_tokenizer, self.processing_class)
+        self.reads_ids = not frames and same_vocabulary(policy_tokenizer, self.processing_class)
 
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
         """Score the replies, see [`RewardSource`]."""
-        if batch.completion_ids is not None and batch.prompt_ids is not None and self._reads_ids:
+        tokenizer = self.processing_class or self.policy_tokenizer
+        if self.reads_ids and batch.has_ids:
             rewards = self.mixture.score(
-                prompt_ids=batch.prompt_ids, completion_ids=batch.completion_ids, batch_size=self.batch_size
+                prompt_ids=batch.prompt_ids,
+                completion_ids=batch.completions_as_trained(tokenizer),
+                batch_size=self.batch_size,
             )
         else:
             prompts, completions, finished = batch.as_text(self.policy_tokenizer)
@@ -76,7 +80,8 @@ class MixtureReward(RewardSource):
                 prompts,
                 completions,
                 finished=finished,
-                processing_class=self.processing_class,
+                processing_class=tokenizer,
+                chat_options=batch.options(),
                 batch_size=self.batch_size,
             )
         return rewards[:, self.components]
@@ -136,21 +141,23 @@ class SequenceClassificationReward(RewardSource):
         self.names = [name or str(model.config.name_or_path or "reward").rstrip("/").split("/")[-1]]
         # An encoder frames its text with special tokens that ids of a policy do not have.
         frames = processing_class is not None and not hasattr(model, "score")
-        self._reads_ids = not frames and same_vocabulary(policy_tokenizer, processing_class)
+        self.reads_ids = not frames and same_vocabulary(policy_tokenizer, processing_class)
 
     def __call__(self, batch: RewardBatch) -> torch.Tensor:
         """Score the replies, see [`RewardSource`]."""
-        sequences = self._sequences(batch)
-        self._require_readable(sequences)
-        rewards = torch.zeros(len(sequences), 1, dtype=torch.float32, device=self.model.device)
-        order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-        was_training = self.model.training
-        self.model.eval()
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            rewards[rows] = self._forward([sequences[row] for row in rows])
-        self.model.train(was_training)
-        return rewards
+        tokenizer = self.processing_class or self.policy_tokenizer
+        if self.reads_ids and batch.has_ids:
+            replies = batch.completions_as_trained(tokenizer)
+            sequences = [[*p, *c] for p, c in zip(batch.prompt_ids, replies, strict=True)]
+        elif tokenizer is None:
+            raise ValueError(
+                f"{type(self.model).__name__} was given text but no tokenizer; pass the reward model as a pair "
+                "`(model, tokenizer)`."
+            )
+        else:
+            rows = zip(*batch.as_text(self.policy_tokenizer), batch.options(), strict=True)
+            sequences = [encode_reply(tokenizer, *row) for row in rows]
+        return score_sequences(self.model, self._forward, sequences, 1, self.batch_size)
 
     def to(self, device: torch.device | str) -> SequenceClassificationReward:
         """See [`RewardSource`]."""
@@ -158,44 +165,12 @@ class SequenceClassificationReward(RewardSource):
         place(self.model, device)
         return self
 
-    def _sequences(self, batch: RewardBatch) -> list[list[int]]:
-        if batch.prompt_ids is not None and batch.completion_ids is not None and self._reads_ids:
-            return [list(p) + list(c) for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
-        tokenizer = self.processing_class or self.policy_tokenizer
-        if tokenizer is None:
-            raise ValueError(
-                f"{type(self.model).__name__} was given text but no tokenizer; pass the reward model as a pair "
-                "`(model, tokenizer)`."
-            )
-        return [
-            encode_reply(tokenizer, prompt, completion, ended)
-            for prompt, completion, ended in zip(*batch.as_text(self.policy_tokenizer), strict=True)
-        ]
-
-    def _require_readable(self, sequences: list[list[int]]) -> None:
-        limit = context_length(self.model.config)
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        for row, ids in enumerate(sequences):
-            if not ids or (limit is not None and len(ids) > limit):
-                raise ValueError(
-                    f"Reply {row} has {len(ids)} tokens with its prompt, but {type(self.model).__name__} reads 1 to "
-                    f"{limit}; shorten the prompts or the replies."
-                )
-            if max(ids) >= vocabulary:
-                raise ValueError(
-                    f"Reply {row} has the token id {max(ids)}, but {type(self.model).__name__} knows ids below "
-                    f"{vocabulary}. If it has another tokenizer, pass the pair `(model, tokenizer)`."
-                )
-
-    @torch.no_grad()
-    def _forward(self, sequences: list[list[int]]) -> torch.Tensor:
-        pad_token_id = self.model.config.get_text_config().pad_token_id or 0
-        input_ids, attention_mask = (t.to(self.model.device) for t in pad_sequences(sequences, pad_token_id))
+    def _forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         head = getattr(self.model, "score", None)
         if head is None:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :1].float()
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :1]
         backbone = getattr(self.model, self.model.base_model_prefix)
         # Padding is on the right: the default positions are those of the real tokens.
         hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         pooled = pool_last_token(hidden, attention_mask)
-        return head(pooled.to(next(head.parameters()).dtype)).float()
+        return head(pooled.to(next(head.parameters()).dtype))

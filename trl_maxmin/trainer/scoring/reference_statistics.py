@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ...data.tokenization import Prompt
 from ...functional.utility import win_rate_utility, within_prompt_scale, zscore_utility
-from .sources import RewardBatch, RewardSource, Text
 
 
 UTILITY_KINDS = ("zscore", "win_rate", "raw")
@@ -28,7 +28,7 @@ RECORD_FILE = "reference_statistics.json"
 FORMAT_VERSION = 1
 
 
-def prompt_key(prompt: Text | Sequence[int]) -> str:
+def prompt_key(prompt: Prompt | Sequence[int]) -> str:
     """Name of a prompt under which its reference replies are kept: the same for equal prompts, on every machine.
 
     Args:
@@ -51,22 +51,16 @@ def prompt_key(prompt: Text | Sequence[int]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
-def batch_prompt_keys(batch: RewardBatch) -> list[str]:
-    """Keys of the prompts of a batch: of their text where there is some, else of their ids.
+def truncated_are_left_out(finished: torch.Tensor) -> bool:
+    """Whether truncated reference replies do not count: where most finish.
+
+    Reward training sees finished replies only, so the level of a truncated one is arbitrary, and a single one can make
+    up most of the variance.
 
     Args:
-        batch ([`RewardBatch`]): B replies with their prompts.
-
-    Returns:
-        `list[str]`: B keys.
-
-    Raises:
-        `ValueError`: The batch has no prompts.
+        finished (`torch.Tensor` of shape `(N,)`): bool; whether each reply ended by itself.
     """
-    prompts = batch.prompts if batch.prompts is not None else batch.prompt_ids
-    if prompts is None:
-        raise ValueError("The batch has neither `prompts` nor `prompt_ids`, so its reference replies cannot be found.")
-    return [prompt_key(prompt) for prompt in prompts]
+    return bool(finished.float().mean() > 0.5)
 
 
 class ReferenceStatistics:
@@ -110,9 +104,7 @@ class ReferenceStatistics:
     ) -> None:
         self.component_names = list(component_names)
         self.prompt_keys = list(prompt_keys)
-        self.rewards = rewards.detach().float().cpu()
-        self.shift = shift.detach().float().cpu()
-        self.scale = scale.detach().float().cpu()
+        self.rewards, self.shift, self.scale = (_real(tensor).cpu() for tensor in (rewards, shift, scale))
         self.completions = completions
         self.policy_fingerprint = policy_fingerprint
         self.prompts_fingerprint = prompts_fingerprint
@@ -139,8 +131,12 @@ class ReferenceStatistics:
         completions: Sequence[Any] | None = None,
         policy_fingerprint: str | None = None,
         prompts_fingerprint: str | None = None,
+        finished: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
     ) -> ReferenceStatistics:
         """Statistics from scored reference replies, one row each, in any order.
+
+        Truncated replies do not count where most finish, see [`truncated_are_left_out`].
 
         Args:
             component_names (`list[str]`):
@@ -155,10 +151,14 @@ class ReferenceStatistics:
                 What identifies the reference policy.
             prompts_fingerprint (`str`, *optional*):
                 What identifies the set of prompts.
+            finished (`torch.Tensor` of shape `(N,)`, *optional*):
+                Bool; whether each reply ended by itself. Default: all did.
+            scale (`torch.Tensor` of shape `(K,)`, *optional*):
+                Spread to divide by where it is known from elsewhere and cannot be measured here.
 
         Returns:
-            [`ReferenceStatistics`] with `shift` the mean over prompts of each prompt's mean, and `scale` from
-            [`~functional.utility.within_prompt_scale`].
+            [`ReferenceStatistics`] with `shift` the mean over prompts of each prompt's mean, and `scale`, where none
+            is given, from [`~functional.utility.within_prompt_scale`].
 
         Raises:
             `ValueError`: Shapes that do not fit, no replies, fewer than four replies to every prompt, or a component
@@ -186,15 +186,19 @@ class ReferenceStatistics:
             )
         if completions is not None and len(completions) != count:
             raise ValueError(f"There are {len(completions)} `completions` for {count} rewards; give one each.")
+        if finished is not None and truncated_are_left_out(finished):
+            rewards = torch.where(finished.to(rewards.device).unsqueeze(1), rewards, torch.nan)
         rows: dict[str, list[int]] = {}
         for index, key in enumerate(prompt_keys):
             rows.setdefault(key, []).append(index)
         width = max(len(indices) for indices in rows.values())
-        table = torch.full((len(rows), width, size), torch.nan)
+        rewards = _real(rewards)
+        table = torch.full((len(rows), width, size), torch.nan, dtype=rewards.dtype)
         for row, indices in enumerate(rows.values()):
-            table[row, : len(indices)] = rewards[indices].detach().float().cpu()
-        scale = within_prompt_scale(table)
-        _warn_if_constant(table, component_names)
+            table[row, : len(indices)] = rewards[indices].cpu()
+        if scale is None:
+            scale = within_prompt_scale(table)
+            _warn_if_constant(table, component_names)
         grouped = None if completions is None else [[completions[i] for i in indices] for indices in rows.values()]
         shift = table.nanmean(dim=1).nanmean(dim=0)
         return cls(component_names, list(rows), table, shift, scale, grouped, policy_fingerprint, prompts_fingerprint)
@@ -258,7 +262,7 @@ class ReferenceStatistics:
                 reply to the prompt. `"raw"`: the rewards as they are.
 
         Returns:
-            `torch.Tensor` of shape `(N, K)`, float32, on the device of `rewards`.
+            `torch.Tensor` of shape `(N, K)`, float32 (float64 where `rewards` are), on the device of `rewards`.
 
         Raises:
             `ValueError`: An unknown kind, shapes that do not fit, or `"win_rate"` for a prompt without reference
@@ -271,7 +275,7 @@ class ReferenceStatistics:
                 f"`rewards` has shape {tuple(rewards.shape)}, but ({len(prompt_keys)}, {self.num_components}) is "
                 f"needed: one row per prompt key, one column for each of {self.component_names}."
             )
-        rewards = rewards.detach().float()
+        rewards = _real(rewards)
         if kind == "raw":
             return rewards
         missing = self.missing(prompt_keys)
@@ -337,52 +341,9 @@ class ReferenceStatistics:
         return torch.where(baseline.isnan(), self.shift, baseline)
 
 
-class UtilityReward(RewardSource):
-    """Turns the rewards of another source into utilities.
-
-    Args:
-        source ([`RewardSource`]):
-            Gives raw rewards.
-        statistics ([`ReferenceStatistics`], *optional*):
-            Of the same components. Not needed for `"raw"`.
-        kind (`str`, *optional*, defaults to `"zscore"`):
-            `"zscore"`, `"win_rate"` or `"raw"`, see [`~ReferenceStatistics.utilities`].
-
-    Attributes:
-        last_raw_rewards (`torch.Tensor` of shape `(B, K)` or `None`): rewards of the last batch, before the change.
-
-    Raises:
-        `ValueError`: An unknown kind, no statistics where they are needed, or statistics of other components.
-    """
-
-    def __init__(
-        self, source: RewardSource, statistics: ReferenceStatistics | None = None, kind: str = "zscore"
-    ) -> None:
-        if kind not in UTILITY_KINDS:
-            raise ValueError(f"Unknown utility {kind!r}; choose one of {', '.join(map(repr, UTILITY_KINDS))}.")
-        if statistics is None and kind != "raw":
-            raise ValueError(f"The utility {kind!r} needs reference statistics, got None; calibrate, or use 'raw'.")
-        if statistics is not None:
-            statistics.check_compatible(source.names)
-        self.source = source
-        self.statistics = statistics
-        self.kind = kind
-        self.names = list(source.names)
-        self.mixing_weights = source.mixing_weights
-        self.last_raw_rewards: torch.Tensor | None = None
-
-    def __call__(self, batch: RewardBatch) -> torch.Tensor:
-        """Score the replies, see [`RewardSource`]."""
-        rewards = self.source(batch)
-        self.last_raw_rewards = rewards
-        if self.kind == "raw" or self.statistics is None:
-            return rewards
-        return self.statistics.utilities(rewards, batch_prompt_keys(batch), self.kind)
-
-    def to(self, device: torch.device | str) -> UtilityReward:
-        """See [`RewardSource`]."""
-        self.source.to(device)
-        return self
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """Without gradient, in float32 at least."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _warn_if_constant(table: torch.Tensor, component_names: Sequence[str]) -> None:

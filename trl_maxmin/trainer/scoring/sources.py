@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.modeling_mixture_reward import MixtureRewardModel
-from .batch import RewardBatch, RewardSource, Text
+from .batch import RewardBatch, RewardSource
 from .functions import CallableReward, StackedReward, unique_names
 from .models import MixtureReward, SequenceClassificationReward
 
@@ -27,7 +27,6 @@ __all__ = [
     "RewardSource",
     "SequenceClassificationReward",
     "StackedReward",
-    "Text",
     "build_reward_source",
     "unique_names",
 ]

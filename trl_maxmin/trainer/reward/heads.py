@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear heads of a mixture: what they read, what they are set to, how sure they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+
+from ...functional.em_features import FeaturePairs, fit_feature_mixture
+from ...functional.preference import fit_temperature
+from ...models import MixtureRewardModel
+from ...models.families import get_linear
+
+
+logger = get_logger(__name__)
+
+#: Width of the nonlinear map of the heads, where nobody says otherwise.
+KERNEL_FEATURES = 2048
+
+
+def fit_feature_map(
+    mixture: MixtureRewardModel, pairs: FeaturePairs, num_annotators: int, seed: int, choose: bool, **options: Any
+) -> None:
+    """Fit the kernel features to the texts; where the choice is ours, keep them only if they predict better.
+
+    All ranks hold the same features and come to the same result.
+
+    Args:
+        mixture ([`MixtureRewardModel`]): changed in place. Without a `feature_map` nothing happens.
+        pairs ([`FeaturePairs`]): the training pairs over what the map reads. Texts that only held-out pairs have may be
+            among the features: which texts exist says nothing about who prefers what.
+        num_annotators (`int`): H.
+        seed (`int`): of the frequencies and of the two fits that are compared.
+        choose (`bool`): whether the map goes where heads without it predict pairs out of fold as well.
+        **options: of [`fit_feature_mixture`].
+    """
+    if mixture.feature_map is None:
+        return
+    mixture.feature_map.fit(pairs.features, torch.Generator().manual_seed(seed))
+    if not choose:
+        return
+    device = mixture.feature_map.center.device
+    features = {"linear": pairs.features, "kernel": mixture.map_features(pairs.features.to(device)).cpu()}
+    scores = {}
+    for name, read in features.items():
+        generator = torch.Generator().manual_seed(seed)
+        one = fit_feature_mixture(replace(pairs, features=read), num_annotators, 1, generator=generator, **options)
+        scores[name] = one.score
+    if scores["linear"] >= scores["kernel"]:
+        mixture.drop_feature_map()
+    kept = "linear" if mixture.feature_map is None else f"on {mixture.config.kernel_features} kernel features"
+    logger.info(
+        f"Heads are {kept}: out of fold, one component predicts {scores['linear']:.4f} nats a pair with linear heads "
+        f"and {scores['kernel']:.4f} with kernel features."
+    )
+
+
+@torch.no_grad()
+def set_heads(mixture: MixtureRewardModel, weight: torch.Tensor) -> None:
+    """Give the heads the weights `(K, D)` of linear rewards, Bradley-Terry log-odds."""
+    one_trunk = len(mixture.components) == 1
+    for k, row in enumerate(weight):
+        linear = get_linear(mixture.components[0 if one_trunk else k])
+        linear.weight[k if one_trunk else 0] = row.to(linear.weight)
+
+
+def fit_temperatures(
+    differences: torch.Tensor,
+    responsibilities: torch.Tensor,
+    margin: torch.Tensor | None,
+    described: Sequence[int],
+    names: Sequence[str],
+) -> list[float]:
+    """A temperature per component, from the held-out pairs of those whom it describes.
+
+    Args:
+        differences (`torch.Tensor` of shape `(N, K)`): reward of the chosen minus that of the rejected reply.
+        responsibilities (`torch.Tensor` of shape `(N, K)`): of the pairs' annotators, from their training pairs.
+        margin (`torch.Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+        described (`Sequence[int]`): components that describe somebody.
+        names (`Sequence[str]`): K names, for the warning.
+
+    Returns:
+        `list[float]`: K temperatures. A component that describes nobody, or nobody with a held-out pair, has nothing to
+        be calibrated on: it gets 1, with a warning.
+    """
+    own = responsibilities >= responsibilities.amax(1, keepdim=True)
+    fitted = [k for k in described if own[:, k].any()]
+    if bare := [name for k, name in enumerate(names) if k not in fitted]:
+        logger.warning(
+            f"{', '.join(bare)} got the temperature 1: of the annotators whom it describes no pair is held out, so "
+            "nothing says how sure its rewards may be. Collect more pairs of each of them, or fit fewer components."
+        )
+    columns = zip(differences.T, responsibilities.T, strict=True)
+    return [fit_temperature(d, w, margin) if k in fitted else 1.0 for k, (d, w) in enumerate(columns)]
