@@ -8,9 +8,14 @@ import ast
 import importlib.metadata
 import inspect
 import os
+import pkgutil
 import textwrap
 
 import pytest
+from transformers import Trainer
+
+import trl_maxmin
+from trl_maxmin._compat import OVERRIDES
 
 
 pytestmark = pytest.mark.seam
@@ -62,11 +67,76 @@ def test_the_release_under_test_is_the_one_asked_for(variable, distribution):
     assert importlib.metadata.version(distribution) == expected
 
 
-def test_reward_trainer_prepares_its_dataset_through_one_method():
-    from trl import RewardTrainer
+HOSTS = ("transformers", "trl", "peft", "accelerate", "huggingface_hub")
 
-    expected = ["self", "dataset", "processing_class", "args", "dataset_name"]
-    assert parameters(RewardTrainer._prepare_dataset) == expected
+
+def listed(path):
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in OVERRIDES.items() for name in names])
+def test_the_host_calls_what_is_overridden_as_the_list_says(path, name):
+    expected, found = OVERRIDES[path][name], inspect.getattr_static(listed(path), name)
+    if expected is None:
+        assert not callable(found)
+    else:
+        assert parameters(found) == expected.split()
+
+
+def our_classes():
+    """Every class that a module of the package defines; modules whose optional packages are not there are left out."""
+    for info in pkgutil.walk_packages(trl_maxmin.__path__, "trl_maxmin."):
+        try:
+            module = importlib.import_module(info.name)
+        except ModuleNotFoundError as error:
+            assert not error.name.startswith("trl_maxmin")
+            continue
+        yield from (c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == info.name)
+
+
+def private_overrides(classes, hosts=HOSTS):
+    """(our class, name, the host's class whose member it stands before), mixins in front of a host included."""
+    found = set()
+    for concrete in classes:
+        order = concrete.__mro__
+        for i, owner in enumerate(order):
+            if owner.__module__.partition(".")[0] in hosts:
+                continue
+            behind = [host for host in order[i + 1 :] if host.__module__.partition(".")[0] in hosts]
+            for name in vars(owner):
+                if name.startswith("_") and not name.endswith("__"):
+                    found.update((owner, name, host) for host in behind if name in vars(host))
+    return found
+
+
+def test_every_private_override_is_listed_and_called_alike():
+    """By whichever host redefines it as well: TRL's `_save_checkpoint` has to take what that of transformers takes."""
+    known = {listed(path): names for path, names in OVERRIDES.items()}
+    used = set()
+    for owner, name, host in private_overrides(our_classes()):
+        entries = [(base, names[name]) for base, names in known.items() if issubclass(host, base) and name in names]
+        assert entries, f"{owner.__qualname__} overrides {host.__qualname__}.{name}, which _compat.OVERRIDES lacks"
+        used.update((base, name) for base, _ in entries)
+        if entries[0][1] is not None:
+            assert parameters(vars(host)[name]) == entries[0][1].split(), f"{host.__qualname__}.{name}"
+    listed_private = {(base, name) for base, names in known.items() for name in names if name.startswith("_")}
+    assert used == listed_private, "listed, but overridden by nothing"
+
+
+def test_the_walk_notices_an_override_that_is_not_listed():
+    class InFront:
+        def _wrap_model(self, model):
+            return model
+
+        def _of_our_own(self):
+            pass
+
+    class Ours(InFront, Trainer):
+        _signature_columns = ()
+
+    found = {(owner.__name__, name, host.__name__) for owner, name, host in private_overrides([Ours])}
+    assert found == {("InFront", "_wrap_model", "Trainer")}, "set by the constructor only: no member of the class"
 
 
 def test_base_classes_exist():
@@ -85,10 +155,6 @@ class TestRewardSeam:
         import trl
 
         return getattr(trl, name)
-
-    def test_signature(self, trainer_name):
-        expected = ["self", "inputs", "prompts", "completions", "completion_ids_list"]
-        assert parameters(self.trainer(trainer_name)._calculate_rewards) == expected
 
     def test_weights_are_read_after_the_rewards_and_not_before(self, trainer_name):
         source = inspect.getsource(self.trainer(trainer_name)._generate_and_score_completions)

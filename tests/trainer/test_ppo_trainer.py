@@ -12,6 +12,7 @@ from sklearn.metrics import explained_variance_score
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorWithPadding,
+    HfArgumentParser,
 )
 
 from tests.trainer.ppo_helpers import (
@@ -29,8 +30,10 @@ from tests.trainer.ppo_helpers import (
     sevens,
     weights,
 )
+from trl_maxmin import MaxMinPPOTrainer
 from trl_maxmin.trainer.ppo.checkpoint import load_critic
 from trl_maxmin.trainer.ppo.policy_adapters import CRITIC_ADAPTER
+from trl_maxmin.trainer.ppo.ppo_config import PPOConfig
 from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 
@@ -422,6 +425,21 @@ def test_model_by_name(make, tmp_path, word_tokenizer):
     trainer = make(model=str(tmp_path / "policy"), processing_class=None, max_steps=1)
     assert trainer._root.policy.dtype == torch.float32
     trainer.train()
+
+
+def test_a_reader_of_maxmin_ppo_has_five_classes_of_ours_to_know():
+    names = [kind.__name__ for kind in MaxMinPPOTrainer.__mro__ if kind.__module__.startswith("trl_maxmin.")]
+    assert names == ["MaxMinPPOTrainer", "MaxMinMixin", "PPOTrainer", "AtomicCheckpointMixin", "HubPushMixin"]
+
+
+def test_help_says_of_every_option_what_the_docstring_says(capsys):
+    with pytest.raises(SystemExit):
+        HfArgumentParser(PPOConfig).parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, option in PPOConfig.__dataclass_fields__.items():
+        assert f"--{name}" in shown and option.metadata["help"], name
+    assert "Length limit of a reply, in tokens. The limit is terminal" in shown
+    assert "(in nats per token, 0.5 * E[d^2])" in shown and "moves by about 20 % while" in shown
 
 
 # --------------------------------------------------------------------------------------------------- errors

@@ -122,7 +122,9 @@ class HubPushMixin:
         """As in transformers; an error says what happened and what to do."""
         from ...hub.faults import ask
 
-        ask("Creating the repository of the run", lambda: super(HubPushMixin, self).init_hf_repo(token, private))
+        # transformers 5.17 knows no `private` here, and is not called with one.
+        options = {} if private is None else {"private": private}
+        ask("Creating the repository of the run", lambda: super(HubPushMixin, self).init_hf_repo(token, **options))
 
     def push_to_hub(
         self,

@@ -63,24 +63,21 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             the policy by default. Its padding side does not matter, and it needs no pad token.
         model (`str`, [`~transformers.PreTrainedModel`] or `peft.PeftModel`): the policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*): reference of the KL penalty. Default: the policy as
-            it is now (the bare model or a copy of the adapter where the policy is a `PeftModel`, a copy of the model
-            otherwise).
+            it is now (a copy, or of a `PeftModel` the bare model or a copy of the adapter).
         reward_model: a `MixtureRewardModel`, a sequence-classification model with one label, a callable, or a list of
             these.
         train_dataset: rows with `prompt` (text or messages) or `input_ids`; other columns go to the reward functions.
         value_model ([`~transformers.PreTrainedModel`], *optional*): a sequence-classification model as critic, with
             one label (for the weighted sum) or K + 1; with `peft_config` it gets such an adapter as well. Default: a
             head on the policy's trunk.
-        data_collator (`Callable`, *optional*): makes batches of rows; by default rows are left as they are.
         eval_dataset (*optional*): as `train_dataset`; a dict of several is evaluated one by one.
-        optimizers (`tuple`, *optional*): optimizer and scheduler.
-        callbacks (`list`, *optional*): more callbacks.
+        data_collator, optimizers, callbacks (*optional*): as in transformers; rows are left as they are by default.
         peft_config (`peft.PeftConfig`, *optional*): puts a new adapter on `model`.
 
     Raises:
-        `ValueError`: a missing `model`, `reward_model` or `train_dataset`; `ref_model` being `model`; fewer prompts
-            than a rollout takes; a prompt that leaves no room for the reply; sizes that do not divide; a critic or a
-            number of weights that does not fit the K rewards.
+        `ValueError`: a missing argument; `ref_model` being `model`; a `model` that is not whole or has no tokenizer;
+            fewer prompts than a rollout takes; a prompt that leaves no room for the reply; sizes that do not divide; a
+            critic or a number of weights that does not fit the K rewards.
 
     References: Schulman et al. (arXiv 1707.06347); Ziegler et al. (arXiv 1909.08593).
     """
@@ -134,8 +131,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         self.reward_func_names = list(self.reward_source.names)
         self.reward_weights = setup.initial_weights(args.reward_weights, self.reward_func_names)
         self.kl_coef = args.kl_coef
-        # Whether the critic predicts the weighted sum, or every reward and the KL penalty apart.
         value_model = setup.adapt_critic(value_model, peft_config, args.seed)
+        # Whether the critic predicts the weighted sum, or every reward and the KL penalty apart.
         root, self.scalar_critic = setup.build_root(policy, value_model, args, len(self.reward_func_names))
         # The reference: a module of its own, or `None` and the adapter (`None`: none) that the policy then has on.
         self.reference, self._reference_adapter = setup.build_reference(root, ref_model, peft_config, args)
@@ -238,17 +235,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             seeded(self.accelerator.device, self.args.seed, *stream, self.accelerator.process_index),
             self.accelerator.autocast(),
         ):
-            replies = sample_completions(
-                model,
-                prompt_ids,
-                self.generation_config,
-                self.pad_token_id,
-                self.stop_token_ids,
-                self.args.local_rollout_forward_batch_size,
-            )
-        return Rollout.build(
-            rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, device=self.accelerator.device
-        )
+            config, size = self.generation_config, self.args.local_rollout_forward_batch_size
+            replies = sample_completions(model, prompt_ids, config, self.pad_token_id, self.stop_token_ids, size)
+        return Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, self.accelerator.device)
 
     @torch.no_grad()
     def _forward_rollout(self, rollout: Rollout) -> None:
@@ -294,16 +283,13 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         Returns:
             `torch.Tensor` of shape `(N, K)`: float32, rows of all ranks in their order. NaN: not scored.
         """
+        rewards_local = torch.zeros(0, len(self.reward_func_names))
         if inputs:
             rewards_local = self.reward_source(self._reward_batch(inputs, completions, completion_ids_list))
-        else:
-            rewards_local = torch.zeros(0, len(self.reward_func_names))
         return distributed.gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
 
     def _reward_batch(self, inputs: list[Row], completions: list, completion_ids_list: list[list[int]]) -> RewardBatch:
         return reward_batch(inputs, completions, completion_ids_list, self.args.chat_template_kwargs)
-
-    _ready_policy = setup.ready_policy
 
     # ------------------------------------------------------------------------------ 3 rewards per token and channel
     def _aggregate(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -424,6 +410,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             self._completions = None
 
     # ----------------------------------------------------------------------------------------- beside the updates
+    _ready_policy = setup.ready_policy
+
     @torch.no_grad()
     def evaluation_loop(
         self,
