@@ -14,8 +14,8 @@ from trl_maxmin.functional.em_features import (
     FeaturePairs,
     cross_validated_scores,
     deal_folds,
-    fit_feature_mixture,
     directions_of_pairs,
+    fit_feature_mixture,
 )
 
 

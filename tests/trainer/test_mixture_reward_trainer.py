@@ -325,9 +325,7 @@ def test_weights_divided_among_ranks_are_refused_before_they_are_loaded(
     if strategy == "FSDP":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
-        monkeypatch.setattr(
-            "trl_maxmin.trainer.reward.setup.is_deepspeed_zero3_enabled", lambda: True
-        )
+        monkeypatch.setattr("trl_maxmin.trainer.reward.setup.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=f"{strategy} divides the weights.*multi_gpu.*--load_in_4bit"):
         MixtureRewardTrainer("no/such-model", config(tmp_path), train_dataset=opposed_groups())
 

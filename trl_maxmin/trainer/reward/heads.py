@@ -31,8 +31,8 @@ def fit_feature_map(
 
     Args:
         mixture ([`MixtureRewardModel`]): changed in place. Without a `feature_map` nothing happens.
-        pairs ([`FeaturePairs`]): the training pairs over what the map reads. Texts that only held-out pairs have may be
-            among the features: which texts exist says nothing about who prefers what.
+        pairs ([`FeaturePairs`]): the training pairs over what the map reads. Its texts may hold those of held-out
+            pairs: which texts exist says nothing about who prefers what.
         num_annotators (`int`): H.
         seed (`int`): of the frequencies and of the two fits that are compared.
         choose (`bool`): whether the map goes where heads without it predict pairs out of fold as well.
@@ -85,8 +85,8 @@ def fit_temperatures(
         names (`Sequence[str]`): K names, for the warning.
 
     Returns:
-        `list[float]`: K temperatures. A component that describes nobody, or nobody with a held-out pair, has nothing to
-        be calibrated on: it gets 1, with a warning.
+        `list[float]`: K temperatures. A component that describes nobody, or nobody with a held-out pair, cannot be
+        calibrated: it gets 1, with a warning.
     """
     own = responsibilities >= responsibilities.amax(1, keepdim=True)
     fitted = [k for k in described if own[:, k].any()]

@@ -189,7 +189,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
         self._last_e_step: int | None = None  # the global step that the last E-step came before
-        self._loss_scale: float | None = None  # of a pair's loss in the present optimizer step, see `get_batch_samples`
+        self._loss_scale: float | None = (
+            None  # of a pair's loss in the present optimizer step, see `get_batch_samples`
+        )
         # Metric -> [weighted sum, weight] since the last log: a mean of micro-batches' means would depend on them.
         self._sums: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
 
@@ -289,9 +291,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             return self._train_trunk(*args, **kwargs)
         if not self.args.train_trunk:
             pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
-            fit_feature_map(
-                self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options()
-            )
+            fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
             self._choose_heads = False
         if self._candidates is not None:
             self._set_num_components(self.select_num_components(self._candidates).num_components)
