@@ -137,8 +137,8 @@ class EMState:
         if not (Path(folder) / EM_STATE_NAME).is_file():
             raise ValueError(
                 f"{folder} holds no {EM_STATE_NAME}, so it is no checkpoint of a mixture's training: who belongs "
-                "where would be found anew and the heads in it be lost. Resume from a checkpoint of such a run, or give "
-                "its mixture as `model` to train it further."
+                "where would be found anew and the heads in it be lost. Resume from a checkpoint of such a run, or "
+                "give its mixture as `model` to train it further."
             )
         tensors = load_file(str(Path(folder) / EM_STATE_NAME))
         if tensors["scores"].shape != self.scores.shape:
