@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linear heads of a mixture: what they read, what they are set to, how sure they may be."""
+"""The linear heads of a mixture: what they read, what they are set to, how sure they may be, what they are called."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -97,3 +98,23 @@ def fit_temperatures(
         )
     columns = zip(differences.T, responsibilities.T, strict=True)
     return [fit_temperature(d, w, margin) if k in fitted else 1.0 for k, (d, w) in enumerate(columns)]
+
+
+def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
+    """Give components names that mean something, once somebody has looked at them.
+
+    Args:
+        model ([`MixtureRewardModel`]): changed in place.
+        names (`list[str]`): K distinct names.
+
+    Returns:
+        [`MixtureRewardModel`]: the same model.
+
+    Raises:
+        ValueError: wrong number of names, or names that repeat.
+    """
+    config = copy.deepcopy(model.config)
+    config.component_names = list(names)
+    config._check()
+    model.config.component_names = list(names)
+    return model
