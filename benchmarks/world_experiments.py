@@ -28,7 +28,7 @@ from trl_maxmin.cli.demo_stages import (
 from trl_maxmin.data.world import FilmReviewWorld
 from trl_maxmin.evaluation import assignment_accuracy, match_components, win_rate
 from trl_maxmin.trainer import MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
-from trl_maxmin.trainer.reward.mixture_reward_trainer import rename_components
+from trl_maxmin.trainer.reward.heads import rename_components
 
 
 @dataclass(frozen=True, eq=False)

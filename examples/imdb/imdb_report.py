@@ -26,7 +26,7 @@ from trl_maxmin.cli.io import print_table
 from trl_maxmin.evaluation import assignment_accuracy, match_components, plot_comparison, win_rate
 from trl_maxmin.functional.em import select_num_components
 from trl_maxmin.run_record import RunRecord
-from trl_maxmin.trainer.reward.mixture_reward_trainer import rename_components
+from trl_maxmin.trainer.reward.heads import rename_components
 
 
 MAJORITY, MINORITY = GROUPS

@@ -2,12 +2,19 @@
 """The column contract: what is accepted, what is refused with which words, and what is held out."""
 
 import logging
+import time
 from collections import Counter
 
 import pytest
 from datasets import Dataset
 
-from trl_maxmin.data.columns import AnnotatorIndex, prepare_preferences, share_of_familiar_pairs, split_by_annotator
+from trl_maxmin.data.columns import (
+    AnnotatorIndex,
+    known_groups,
+    prepare_preferences,
+    share_of_familiar_pairs,
+    split_by_annotator,
+)
 
 
 def preferences(**columns):
@@ -143,3 +150,117 @@ def test_a_stream_is_read_to_its_end():
     rows = [{"chosen": "a", "rejected": "b", "annotator_id": i % 2} for i in range(5)]
     prepared = prepare_preferences(Dataset.from_list(rows).to_iterable_dataset(), num_components=2)
     assert prepared.to_list() == rows
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, "", "  ", "nan", "NaN", "Nan", " NAN ", "None", "NULL", "<NA>", "NaT", float("nan"), ["ann"]],
+)
+def test_ids_that_name_nobody_are_refused(value):
+    """Half of them come out of pandas: one export of missing values, and a crowd is one annotator."""
+    others = [["bob"]] * 3 if isinstance(value, list) else [1.0] * 3 if isinstance(value, float) else ["bob"] * 3
+    with pytest.raises(ValueError, match=r"Row 0 has no annotator \(worker is .*'nan', 'none', 'null'"):
+        prepare_preferences(preferences(annotator_id=None, worker=[value, *others]), "worker")
+
+
+@pytest.mark.parametrize("values", [["Nancy", "nano", "no one", "-"], [0, 1, 2, 3], [1.0, 2.0, 1.0, 3.0]])
+def test_ids_that_only_look_like_nobody_pass(values):
+    assert prepare_preferences(preferences(annotator_id=values))["annotator_id"] == values
+
+
+def said(content, role="assistant", **more):
+    return {"role": role, "content": content, **more}
+
+
+def conversation(prompt=None, chosen=None, rejected=None):
+    """Two rows of which the first is right; the second has what is given in place of what is right."""
+    good = [said("Hi?", "user")], [said("Hi.")], [said("No.")]
+    bad = [right if given is None else given for given, right in zip((prompt, chosen, rejected), good, strict=True)]
+    return Dataset.from_dict(
+        {
+            **{name: [a, b] for name, a, b in zip(("prompt", "chosen", "rejected"), good, bad, strict=True)},
+            "annotator_id": ["ann", "bob"],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("faulty", "message"),
+    [
+        ({"chosen": []}, "Row 1 has chosen .*the list has no message"),
+        ({"rejected": [{"content": "No."}]}, "Row 1 has rejected .*has no role"),
+        ({"rejected": [said("No.", "")]}, "Row 1 has rejected .*has no role"),
+        (
+            {"chosen": [said("Hi.", "user")]},
+            "Row 1 has chosen .*last message is of 'user', but must be",
+        ),
+        ({"chosen": [said("Hi."), said("And?", "user")]}, "Row 1 has chosen .*must be of 'assistant'"),
+        ({"chosen": [said("")]}, "Row 1 has chosen .*the message of 'assistant' has no content"),
+        ({"chosen": [said(" \n")]}, "Row 1 has chosen .*no content"),
+        ({"chosen": [{"role": "assistant"}]}, "Row 1 has chosen .*no content"),
+        ({"prompt": []}, "Row 1 has prompt .*the list has no message.*Without a prompt, give ''"),
+        ({"prompt": [said("Hi?", "user"), said("Well")]}, "Row 1 has prompt .*must be of 'user' or 'tool'"),
+        ({"prompt": [said("Be kind.", "system")]}, "Row 1 has prompt .*'system'"),
+        ({"prompt": [said(" ", "user")]}, "Row 1 has prompt .*no content"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_refused(faulty, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        prepare_preferences(conversation(**faulty))
+
+
+def test_conversations_as_the_world_has_them_pass():
+    call = [said("2+2?", "user"), said("", tool_calls=[{"name": "sum"}]), said("4", "tool")]
+    rows = [
+        {
+            "prompt": [said("Be kind.", "system"), said("Hi?", "user")],
+            "chosen": [said("Hi.")],
+            "rejected": [said("No")],
+        },
+        {"prompt": call, "chosen": [said("Four.")], "rejected": [said("", tool_calls=[{"name": "sum"}])]},
+        {"prompt": [said("a", "user"), said("b"), said("c", "user")], "chosen": [said("d")], "rejected": [said("e")]},
+    ]
+    assert len(prepare_preferences(Dataset.from_list([row | {"annotator_id": 1} for row in rows]))) == 3
+    whole = [{"chosen": [said("q", "user"), said(x)], "rejected": [said("q", "user"), said("z")]} for x in "ab"]
+    assert len(prepare_preferences(Dataset.from_list([row | {"annotator_id": 1} for row in whole]))) == 2
+
+
+def test_forms_that_do_not_go_together_are_refused():
+    text = {"prompt": "Hi?", "chosen": [said("Hi.")], "rejected": [said("No.")], "annotator_id": 1}
+    with pytest.raises(ValueError, match=r"Row 0 has a prompt that is text, 'Hi\?', and chosen in messages"):
+        prepare_preferences(Dataset.from_list([text]))
+    with pytest.raises(ValueError, match="Row 0 has one reply as text and one in messages"):
+        prepare_preferences(Dataset.from_list([{"chosen": "Hi.", "rejected": [said("No.")], "annotator_id": 1}]))
+    with pytest.raises(ValueError, match="Row 1 has prompt None.*Without a prompt, give ''"):
+        prepare_preferences(preferences(prompt=["p", None, "p", "p"]))
+    assert len(prepare_preferences(preferences(prompt=["", " ", "p", "p"]))) == 4
+    with pytest.raises(ValueError, match="Row 0 has margin '0.5'"):
+        prepare_preferences(preferences(margin=["0.5"] * 4))
+    with pytest.raises(TypeError, match="must be a `datasets.Dataset`, got list"):
+        prepare_preferences(preferences().to_list())
+
+
+def test_known_groups_of_an_export_with_gaps():
+    data = preferences(group=["x", "nan", "x", None], kind=["none", " ", "none", "NaN"])
+    assert known_groups(data, "group", 2) == {"ann": "x"}
+    assert known_groups(data, "kind", 2) == {"ann": "none"}
+    with pytest.raises(ValueError, match="group_column='annotator_id' names annotators"):
+        known_groups(data, "annotator_id", 9)
+
+
+def test_twenty_thousand_annotators_take_no_time():
+    people, rows = 20_000, 40_000
+    data = Dataset.from_dict(
+        {
+            "prompt": ["p"] * rows,
+            "chosen": [f"c{i % 50}" for i in range(rows)],
+            "rejected": [f"r{i % 10}" for i in range(rows)],
+            "annotator_id": [f"a{i % people}" for i in range(rows)],
+            "group": [f"g{i % people % 3}" for i in range(rows)],
+        }
+    )
+    began = time.process_time()
+    data = prepare_preferences(data)
+    assert len(known_groups(data, "group", 3)) == people
+    split_by_annotator(data, 0.5, seed=0)
+    assert time.process_time() - began < 5

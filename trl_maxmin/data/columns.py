@@ -132,7 +132,7 @@ def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
         for row, value in enumerate(dataset[ANNOTATOR_COLUMN]):
             if not _names_somebody(value):
                 raise ValueError(
-                    f"Row {row} has no annotator ({annotator_column} is {value!r}). An id is a text or a whole number; "
+                    f"Row {row} has no annotator ({annotator_column} is {value!r}). An id is text or a whole number; "
                     f"empty ones and {', '.join(map(repr, _NOBODY[1:]))} stand for nobody, in capitals too. Name one "
                     "(with a prefix, where that is a person's name), or remove the row: an unnamed annotator would "
                     "pool the pairs of different people."
@@ -279,8 +279,8 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
         `dict`: annotator id -> group; empty where no column is given.
 
     Raises:
-        ValueError: no such column, the annotators' own column, an annotator of two groups, more groups than components,
-            or no group at all.
+        ValueError: no such column, that of the annotators, an annotator of two groups, more groups than components, or
+            no group at all.
     """
     if group_column is None:
         return {}
@@ -297,8 +297,8 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
     count = len(set(groups.values()))
     if not 0 < count <= num_components:
         raise ValueError(
-            f"Column {group_column!r} names {count} groups for {num_components} components. Set num_components, or the "
-            "smallest candidate of select, to at least the number of groups, and name at least one."
+            f"Column {group_column!r} names {count} groups for {num_components} components. Set num_components, or "
+            "the smallest candidate of select, to at least the number of groups, and name at least one."
         )
     return groups
 

@@ -209,7 +209,7 @@ def assign_annotators(
 
 
 def mixing_weights_of(log_resp: torch.Tensor, em: str = "soft", dirichlet_concentration: float = 1.0) -> torch.Tensor:
-    """Share of each component, `(K,)`: `update_mixing_weights` (soft), or of the annotators, without a prior (hard)."""
+    """Share of each component, `(K,)`: `update_mixing_weights` (soft), or of the annotators without a prior (hard)."""
     return log_resp.exp().mean(0) if em == "hard" else update_mixing_weights(log_resp, dirichlet_concentration)
 
 

@@ -19,7 +19,6 @@ from .em import (
     annealed_beta,
     annotator_log_likelihood,
     log_responsibilities,
-    predictive_log_likelihood,
     update_mixing_weights,
 )
 
@@ -122,7 +121,6 @@ def fit_linear_mixture(
     *,
     generator: torch.Generator,
     margin: Tensor | None = None,
-    heldout: tuple[Tensor, Tensor, Tensor] | None = None,
     num_init: int = 4,
     num_steps: int = 40,
     annealing_start: float = 0.02,
@@ -138,9 +136,7 @@ def fit_linear_mixture(
         num_components (`int`): K.
         generator (`torch.Generator`): of the random starts, on the CPU.
         margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
-        heldout (`(feature_difference, annotator_index, margin)`, *optional*): other pairs of the same annotators, by
-            whose predictive likelihood the starts are compared. Without them: the out-of-fold likelihood.
-        num_init (`int`): number of starts.
+        num_init (`int`): number of starts; the best out-of-fold likelihood wins.
         num_steps (`int`): EM steps of each start; the first half of them anneals.
         annealing_start (`float`): first inverse temperature of the posterior, in (0, 1].
         ridge (`float`): prior precision of the weights, with features of unit mean square.
@@ -179,14 +175,8 @@ def fit_linear_mixture(
         weight = fit_weighted_logistic(
             reduced, log_resp.exp()[annotator_index], margin, ridge, weights.mean(0), num_steps=8
         )
-        if heldout is not None:
-            held_scores = F.logsigmoid(
-                (heldout[0].double() @ projection) @ weight.T - heldout[2].double().unsqueeze(1)
-            )
-            score = predictive_log_likelihood(held_scores, log_resp, heldout[1]).mean()
-        else:
-            score = torch.logsumexp(mixing.log() + sums, dim=-1).sum() / len(reduced)
-        if best is None or score.item() > best.score:
-            best = LinearMixture(weight @ projection.T, log_resp, mixing, score.item())
+        score = torch.logsumexp(mixing.log() + sums, dim=-1).sum().item() / len(reduced)
+        if best is None or score > best.score:
+            best = LinearMixture(weight @ projection.T, log_resp, mixing, score)
     assert best is not None
     return best

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ... import distributed
 from ..._compat import DataCollatorForPreference
 from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex
 from ...data.texts import distinct_texts
 from ...data.tokenization import asked, encode_reply
+from ...models import MixtureRewardModel
 
 
 logger = get_logger(__name__)
@@ -127,6 +130,38 @@ def number_pairs(dataset: Dataset, annotators: AnnotatorIndex, name: str) -> Dat
         )
     dataset = dataset.add_column("annotator_index", numbers)
     return dataset.add_column("pair_index", list(range(len(dataset))))
+
+
+@torch.no_grad()
+def score_pairs(
+    model: MixtureRewardModel,
+    dataset: Dataset,
+    collator: DataCollatorForAnnotatedPreference,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> torch.Tensor:
+    """Reward of the chosen minus that of the rejected reply, `(N, K)` on the CPU; ranks share the work.
+
+    Args:
+        model ([`MixtureRewardModel`]): left in the mode it was in.
+        dataset (`Dataset`): of [`number_pairs`].
+        collator, batch_size: of a forward; pairs are sorted by length.
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+    """
+    training = model.training
+    model.eval()
+    differences = torch.zeros(len(dataset), model.num_components, device=accelerator.device)
+    lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
+    order = sorted(range(len(dataset)), key=lengths.__getitem__)
+    rows = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
+    first, stride = accelerator.process_index * batch_size, accelerator.num_processes * batch_size
+    for start in range(first, len(order), stride):
+        batch = collator([rows[i] for i in order[start : start + batch_size]])
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        chosen, rejected = model(batch["input_ids"], batch["attention_mask"]).rewards.float().chunk(2)
+        differences[batch["pair_index"]] = chosen - rejected
+    model.train(training)
+    return distributed.sum_over_ranks(accelerator, differences).cpu()
 
 
 def margins_of(dataset: Dataset) -> torch.Tensor | None:

@@ -63,7 +63,6 @@ class EMState:
         self.start_scores: torch.Tensor | None = None
         self.changed = 1.0
         self.bound = float("-inf")
-        self.previous_bound = float("-inf")
 
     def responsibilities(self, annotator_index: torch.Tensor) -> torch.Tensor:
         """`(B, K)`: how much each component owns the pairs of these annotators; rows sum to 1."""
@@ -104,13 +103,41 @@ class EMState:
         else:
             bound = lower_bound(sums, self.mixing_weights.log(), beta, self.dirichlet_concentration)
         self.changed = (after != before).double().mean().item()
-        self.previous_bound, self.bound = self.bound, bound.item() / self.num_annotators
+        self.bound = bound.item() / self.num_annotators
         return {
             "em/lower_bound": self.bound,
             "em/posterior_entropy": posterior_entropy(self.log_responsibilities).mean().item(),
             "em/assignment_changes": self.changed,
             "em/beta": beta,
         }
+
+    def posterior(
+        self, log_likelihood: torch.Tensor, annotator_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Soft posterior by the evidence and further pairs.
+
+        Args:
+            log_likelihood (`torch.Tensor` of shape `(M, K)`): of the further pairs, nats.
+            annotator_index (`torch.Tensor` of shape `(M,)`): theirs; pairs of -1 do not count.
+
+        Returns:
+            `torch.Tensor` of shape `(H, K)`: probabilities, and `(H,)`: how many pairs they rest on.
+        """
+        scores, index = self.evidence()
+        known = annotator_index >= 0
+        index = torch.cat([index, annotator_index[known]])
+        scores = torch.cat([scores.double(), log_likelihood[known].double()])
+        sums = annotator_log_likelihood(scores, index, self.num_annotators)
+        log_resp = assign_annotators(sums, self.mixing_weights.log(), known=self.known)
+        return log_resp.exp(), torch.bincount(index, minlength=self.num_annotators)
+
+    def annotators_of_components(self) -> list[int] | None:
+        """How many annotators each component describes; None while anybody's posterior is flat, as before the first
+        E-step, since it is not known then that a component describes nobody."""
+        log_resp = self.log_responsibilities
+        if self.num_components > 1 and not (log_resp.amax(-1) > log_resp.amin(-1)).all():
+            return None
+        return torch.bincount(log_resp.argmax(-1), minlength=self.num_components).tolist()
 
     def converged(self, tolerance: float = 0.02) -> bool:
         """Whether the last E-step moved at most this share of the annotators to another component."""
@@ -122,7 +149,7 @@ class EMState:
             "log_responsibilities": self.log_responsibilities,
             "mixing_weights": self.mixing_weights,
             "scores": self.scores,
-            "progress": torch.tensor([self.changed, self.bound, self.previous_bound], dtype=torch.float64),
+            "progress": torch.tensor([self.changed, self.bound], dtype=torch.float64),
         }
         if self.start_scores is not None:
             tensors["start_scores"] = self.start_scores
@@ -136,8 +163,8 @@ class EMState:
         """
         if not (Path(folder) / EM_STATE_NAME).is_file():
             raise ValueError(
-                f"{folder} holds no {EM_STATE_NAME}, so it is no checkpoint of a mixture's training: who belongs where "
-                "would be found anew and the heads that it holds be lost. Resume from a checkpoint of such a run, or "
+                f"{folder} holds no {EM_STATE_NAME}, so it is no checkpoint of a mixture's training: who belongs "
+                "where would be found anew and the heads in it be lost. Resume from a checkpoint of such a run, or "
                 "give its mixture as `model` to train it further."
             )
         tensors = load_file(str(Path(folder) / EM_STATE_NAME))
@@ -150,4 +177,4 @@ class EMState:
         self.mixing_weights = tensors["mixing_weights"]
         self.scores = tensors["scores"]
         self.start_scores = tensors.get("start_scores")
-        self.changed, self.bound, self.previous_bound = tensors["progress"].tolist()
+        self.changed, self.bound = tensors["progress"].tolist()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linear heads of a mixture: what they read, what they are set to, how sure they may be."""
+"""The linear heads of a mixture: what they read, what they are set to, how sure they may be, what they are called."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,8 +32,8 @@ def fit_feature_map(
 
     Args:
         mixture ([`MixtureRewardModel`]): changed in place. Without a `feature_map` nothing happens.
-        pairs ([`FeaturePairs`]): the training pairs over what the map reads. Texts that only held-out pairs have may be
-            among the features: which texts exist says nothing about who prefers what.
+        pairs ([`FeaturePairs`]): the training pairs over what the map reads. Its texts may hold those of held-out
+            pairs: which texts exist says nothing about who prefers what.
         num_annotators (`int`): H.
         seed (`int`): of the frequencies and of the two fits that are compared.
         choose (`bool`): whether the map goes where heads without it predict pairs out of fold as well.
@@ -85,8 +86,8 @@ def fit_temperatures(
         names (`Sequence[str]`): K names, for the warning.
 
     Returns:
-        `list[float]`: K temperatures. A component that describes nobody, or nobody with a held-out pair, has nothing to
-        be calibrated on: it gets 1, with a warning.
+        `list[float]`: K temperatures. A component that describes nobody, or nobody with a held-out pair, cannot be
+        calibrated: it gets 1, with a warning.
     """
     own = responsibilities >= responsibilities.amax(1, keepdim=True)
     fitted = [k for k in described if own[:, k].any()]
@@ -97,3 +98,23 @@ def fit_temperatures(
         )
     columns = zip(differences.T, responsibilities.T, strict=True)
     return [fit_temperature(d, w, margin) if k in fitted else 1.0 for k, (d, w) in enumerate(columns)]
+
+
+def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
+    """Give components names that mean something, once somebody has looked at them.
+
+    Args:
+        model ([`MixtureRewardModel`]): changed in place.
+        names (`list[str]`): K distinct names.
+
+    Returns:
+        [`MixtureRewardModel`]: the same model.
+
+    Raises:
+        ValueError: wrong number of names, or names that repeat.
+    """
+    config = copy.deepcopy(model.config)
+    config.component_names = list(names)
+    config._check()
+    model.config.component_names = list(names)
+    return model

@@ -88,7 +88,7 @@ class MixtureRewardConfig(RewardConfig):
         em (`str`, *optional*, defaults to `"soft"`):
             `"soft"`: posterior over components, annealed. `"hard"`: the paper's Algorithm 2, each annotator goes to
             the component that explains them best, in every E-step after the starts, which are soft and annealed; with
-            a frozen trunk in every E-step there is. Departs from the paper by default: a hard split made early freezes.
+            a frozen trunk in every E-step there is. Departs from the paper by default: an early hard split freezes.
         n_init (`int`, *optional*, defaults to `4`):
             Three times so many starts fit heads to the frozen trunk, pairs scored out of fold; the best continues, and
             its scores stay half of the evidence. `0`: no starts, annealing runs from random heads; not with a frozen
@@ -265,13 +265,13 @@ class MixtureRewardConfig(RewardConfig):
             (not self.train_trunk, "train_trunk=False", (*annealing, "e_step_interval", "e_step_scores")),
             (
                 not self.train_trunk and self.n_init == 0,
-                "train_trunk=False, whose heads come from starts",
+                "train_trunk=False, which begins with starts",
                 ("n_init",),
             ),
             (hard, "em='hard'", annealing),
             (
                 hard and (not self.train_trunk or no_fits),
-                "em='hard' without soft starts",
+                "em='hard' without starts",
                 ("dirichlet_concentration",),
             ),
             (no_starts, "n_init=0", ("init_steps",)),
@@ -283,5 +283,5 @@ class MixtureRewardConfig(RewardConfig):
                 raise ValueError(f"{settings} would have no effect with {reason}. Leave it out, or change the latter.")
         if not self.train_trunk and (found := self.changed(*_LOOP_FIELDS)):
             logger.warning(
-                f"With train_trunk=False heads are fitted without a gradient loop, so {', '.join(found)} have no effect."
+                f"With train_trunk=False heads are fitted without a gradient loop: no effect have {', '.join(found)}."
             )

@@ -19,7 +19,7 @@ from trl import RewardTrainer
 
 from ... import distributed
 from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepare_preferences, split_by_annotator
-from ...functional.em import annealed_beta, annotator_log_likelihood, assign_annotators
+from ...functional.em import annealed_beta
 from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
 from ...functional.em_linear import LinearMixture, fit_linear_rewards
 from ...functional.preference import preference_accuracy, preference_log_likelihood
@@ -33,6 +33,7 @@ from .annotated_preferences import (
     margins_of,
     number_pairs,
     require_embedded_tokens,
+    score_pairs,
     tokenize_pairs,
     within_length,
 )
@@ -363,11 +364,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                 f"{len(self.annotators)} annotators. Give smaller candidates."
             )
         pairs = self.feature_pairs(self.train_dataset)
-        options = self._fit_options() | {"num_init": 3 * max(self.args.n_init, 1), "known": self._known}
-        scores = {
-            k: cross_validated_scores(pairs, len(self.annotators), k, seed=self.args.seed, **options)
-            for k in candidates
-        }
+        options = self._fit_options() | {"seed": self.args.seed, "num_init": 3 * max(self.args.n_init, 1)}
+        people, known = len(self.annotators), self._known
+        scores = {k: cross_validated_scores(pairs, people, k, known=known, **options) for k in candidates}
         self.selection = ComponentSelection.from_scores(scores, pairs.annotator_index)
         logger.info(self.selection.verdict())
         return self.selection
@@ -438,7 +437,10 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             packed = torch.cat([log_likelihood, preference_accuracy(chosen, rejected), responsibilities], dim=-1)
             packed = distributed.gather_rows(self.accelerator, packed)
             pairs = distributed.gather_rows(self.accelerator, inputs["pair_index"])
-            self._log_batch(mode, pairs, *packed.chunk(3, dim=-1))
+            log_likelihood, accuracy, responsibilities = packed.chunk(3, dim=-1)
+            if mode == "train":
+                self.em_state.record(pairs, log_likelihood)
+            self._count(mode, log_likelihood, accuracy, responsibilities)
         return (loss, output) if return_outputs else loss
 
     def _responsibilities(self, annotators: torch.Tensor) -> torch.Tensor:
@@ -447,16 +449,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         known = self.em_state.responsibilities(annotators.clamp(min=0))
         return torch.where((annotators >= 0).unsqueeze(1), known, self.em_state.mixing_weights.to(known))
 
-    def _log_batch(
-        self,
-        mode: str,
-        pair_index: torch.Tensor,
-        log_likelihood: torch.Tensor,
-        accuracy: torch.Tensor,
-        responsibilities: torch.Tensor,
+    def _count(
+        self, mode: str, log_likelihood: torch.Tensor, accuracy: torch.Tensor, responsibilities: torch.Tensor
     ) -> None:
-        if mode == "train":
-            self.em_state.record(pair_index, log_likelihood)
         predictive = (responsibilities.log() + log_likelihood).logsumexp(-1)
         # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
         sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": (predictive.exp() > 0.5).sum()}
@@ -564,14 +559,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
 
     def _describe_components(self) -> None:
-        """Into the mixture's configuration: whom EM found, as numbers. While anybody's posterior is flat, as before
-        the first E-step, it is not known that a component describes nobody."""
-        state = self.em_state
-        self.mixture.config.mixing_weights = state.mixing_weights.tolist()
-        log_resp = state.log_responsibilities
-        counts = torch.bincount(log_resp.argmax(-1), minlength=state.num_components)
-        known = state.num_components == 1 or bool((log_resp.amax(-1) > log_resp.amin(-1)).all())
-        self.mixture.config.component_annotators = counts.tolist() if known else None
+        """Into the mixture's configuration: whom EM found, as numbers."""
+        self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
+        self.mixture.config.component_annotators = self.em_state.annotators_of_components()
 
     @torch.no_grad()
     def reward_differences(self, dataset: Dataset) -> torch.Tensor:
@@ -583,25 +573,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         Returns:
             `torch.Tensor` of shape `(N, K)`, Bradley-Terry log-odds, on the CPU.
         """
-        model, training = self.mixture, self.mixture.training
+        model = self.mixture
         if not self.args.train_trunk:
             pairs = self.feature_pairs(dataset)
             rewards = model.rewards_from_features(pairs.features.unsqueeze(1).to(model.device)).float().cpu()
             return rewards[pairs.chosen] - rewards[pairs.rejected]
-        model.eval()
-        device, size = self.accelerator.device, self.args.e_step_batch_size
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        differences = torch.zeros(len(dataset), model.num_components, device=device)
-        lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
-        order = sorted(range(len(dataset)), key=lengths.__getitem__)
-        rows = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
-        for start in range(rank * size, len(order), world * size):
-            batch = self.data_collator([rows[i] for i in order[start : start + size]])
-            output = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-            chosen, rejected = output.rewards.float().chunk(2)
-            differences[batch["pair_index"].to(device)] = chosen - rejected
-        model.train(training)
-        return distributed.sum_over_ranks(self.accelerator, differences).cpu()
+        return score_pairs(model, dataset, self.data_collator, self.args.e_step_batch_size, self.accelerator)
 
     def _log_likelihood(self, dataset: Dataset) -> torch.Tensor:
         """`(N, K)` of a prepared data set's pairs, nats, float64."""
@@ -635,16 +612,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         Returns:
             [`AnnotatorPosterior`]: `(H, K)`. Stays on this machine.
         """
-        state = self.em_state
-        scores, index = state.evidence()
+        scores, people = torch.zeros(0, self.em_state.num_components), torch.zeros(0, dtype=torch.long)
         if self.eval_dataset is not None:
+            scores = self._log_likelihood(self.eval_dataset)
             people = torch.tensor(self.eval_dataset["annotator_index"])
-            heldout = self._log_likelihood(self.eval_dataset)[people >= 0]
-            scores, index = torch.cat([scores.double(), heldout]), torch.cat([index, people[people >= 0]])
-        sums = annotator_log_likelihood(scores, index, len(self.annotators))
-        log_resp = assign_annotators(sums, state.mixing_weights.log(), known=state.known)
-        counts = torch.bincount(index, minlength=len(self.annotators))
-        return AnnotatorPosterior(self.annotators.annotator_ids, log_resp.exp(), counts)
+        return AnnotatorPosterior(self.annotators.annotator_ids, *self.em_state.posterior(scores, people))
 
     def assignments(self) -> dict[str | int, str]:
         """Component name of each annotator, by all their pairs. All ranks have to call it. Stays on this machine."""
@@ -664,23 +636,3 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _record_facts(self) -> tuple[str, dict[str, Any]]:
         return "reward", reward_facts(self)
-
-
-def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:
-    """Give components names that mean something, once somebody has looked at them.
-
-    Args:
-        model ([`MixtureRewardModel`]): changed in place.
-        names (`list[str]`): K distinct names.
-
-    Returns:
-        [`MixtureRewardModel`]: the same model.
-
-    Raises:
-        ValueError: wrong number of names, or names that repeat.
-    """
-    config = copy.deepcopy(model.config)
-    config.component_names = list(names)
-    config._check()
-    model.config.component_names = list(names)
-    return model

@@ -89,8 +89,8 @@ def require_effect(
     if other := {name: value for name, value in asked.items() if value != getattr(config, name)}:
         has = ", ".join(f"{name}={getattr(config, name)!r}" for name in other)
         raise ValueError(
-            f"{', '.join(f'{name}={value!r}' for name, value in other.items())} would shape a new mixture, but the one "
-            f"that is given has {has}. Leave them out, or give its base model instead."
+            f"{', '.join(f'{name}={value!r}' for name, value in other.items())} would shape a new mixture, but the "
+            f"one that is given has {has}. Leave them out, or give its base model instead."
         )
     if not args.train_trunk and config.component_type != "head":
         raise ValueError(
