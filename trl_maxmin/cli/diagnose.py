@@ -16,6 +16,7 @@ from ..evaluation.diagnosis import diagnose
 from ..evaluation.plots import plot_diagnosis
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
+from .loading import require_model
 from .parser import CommandParser
 
 
@@ -78,6 +79,8 @@ def run(argv: Sequence[str]) -> None:
         "      --model_name_or_path Qwen/Qwen3-0.6B",
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
+    if arguments.model_name_or_path:
+        require_model(arguments.model_name_or_path, "--model_name_or_path")
     train, _ = read_dataset(arguments)
     with Console(stderr=True).status("fitting rewards for one, two and more groups"):
         found = diagnose(

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..data.tokenization import Prompt, same_vocabulary
 from ..distributed import gather_objects
 from ..models import MixtureRewardModel
+from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.sources import RewardBatch, build_reward_source
 from .generation import (
     Replies,
@@ -50,8 +51,8 @@ class Policy:
             model, tokenizer = self.source
         else:
             where = {key: self.load_kwargs[key] for key in ("revision", "token") if key in self.load_kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(self.source, **where)
-            model = AutoModelForCausalLM.from_pretrained(self.source, **self.load_kwargs)
+            tokenizer = load_tokenizer(self.source, "`policies`", **where)
+            model = load_pretrained(AutoModelForCausalLM, self.source, argument="`policies`", **self.load_kwargs)
         return model.to(device).eval(), tokenizer
 
 
