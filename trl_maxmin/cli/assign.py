@@ -68,9 +68,9 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."
         )
-    require_model(arguments.reward_model, "--reward_model")
     rows, _ = read_dataset(arguments)
     rows = prepare_preferences(rows, arguments.annotator_column)
+    require_model(arguments.reward_model, "--reward_model")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
     log_likelihood = mixture.preference_log_likelihood(rows, batch_size=arguments.batch_size)
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])

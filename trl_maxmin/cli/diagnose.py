@@ -79,9 +79,9 @@ def run(argv: Sequence[str]) -> None:
         "      --model_name_or_path Qwen/Qwen3-0.6B",
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
+    train, _ = read_dataset(arguments)
     if arguments.model_name_or_path:
         require_model(arguments.model_name_or_path, "--model_name_or_path")
-    train, _ = read_dataset(arguments)
     with Console(stderr=True).status("fitting rewards for one, two and more groups"):
         found = diagnose(
             train,

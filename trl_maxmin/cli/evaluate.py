@@ -186,7 +186,8 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
 
 
 def _source(source: str, argument: str, load: dict[str, Any]) -> Policy:
-    require_model_folder(source, argument)
+    if Path(source).is_dir():
+        require_model_folder(source, argument)
     return Policy(source, load)
 
 

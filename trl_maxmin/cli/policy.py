@@ -98,10 +98,10 @@ def run_policy(
     ]
     if missing:
         raise ValueError(f"{' and '.join(missing)} required.")
+    train, test = read_dataset(script)
     # What is named wrongly is said before the first model is loaded.
     tokenizer = require_model(model.model_name_or_path, POLICY, revision=model.model_revision)
     reward_model_names(script.reward_model)
-    train, test = read_dataset(script)
     trainer = build(
         args=args,
         model=_load_policy(model),

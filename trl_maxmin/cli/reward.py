@@ -40,8 +40,8 @@ def run(argv: Sequence[str]) -> None:
     if args.component_type == "lora":
         args.model_init_kwargs |= quantization_options(model)
         peft_config = lora_config(model)
-    require_model(model.model_name_or_path, "--model_name_or_path", revision=model.model_revision)
     train, test = read_dataset(script)
+    require_model(model.model_name_or_path, "--model_name_or_path", revision=model.model_revision)
     trainer = MixtureRewardTrainer(
         model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config
     )

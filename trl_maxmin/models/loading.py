@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,8 +347,11 @@ def _load_with_adapter(
 
 
 def _has_tokenizer(name: str, **place: Any) -> bool:
-    silent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    return any(cached_file(name, file, **silent, **place) for file in _TOKENIZERS)
+    for file in _TOKENIZERS:
+        with suppress(OSError):
+            cached_file(name, file, **place)
+            return True
+    return False
 
 
 def _require_base(base: str | None, name: str, argument: str) -> str:

@@ -17,6 +17,7 @@ from trl.data_utils import is_conversational
 from ..._compat import unwrap_model_for_generation, use_adapter
 from ...distributed import gather_rows, local_slice, rows_per_rank
 from ...models.base import base_model
+from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
 from ..scoring.callables import RewardCallables
@@ -68,6 +69,9 @@ class TRLPolicyMixin(CalibrationMixin):
                 f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a {self._config_class.__name__}: "
                 "it has the same fields, and those that say whom the policy serves."
             )
+        if isinstance(model, str):
+            load_config(model, "`model`")
+        refuse_remote_code(getattr(args, "trust_remote_code", False), "`args`")
         rewards = None
         if reward_funcs is not None and reward_funcs != []:
             rewards = RewardCallables(reward_funcs, reward_processing_classes)
