@@ -69,8 +69,6 @@ class TRLPolicyMixin(CalibrationMixin):
                 f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a {self._config_class.__name__}: "
                 "it has the same fields, and those that say whom the policy serves."
             )
-        if isinstance(model, str):
-            load_config(model, "`model`")
         refuse_remote_code(getattr(args, "trust_remote_code", False), "`args`")
         rewards = None
         if reward_funcs is not None and reward_funcs != []:
@@ -80,7 +78,9 @@ class TRLPolicyMixin(CalibrationMixin):
             raise ValueError(
                 "`reward_funcs` is empty; pass a `MixtureRewardModel`, or a list or a dict of one reward a group."
             )
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, str):
+            load_config(model, "`model`")
+        elif isinstance(model, torch.nn.Module):
             freeze_reward_adapters(model)
         super().__init__(
             model=model,
