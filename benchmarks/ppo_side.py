@@ -75,8 +75,8 @@ class Meter(TrainerCallback):
 
 def build(side, folder, s):
     """The trainer of a side on the same policy, prompts and reward; and the model that reads the replies."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
-    policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left", trust_remote_code=False)
+    policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32, trust_remote_code=False)
     settings = {
         "output_dir": str(folder / "run"), "report_to": [], "disable_tqdm": True, "save_strategy": "no",
         "seed": s["seed"],
@@ -102,7 +102,9 @@ def build(side, folder, s):
         args = MaxMinPPOConfig(**settings, utility="raw")
         trainer = MaxMinPPOTrainer(args, ref_model=None, reward_model=mixture, **objects)
         return trainer, mixture.components[0]
-    reward = AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1)
+    reward = AutoModelForSequenceClassification.from_pretrained(
+        folder / "reward", num_labels=1, trust_remote_code=False
+    )
     if side == "ours":
         from trl_maxmin import PPOConfig, PPOTrainer
 

@@ -67,8 +67,10 @@ def main(script_args: Arguments, training_args: MaxMinGRPOConfig, model_args: Mo
     train_dataset, _ = read_dataset(script_args)
     trainer = MaxMinGRPOTrainer(
         args=training_args,
-        model=AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype),
-        processing_class=AutoTokenizer.from_pretrained(model_args.model_name_or_path),
+        model=AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path, dtype=model_args.dtype, trust_remote_code=False
+        ),
+        processing_class=AutoTokenizer.from_pretrained(model_args.model_name_or_path, trust_remote_code=False),
         reward_funcs=load_reward_models(script_args.reward_model),
         train_dataset=train_dataset,
         welfare_function=keep_the_majority_above(script_args.majority_floor, script_args.softness),

@@ -56,8 +56,9 @@ class EvaluationArguments(PolicyArguments):
 
 def scores(name: str, prompts: list, args: EvaluationArguments, source, accelerator: Accelerator, dtype) -> list:
     """Rewards (N, K), as lists, of one reply of the policy of that name to each prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    policy = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(accelerator.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    policy = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+    policy = policy.to(accelerator.device).eval()
     prompt_ids, stop = (
         [encode_prompt(tokenizer, p) for p in prompts],
         resolve_stop_tokens(None, None, policy, tokenizer),

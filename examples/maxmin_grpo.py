@@ -40,7 +40,7 @@ def main(script_args: PolicyArguments, training_args: MaxMinGRPOConfig, model_ar
     ################
     # Policy, tokenizer and rewards
     ################
-    kwargs = {"revision": model_args.model_revision}
+    kwargs = {"revision": model_args.model_revision, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
     policy = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
     rewards = load_reward_models(script_args.reward_model)

@@ -38,7 +38,7 @@ def main(script_args: ScriptArguments, training_args: MixtureRewardConfig, model
     ################
     # Model and tokenizer
     ################
-    kwargs = {"revision": model_args.model_revision}
+    kwargs = {"revision": model_args.model_revision, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
     model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
 

@@ -95,10 +95,10 @@ def load_policy(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     Raises:
         ValueError: a tokenizer that reads EOS as padding, or has no BOS.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.bos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise ValueError(f"The tokenizer in {folder} needs a BOS token and a pad token of its own.")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32"), tokenizer
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", trust_remote_code=False), tokenizer
 
 
 def finetune(

@@ -86,12 +86,13 @@ def load_reference(votes: Dataset, arguments: argparse.Namespace) -> tuple[PreTr
     folder = arguments.reference or arguments.output_dir / "reference"
     if not (folder / "tokenizer_config.json").exists():  # written last
         train_reference(votes, folder, arguments)
-    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False), tokenizer
 
 
 def train_reference(votes: Dataset, folder: Path, arguments: argparse.Namespace) -> None:
     """The given policy, fine-tuned until it knows the statements: what it then learns is which of them to write."""
-    tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.policy, trust_remote_code=False)
     if tokenizer.bos_token_id is None:
         raise ValueError(f"The tokenizer of {arguments.policy} has no BOS token, behind which a statement begins.")
     statements = sorted({*votes["chosen"], *votes["rejected"]})
@@ -110,7 +111,7 @@ def train_reference(votes: Dataset, folder: Path, arguments: argparse.Namespace)
         seed=arguments.seed,
         **QUIET,
     )
-    model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype="float32", trust_remote_code=False)
     data = Dataset.from_dict({"input_ids": rows})
     SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer).train()
     model.save_pretrained(folder)

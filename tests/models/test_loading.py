@@ -179,6 +179,7 @@ def change_json(file, **fields):
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
+@pytest.mark.seam
 @pytest.mark.parametrize(("source", "edit", "words"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
 def test_a_broken_reward_model_is_refused(saved, tmp_path, source, edit, words):
     folder = tmp_path / "model"
@@ -303,6 +304,7 @@ def test_old_buffers_and_a_trunk_alone(tmp_path):
     assert torch.equal(again.lm_head.weight, policy.lm_head.weight)
 
 
+@pytest.mark.seam
 @pytest.mark.parametrize(
     ("name", "auto"),
     [("policy-adapter", AutoModelForCausalLM), ("reward-adapter", AutoModelForSequenceClassification)],
@@ -465,6 +467,7 @@ def test_what_is_no_mixture(saved, source):
         MixtureRewardModel.from_pretrained(saved / source, argument="--reward_model")
 
 
+@pytest.mark.seam
 @pytest.mark.parametrize("source", [*KINDS, "own"])
 def test_an_intact_mixture_loads_in_silence(mixtures, source):
     with Silence():

@@ -18,6 +18,7 @@ from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..models import AnnotatorPosterior, MixtureRewardModel
 from .io import print_table, read_dataset
+from .loading import require_model
 from .parser import CommandParser
 
 
@@ -56,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): options of [`AssignArguments`].
 
     Raises:
-        ValueError: no mixture named, or data that cannot be read as preferences.
+        ValueError: no mixture named, another model or a broken one, or data that cannot be read as preferences.
     """
     (arguments,) = CommandParser(
         (AssignArguments,),
@@ -69,7 +70,8 @@ def run(argv: Sequence[str]) -> None:
         )
     rows, _ = read_dataset(arguments)
     rows = prepare_preferences(rows, arguments.annotator_column)
-    mixture = MixtureRewardModel.from_pretrained(arguments.reward_model)
+    require_model(arguments.reward_model, "--reward_model")
+    mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
     log_likelihood = mixture.preference_log_likelihood(rows, batch_size=arguments.batch_size)
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])
     people = torch.tensor(index.encode(rows[ANNOTATOR_COLUMN]))

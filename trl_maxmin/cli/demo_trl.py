@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, TrainerCallback
 
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
+from ..models.loading import load_pretrained
 from ..trainer.maxmin.maxmin_grpo_config import MaxMinGRPOConfig
 from ..trainer.maxmin.maxmin_grpo_trainer import MaxMinGRPOTrainer
 from ..trainer.maxmin.maxmin_rloo_config import MaxMinRLOOConfig
@@ -75,7 +76,7 @@ def train_policy_with_trl(
         **{**options, **quiet(), "logging_steps": 15, **overrides},
     )
     trainer = trainer_class(
-        model=GPT2LMHeadModel.from_pretrained(reference_dir),
+        model=load_pretrained(GPT2LMHeadModel, reference_dir, argument="the reference"),
         reward_funcs=reward_model,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(settings.num_policy_prompts, seed=seed)}),

@@ -16,6 +16,7 @@ from ..evaluation.diagnosis import diagnose
 from ..evaluation.plots import plot_diagnosis
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
+from .loading import require_model
 from .parser import CommandParser
 
 
@@ -79,6 +80,8 @@ def run(argv: Sequence[str]) -> None:
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
     train, _ = read_dataset(arguments)
+    if arguments.model_name_or_path:
+        require_model(arguments.model_name_or_path, "--model_name_or_path")
     with Console(stderr=True).status("fitting rewards for one, two and more groups"):
         found = diagnose(
             train,

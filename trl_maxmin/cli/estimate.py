@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from ..models.families import get_family
+from ..models.loading import load_config
 from ..models.lora import PAPER_LORA
 from .io import print_table
 from .parser import CommandParser
@@ -139,7 +140,7 @@ def run(argv: Sequence[str]) -> None:
     for name in ("num_components", "lora_r", "batch_size", "sequence_length", "memory_gb"):
         if getattr(arguments, name) <= 0:
             raise ValueError(f"--{name} must be positive, got {getattr(arguments, name)}.")
-    config = AutoConfig.from_pretrained(arguments.model)
+    config = load_config(arguments.model, "--model", weights=False)
     get_family(config.model_type)
     rows = []
     for item in estimate_memory(arguments, config):

@@ -23,10 +23,12 @@ from ..evaluation.generation import Sampling, read_completions, write_completion
 from ..evaluation.judges import EndpointJudge
 from ..evaluation.plots import plot_groups, plot_pareto, plot_training
 from ..evaluation.results import results_to_markdown
+from ..models.loading import require_model_folder
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
+from .loading import require_model
 from .parser import CommandParser
-from .policy import load_reward_models
+from .policy import load_reward_models, reward_model_names
 
 
 @dataclass
@@ -122,13 +124,16 @@ def run(argv: Sequence[str]) -> None:
     accelerator = Accelerator()
     policies, reference = _policies(arguments)
     generated = any(isinstance(policy.source, str) for policy in policies.values())
+    prompts = _prompts(arguments) if generated else None
+    gold = {name: function for name, function in map(_gold, arguments.gold or [])}
+    _require_models(policies, arguments.reward_model)
     with Progress(console=Console(stderr=True), disable=not _shows_progress(accelerator), transient=True) as bars:
         found = evaluate_policies(
             policies,
-            _prompts(arguments) if generated else None,
+            prompts,
             reference=reference,
             reward_model=load_reward_models(arguments.reward_model) if arguments.reward_model else None,
-            gold={name: function for name, function in map(_gold, arguments.gold or [])},
+            gold=gold,
             judges=_judges(arguments),
             sampling=Sampling(
                 arguments.max_new_tokens,
@@ -184,7 +189,7 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
         name, _, source = word.rpartition("=") if "=" in word else (Path(word).name, "", word)
         if not name or name in policies:
             raise ValueError(f"The policy {word!r} has no name of its own; write NAME=FOLDER_OR_HUB_ID.")
-        policies[name] = Policy(_require_model(source), load)
+        policies[name] = _source(source, "--policies", load)
     reference = arguments.reference
     if reference in policies:
         return policies, reference
@@ -196,15 +201,22 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
     name = "reference" if "reference" not in policies else Path(reference).name
     if name in policies:
         raise ValueError(f"--reference {reference} has no name of its own; add it to --policies as NAME={reference}.")
-    return {name: Policy(_require_model(reference), load)} | policies, name
+    return {name: _source(reference, "--reference", load)} | policies, name
 
 
-def _require_model(source: str) -> str:
-    """The source; a folder that holds no model is named here, where transformers would speak of tokenizers."""
-    folder = Path(source)
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise ValueError(f"The folder {source} holds no model: neither config.json nor adapter_config.json is there.")
-    return source
+def _source(source: str, argument: str, load: dict[str, Any]) -> Policy:
+    if Path(source).is_dir():
+        require_model_folder(source, argument)
+    return Policy(source, load)
+
+
+def _require_models(policies: dict[str, Policy], reward_model: str | None) -> None:
+    """All that will be loaded is there, before the first is: the last policy's turn may come after hours."""
+    for policy in policies.values():
+        if isinstance(policy.source, str):
+            require_model(policy.source, "--policies")
+    if reward_model:
+        reward_model_names(reward_model)
 
 
 def _prompts(arguments: EvaluateArguments) -> list[Any]:

@@ -20,6 +20,10 @@ from .launch import read_recipe
 
 QUIET_VARIABLE = "TRL_MAXMIN_QUIET"
 _WIDTH = 96
+_NO_REMOTE_CODE = (
+    "--trust_remote_code is refused: this package never runs code out of a model's repository. Leave it out and use a "
+    "model that transformers has a class for."
+)
 _COMMON = (
     "output_dir per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
     "max_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 gradient_checkpointing "
@@ -160,6 +164,8 @@ class CommandParser(TrlParser):
         self._refuse(names + self.parse_known_args(words)[1])
         parsed = super().parse_args_and_config(args, return_remaining_strings=True, **kwargs)
         self._refuse(parsed[-1])
+        if any(getattr(arguments, "trust_remote_code", False) for arguments in parsed[:-1]):
+            raise UsageError(_NO_REMOTE_CODE)
         if os.environ.get(QUIET_VARIABLE):
             for arguments in parsed[:-1]:
                 if hasattr(arguments, "disable_tqdm"):
@@ -184,6 +190,8 @@ class CommandParser(TrlParser):
         unknown = [word for word in remaining if word.startswith("-")] or remaining
         if not unknown:
             return
+        if unknown[0].split("=")[0] == "--trust_remote_code":
+            raise UsageError(_NO_REMOTE_CODE)
         known = [option for action in self._actions for option in action.option_strings if "-" not in option[2:]]
         close = difflib.get_close_matches(
             unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1

@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..models import MixtureRewardModel
+from ..models.loading import load_pretrained
 from ..trainer.scoring.callables import load_reward_model
 from .io import read_dataset
-from .loading import quantization_options
+from .loading import quantization_options, require_model
 from .parser import CommandParser
+
+
+POLICY = "--model_name_or_path"
 
 
 @dataclass
@@ -36,9 +40,21 @@ class PolicyArguments(ScriptArguments):
     )
 
 
+def reward_model_names(name: str) -> list[str]:
+    """The folders or Hub ids of `--reward_model`, each of which is there.
+
+    Raises:
+        ValueError, OSError: one is not, or has no tokenizer; nothing has been loaded then.
+    """
+    names = [part.strip() for part in name.split(",") if part.strip()]
+    for part in names:
+        require_model(part, "--reward_model")
+    return names
+
+
 def load_reward_models(name: str) -> Any:
     """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds."""
-    models = [load_reward_model(part.strip()) for part in name.split(",") if part.strip()]
+    models = [load_reward_model(part, "--reward_model") for part in reward_model_names(name)]
     return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
 
 
@@ -83,11 +99,14 @@ def run_policy(
     if missing:
         raise ValueError(f"{' and '.join(missing)} required.")
     train, test = read_dataset(script)
+    # What is named wrongly is said before the first model is loaded.
+    tokenizer = require_model(model.model_name_or_path, POLICY, revision=model.model_revision)
+    reward_model_names(script.reward_model)
     trainer = build(
         args=args,
-        model=AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **_loading_options(model)),
+        model=_load_policy(model),
         reward_model=load_reward_models(script.reward_model),
-        processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision),
+        processing_class=tokenizer,
         train_dataset=train,
         eval_dataset=test,
         peft_config=get_peft_config(model),
@@ -104,15 +123,16 @@ def _load_reference(model: ModelConfig) -> PreTrainedModel | None:
     """The reference, where the policy is loaded in shards (DeepSpeed ZeRO-3), which cannot be copied."""
     if model.use_peft or not is_deepspeed_zero3_enabled():
         return None
-    return AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **_loading_options(model))
+    return _load_policy(model)
 
 
-def _loading_options(model: ModelConfig) -> dict[str, Any]:
-    """How the policy is loaded; in 4 or 8 bits (`--load_in_4bit`) it needs adapters to be trained."""
+def _load_policy(model: ModelConfig) -> PreTrainedModel:
+    """The policy; in 4 or 8 bits (`--load_in_4bit`) it needs adapters to be trained."""
     quantization = quantization_options(model)
     if quantization and not model.use_peft:
         raise ValueError(
             "--load_in_4bit and --load_in_8bit load frozen weights, so there is nothing to train: add --use_peft, or "
             "leave them out."
         )
-    return {"revision": model.model_revision, "dtype": model.dtype, **quantization}
+    options = {"revision": model.model_revision, "dtype": model.dtype, **quantization}
+    return load_pretrained(AutoModelForCausalLM, model.model_name_or_path, argument=POLICY, **options)

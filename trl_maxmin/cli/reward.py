@@ -12,7 +12,7 @@ from trl import ModelConfig, ScriptArguments
 
 from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 from .io import print_table, read_dataset
-from .loading import quantization_options
+from .loading import quantization_options, require_model
 from .parser import CommandParser
 
 
@@ -41,6 +41,7 @@ def run(argv: Sequence[str]) -> None:
         args.model_init_kwargs |= quantization_options(model)
         peft_config = lora_config(model)
     train, test = read_dataset(script)
+    require_model(model.model_name_or_path, "--model_name_or_path", revision=model.model_revision)
     trainer = MixtureRewardTrainer(
         model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config
     )

@@ -118,5 +118,6 @@ def _describe(config: object, preferences: str) -> None:
     read = {".jsonl": Dataset.from_json, ".json": Dataset.from_json, ".parquet": Dataset.from_parquet}.get(path.suffix)
     if read is None or not path.is_file():
         raise ValueError(f"--preferences {preferences}: give an existing .jsonl or .parquet file.")
-    facts = describe_groups(MixtureRewardModel.from_pretrained(mixture, use_safetensors=True), read(str(path)))
+    model = MixtureRewardModel.from_pretrained(mixture, use_safetensors=True, argument="--mixture")
+    facts = describe_groups(model, read(str(path)))
     print(f"wrote {write_group_facts(facts, record)}")

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..data.tokenization import Prompt, same_vocabulary
 from ..distributed import gather_objects
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
+from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.reference_statistics import ReferenceStatistics
 from ..trainer.scoring.sources import RewardBatch, build_reward_source
 from .generation import (
@@ -50,8 +51,8 @@ class Policy:
             model, tokenizer = self.source
         else:
             where = {key: self.load_kwargs[key] for key in ("revision", "token") if key in self.load_kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(self.source, **where)
-            model = AutoModelForCausalLM.from_pretrained(self.source, **self.load_kwargs)
+            tokenizer = load_tokenizer(self.source, "`policies`", **where)
+            model = load_pretrained(AutoModelForCausalLM, self.source, argument="`policies`", **self.load_kwargs)
         return model.to(device).eval(), tokenizer
 
 

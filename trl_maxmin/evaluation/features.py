@@ -83,13 +83,14 @@ def model_features(
         `np.ndarray` of shape `(N, D)`, float32.
 
     Raises:
-        ValueError: an unsupported family, or as the tokenizer.
+        ValueError: an unsupported family, a model or tokenizer that is not there whole, or as the tokenizer.
     """
     from ..data.tokenization import encode_reply
     from ..models import MixtureRewardModel
     from ..models.base import context_length
     from ..models.scoring import pad_sequences
 
+    model_kwargs.setdefault("argument", "`model_name_or_path`")
     mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).eval()
     mixture.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     limit = max_length or context_length(mixture.config.base_config) or 4096

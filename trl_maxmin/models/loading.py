@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _PLACE = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 #: Heads of other tasks. With embeddings that serve as output, a classifier's file lacks nothing of a language model.
 _OTHER_HEADS = ("score", "classifier", "reward_head", "qa_outputs")
 
@@ -131,11 +132,12 @@ def load_adapter(
     require_finite(own, argument, _file_of(name))
 
 
-def load_config(name: str | os.PathLike, argument: str, **place: Any) -> PreTrainedConfig:
-    """The configuration of a model; without its weights.
+def load_config(name: str | os.PathLike, argument: str, weights: bool = True, **place: Any) -> PreTrainedConfig:
+    """The configuration of a model. To call for all models of a command before the first of them is loaded.
 
     Args:
         name (`str` or path), argument (`str`), **place: as [`load_pretrained`].
+        weights (`bool`): whether a folder has to hold its weights as well.
 
     Returns:
         [`~transformers.PreTrainedConfig`]: of an adapter, that of its base.
@@ -144,7 +146,7 @@ def load_config(name: str | os.PathLike, argument: str, **place: Any) -> PreTrai
         ValueError, OSError: as [`load_pretrained`].
     """
     name = os.fspath(name)
-    require_model_folder(name, argument, **place)
+    require_model_folder(name, argument, weights=weights, **place)
     adapter = find_adapter_config_file(name, **place)
     if adapter is not None and not os.path.isfile(os.path.join(name, place.get("subfolder", ""), "config.json")):
         base = json.loads(Path(adapter).read_text()).get("base_model_name_or_path")
@@ -171,8 +173,13 @@ def load_tokenizer(
     """
     name = os.fspath(name)
     _require_folder(name, argument)
-    if optional and not _has_tokenizer(name, **place):
-        return None
+    if (optional or os.path.isdir(name)) and not _has_tokenizer(name, **place_of(place)):
+        if optional:
+            return None
+        raise ValueError(
+            f"{argument}: {name} has no tokenizer (neither tokenizer.json nor another vocabulary). Save the one that "
+            "the model was trained with there: `tokenizer.save_pretrained(folder)`."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place)
     except Exception as error:  # `tokenizers` raises plain exceptions
@@ -180,19 +187,21 @@ def load_tokenizer(
         raise kind(f"{argument}: no tokenizer can be read from {name}: {_first_line(error)}") from error
     if not tokenizer.vocab_size:
         raise ValueError(
-            f"{argument}: {name} has no tokenizer (neither tokenizer.json nor another vocabulary). Save the one that "
-            "the model was trained with there: `tokenizer.save_pretrained(folder)`."
+            f"{argument}: the tokenizer of {name} has no words: its vocabulary is missing. Copy it again."
         )
     return tokenizer
 
 
-def require_model_folder(name: str | os.PathLike, argument: str, subfolder: str = "", **_: Any) -> None:
+def require_model_folder(
+    name: str | os.PathLike, argument: str, subfolder: str = "", weights: bool = True, **_: Any
+) -> None:
     """Raise where a path is no model that can be loaded. Headers are read, weights are not.
 
     Args:
         name (`str` or path): folder, or a Hub id, of which nothing is asked here.
         argument (`str`): as [`load_pretrained`].
         subfolder (`str`): below it.
+        weights (`bool`): whether it has to hold weights, whole.
 
     Raises:
         ValueError: a path that does not exist, a folder without configuration or weights, a file that is missing, cut
@@ -214,6 +223,8 @@ def require_model_folder(name: str | os.PathLike, argument: str, subfolder: str 
             f"there.{hint}"
         )
     _read_json(folder / config, argument)
+    if not weights:
+        return
     is_adapter = (folder / "adapter_config.json").is_file()
     allowed = _ADAPTER_WEIGHTS if is_adapter else _WEIGHTS
     file = next((folder / f for f in allowed if (folder / f).is_file()), None)
@@ -336,8 +347,11 @@ def _load_with_adapter(
 
 
 def _has_tokenizer(name: str, **place: Any) -> bool:
-    files = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
-    return any(cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place) for file in files)
+    for file in _TOKENIZERS:
+        with suppress(OSError):
+            cached_file(name, file, **place)
+            return True
+    return False
 
 
 def _require_base(base: str | None, name: str, argument: str) -> str:

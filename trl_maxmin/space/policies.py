@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import Prompt, encode_prompt, stop_tokens
 from ..models.base import context_length
+from ..models.loading import load_pretrained, load_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -76,14 +77,13 @@ class Policy:
         """Load weights (safetensors only) and tokenizer; no code of the repository is run.
 
         Raises:
-            OSError, ValueError: as transformers raises them.
+            OSError, ValueError: as [`load_pretrained`].
         """
-        model = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
-        )
-        return cls(
-            name, source, model.to(pick_device(device)), AutoTokenizer.from_pretrained(source), chat_template_kwargs
-        )
+        argument = f"policy {name}"
+        tokenizer = load_tokenizer(source, argument)
+        options = {"use_safetensors": True, **({"dtype": dtype} if dtype else {})}
+        model = load_pretrained(AutoModelForCausalLM, source, argument=argument, **options)
+        return cls(name, source, model.to(pick_device(device)), tokenizer, chat_template_kwargs)
 
     @property
     def context(self) -> int | None:

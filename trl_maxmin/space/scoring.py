@@ -510,9 +510,9 @@ class Studio:
 
 def _load_mixture(config: SpaceConfig) -> Any:
     from ..models import MixtureRewardModel
+    from ..models.loading import load_tokenizer
     from .policies import pick_device
 
-    mixture = MixtureRewardModel.from_pretrained(config.mixture, use_safetensors=True)
-    if mixture.processing_class is None:
-        raise ValueError(f"{config.mixture} has no tokenizer")
+    load_tokenizer(config.mixture, "mixture")
+    mixture = MixtureRewardModel.from_pretrained(config.mixture, use_safetensors=True, argument="mixture")
     return mixture.eval().requires_grad_(False).to(pick_device(config.device))

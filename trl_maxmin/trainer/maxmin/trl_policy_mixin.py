@@ -17,6 +17,7 @@ from trl.data_utils import is_conversational
 from ..._compat import unwrap_model_for_generation, use_adapter
 from ...data.tokenization import stop_tokens
 from ...models.base import base_model
+from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
 from ..scoring.callables import RewardCallables
@@ -71,6 +72,7 @@ class TRLPolicyMixin(MaxMinMixin):
                 f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a {self._config_class.__name__}: "
                 "it has the same fields, and those that say whom the policy serves."
             )
+        refuse_remote_code(getattr(args, "trust_remote_code", False), "`args`")
         rewards = None
         if reward_funcs is not None and reward_funcs != []:
             rewards = RewardCallables(reward_funcs, reward_processing_classes)
@@ -79,7 +81,9 @@ class TRLPolicyMixin(MaxMinMixin):
             raise ValueError(
                 "`reward_funcs` is empty; pass a `MixtureRewardModel`, or a list or a dict of one reward a group."
             )
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, str):
+            load_config(model, "`model`")
+        elif isinstance(model, torch.nn.Module):
             freeze_reward_adapters(model)
         super().__init__(
             model=model,

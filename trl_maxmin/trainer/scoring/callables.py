@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..._compat import prepare_deepspeed
+from ...models.loading import load_config, load_pretrained, load_tokenizer
 from ...models.modeling_mixture_reward import MixtureRewardModel
 from ...models.scoring import SharedRewardFunctions
 from ...models.shards import is_in_shards, whole_weights
@@ -25,7 +26,7 @@ from .sources import build_reward_source
 
 
 @whole_weights()
-def load_reward_model(name: str) -> Any:
+def load_reward_model(name: str, argument: str = "`reward_model`") -> Any:
     """A mixture, or a pair of a one-label model and its tokenizer, by what a folder or Hub id holds.
 
     The base of a LoRA mixture is quantised as it was when the mixture was fitted, on this process's device.
@@ -33,20 +34,23 @@ def load_reward_model(name: str) -> Any:
 
     Args:
         name (`str`): folder or Hub id.
+        argument (`str`): what the user set, for messages.
 
     Returns:
         [`MixtureRewardModel`] or `tuple`.
 
     Raises:
-        `OSError`: there is no such model.
+        `ValueError`: weights that are missing (a head, above all), of another shape, NaN or infinite, or no tokenizer;
+            see [`load_pretrained`].
+        `OSError`: the Hub has no such model, or cannot be reached.
     """
-    config = AutoConfig.from_pretrained(name)
+    config, tokenizer = load_config(name, argument), load_tokenizer(name, argument)
     if config.model_type == "mixture_reward":
         # A quantised base cannot be moved later.
         where = {"device_map": {"": PartialState().device}} if config.base_quantization else {}
-        return MixtureRewardModel.from_pretrained(name, **where)
-    model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
-    return model, AutoTokenizer.from_pretrained(name)
+        return MixtureRewardModel.from_pretrained(name, argument=argument, **where)
+    model = load_pretrained(AutoModelForSequenceClassification, name, argument=argument, num_labels=1)
+    return model, tokenizer
 
 
 class SourceFunctions(SharedRewardFunctions):
@@ -160,7 +164,7 @@ class RewardCallables:
 
     def _expand(self, entry: Any, tokenizer: Any) -> tuple[list[Callable], list[str]]:
         if isinstance(entry, str):
-            entry = load_reward_model(entry)
+            entry = load_reward_model(entry, "`reward_funcs`")
         model = entry[0] if isinstance(entry, tuple) else entry
         if isinstance(model, PreTrainedModel | RewardSource):
             pair = (model, tokenizer) if tokenizer is not None and not isinstance(entry, tuple) else entry
