@@ -100,7 +100,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl_maxmin.trainer.ppo.policy import PolicyWithCritic
-from trl_maxmin.trainer.ppo.rollout import sample_completions, sampling_config
+from trl_maxmin.trainer.common.sampling import sample_completions, sampling_config
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
