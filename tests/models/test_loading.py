@@ -23,7 +23,6 @@ from tests.conftest import build_word_tokenizer
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.models.families import FAMILIES
 from trl_maxmin.models.loading import (
-    load_adapter,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -326,21 +325,6 @@ def test_a_folder_of_two_runs(saved, tmp_path):
     shutil.copytree(saved / "policy-adapter", tmp_path / "policy", dirs_exist_ok=True)
     with pytest.raises(ValueError, match="`model`: .*policy holds a whole model and an adapter"):
         load_pretrained(AutoModelForCausalLM, tmp_path / "policy", argument="`model`")
-
-
-def test_an_adapter_into_a_peft_model(saved, tmp_path):
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved / "policy"), saved / "policy-adapter")
-    load_adapter(model, saved / "policy-adapter", argument="`value_model`", adapter_name="second")
-    for key, edit, words in (
-        ("missing", lambda t: t.pop(LORA), "missing: .*lora_A"),
-        ("extra", lambda t: t.update({LORA.replace("h.0", "h.7"): t[LORA].clone()}), "not part of it: .*h.7"),
-        ("shape", lambda t: t.update({LORA: torch.zeros(8, 3)}), "lora_A|size mismatch"),
-        ("nan", lambda t: t[LORA].fill_(float("nan")), "NaN or infinite: .*lora_A"),
-    ):
-        folder = shutil.copytree(saved / "policy-adapter", tmp_path / key)
-        change(edit, **in_adapter)(folder)
-        with pytest.raises(ValueError, match=f"`value_model`: .*{words}"):
-            load_adapter(model, folder, argument="`value_model`", adapter_name=key)
 
 
 def test_what_the_caller_makes_new_may_be_missing(saved):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def load_pretrained(
         require_model_folder(name, argument, **place)
     adapter = find_adapter_config_file(name, **place)
     if adapter is not None:
-        return _load_with_adapter(auto_class, name, json.loads(Path(adapter).read_text()), argument, new, kwargs)
+        return _load_with_adapter(auto_class, name, _read_json(Path(adapter), argument), argument, new, kwargs)
     load = auto_class
     if hasattr(auto_class, "from_pretrained"):
         load, kwargs["trust_remote_code"] = auto_class.from_pretrained, False
@@ -90,46 +90,6 @@ def load_pretrained(
     _require_nothing(argument, file, type(model).__name__, missing, mismatched, extra)
     require_finite(model.state_dict(keep_vars=True).items(), argument, file)
     return model
-
-
-def load_adapter(
-    model: PreTrainedModel | PeftModel,
-    name: str | os.PathLike,
-    *,
-    argument: str,
-    adapter_name: str = "default",
-    **kwargs: Any,
-) -> None:
-    """Load a saved adapter into a model; all of it and nothing else has to be in the file.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): changed in place.
-        name (`str` or path): folder or Hub id of the adapter.
-        argument (`str`): as [`load_pretrained`].
-        adapter_name (`str`): its name in the model.
-        **kwargs: for `load_adapter` of the model.
-
-    Raises:
-        ValueError: as [`load_pretrained`].
-    """
-    name = os.fspath(name)
-    require_model_folder(name, argument)
-    plain = not isinstance(model, PeftModel)
-    if plain:
-        kwargs |= {"ignore_mismatched_sizes": True, "dtype": model.dtype}
-    with _telling(argument, name):
-        found = model.load_adapter(name, adapter_name=adapter_name, **kwargs)
-        missing, extra = set(found.missing_keys), set(found.unexpected_keys)
-        mismatched = getattr(found, "mismatched_keys", ())
-        if plain and not mismatched and any(".modules_to_save." in key for key in missing):
-            # The oldest supported transformers does not read the modules that PEFT saves whole; PEFT does.
-            weights = load_peft_weights(name, "cpu")
-            weights = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
-            by_peft = set_peft_model_state_dict(model, weights, adapter_name)
-            missing, extra = missing & set(by_peft.missing_keys), set(by_peft.unexpected_keys)
-    _require_nothing(argument, _file_of(name), f"{type(model).__name__} with this adapter", missing, mismatched, extra)
-    own = ((key, tensor) for key, tensor in model.state_dict(keep_vars=True).items() if f".{adapter_name}" in key)
-    require_finite(own, argument, _file_of(name))
 
 
 def load_config(name: str | os.PathLike, argument: str, weights: bool = True, **place: Any) -> PreTrainedConfig:
@@ -149,8 +109,7 @@ def load_config(name: str | os.PathLike, argument: str, weights: bool = True, **
     require_model_folder(name, argument, weights=weights, **place)
     adapter = find_adapter_config_file(name, **place)
     if adapter is not None and not os.path.isfile(os.path.join(name, place.get("subfolder", ""), "config.json")):
-        base = json.loads(Path(adapter).read_text()).get("base_model_name_or_path")
-        name, place = _require_base(base, name, argument), {}
+        name, place = _require_base(_read_json(Path(adapter), argument), name, argument), {}
     with _telling(argument, name):
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **place)
 
@@ -332,17 +291,27 @@ def _load_with_adapter(
     """Base and adapter one after the other: in one call transformers reports on the adapter only."""
     whole = [rf"(^|\.){re.escape(module)}\." for module in adapter.get("modules_to_save") or ()]
     rest = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
-    base = _require_base(adapter.get("base_model_name_or_path"), name, argument)
     model = load_pretrained(
         auto_class,
-        base,
+        _require_base(adapter, name, argument),
         argument=f"{argument}, base of {name}",
         new="|".join([*whole, *([new] if new else [])]) or None,
         revision=adapter.get("revision") or "main",
         **rest,
     )
-    place = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if kwargs.get(key)}
-    load_adapter(model, name, argument=argument, adapter_kwargs=place)
+    place = {key: value for key, value in place_of(kwargs).items() if key != "local_files_only"}
+    with _telling(argument, name):
+        found = model.load_adapter(name, adapter_kwargs=place, ignore_mismatched_sizes=True, dtype=model.dtype)
+        missing, extra = found.missing_keys, found.unexpected_keys
+        if not found.mismatched_keys and any(".modules_to_save." in key for key in missing):
+            # The oldest supported transformers does not read the modules that PEFT saves whole; PEFT does.
+            weights = load_peft_weights(name, "cpu", **place)
+            weights = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+            by_peft = set_peft_model_state_dict(model, weights)
+            missing, extra = missing & set(by_peft.missing_keys), by_peft.unexpected_keys
+    file, kind = _file_of(name, **place), f"{type(model).__name__} with this adapter"
+    _require_nothing(argument, file, kind, missing, found.mismatched_keys, extra)
+    require_finite(model.state_dict(keep_vars=True).items(), argument, file)
     return model.eval()
 
 
@@ -354,7 +323,8 @@ def _has_tokenizer(name: str, **place: Any) -> bool:
     return False
 
 
-def _require_base(base: str | None, name: str, argument: str) -> str:
+def _require_base(adapter: dict[str, Any], name: str, argument: str) -> str:
+    base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{argument}: adapter_config.json of {name} names no base (`base_model_name_or_path`).")
     _require_folder(base, f"{argument}, base of {name}")
