@@ -93,7 +93,12 @@ def test_evaluate_policies_and_again_from_their_cached_replies(folder, capsys):
         record.add_point("policy", "maxmin/worst_utility", step, 0.1 * step)
     record.save(folder / "one")
     Dataset.from_dict({"prompt": world.sample_prompts(8)}).to_json(folder / "prompts.jsonl")
-    (folder / "groups.py").write_text("def short(completions, **kwargs):\n    return [-len(c) for c in completions]\n")
+    # With a dataclass and postponed annotations, which look their module up by its name.
+    (folder / "groups.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Weight:\n"
+        "    value: float = 1.0\n\ndef short(completions, **kwargs):\n"
+        "    return [-Weight().value * len(c) for c in completions]\n"
+    )
     (folder / "recipe.yaml").write_text("max_new_tokens: 10\nnum_resamples: 200\nnum_completions: 4\nmax_prompts: 6\n")
     gold = ["--gold", "world:positive", "groups.py:short"]
     argv = ["evaluate", "--policies", "one", "second=two", "--reference", "base", "--dataset_name", "prompts.jsonl"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,6 +250,8 @@ def _gold(word: str) -> tuple[str, Callable[..., Any]]:
     spec = importlib.util.spec_from_file_location(f"trl_maxmin_gold_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
         raise ValueError(f"--gold {word}: {path} has no function {name!r}.")
