@@ -15,10 +15,9 @@ from tests.trainer.test_mixture_reward_trainer import fit, opposed_groups
 from pathlib import Path
 out, frozen = sys.argv[1], sys.argv[2] == "frozen"
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-options = {"train_trunk": False, "select": "1,2"} if frozen else {}
+options = {"train_trunk": False, "select": "1,2"} if frozen else {"e_step_interval": 4}
 trainer = fit(
-    build_word_tokenizer(), Path(out + ".run"), per_device_train_batch_size=16 // world, max_steps=12,
-    e_step_interval=4, **options,
+    build_word_tokenizer(), Path(out + ".run"), per_device_train_batch_size=16 // world, max_steps=12, **options,
 )
 facts = {
     "log_responsibilities": trainer.em_state.log_responsibilities.exp().tolist(),

@@ -103,4 +103,4 @@ def _hash(weight: torch.Tensor) -> int:
     try:
         return int(torch.hash_tensor(weight))
     except RuntimeError:  # not every device and type has it
-        return int(torch.hash_tensor(weight.cpu().view(torch.uint8)))
+        return int(torch.hash_tensor(weight.cpu().flatten().view(torch.uint8)))
