@@ -20,9 +20,11 @@ from ...models.base import base_model
 from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
+from ..ppo.setup import disable_dropout
 from ..scoring.callables import RewardCallables
 from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
 from .calibration import ReferenceReplies
+from .host_policy import count_real_positions, kept_policy
 from .maxmin_mixin import MaxMinMixin
 from .welfare import check_welfare
 
@@ -97,6 +99,10 @@ class TRLPolicyMixin(MaxMinMixin):
             **kwargs,
         )
         self._stop_at_turns(train_dataset)
+        for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
+            count_real_positions(policy)
+            if self.args.disable_dropout:
+                disable_dropout(policy)
         mixing_weights = None
         if rewards is not None:
             rewards.bind(self._tokenizer, self.accelerator, getattr(args, "chat_template_kwargs", None))
@@ -110,18 +116,30 @@ class TRLPolicyMixin(MaxMinMixin):
         self._init_maxmin(mixing_weights, welfare_function, reference_statistics)
 
     def _stop_at_turns(self, train_dataset: Any) -> None:
-        """Tokens that end a reply. In a conversation the one that closes a turn ends it, too: reward training ends
-        there, and so will whoever uses the policy, whose generation configuration gets it."""
+        """Tokens that end a reply: the policy's, and the tokenizer's. In a conversation the one that closes a turn
+        ends it, too: reward training ends there, and so will whoever uses the policy, whose generation configuration
+        gets it."""
         row = next(iter(train_dataset), None) if train_dataset is not None else None
         conversational = row is not None and is_conversational({"prompt": row.get("prompt", "")})
-        own = getattr(self, "eos_token_ids", None) or self._tokenizer.eos_token_id
-        self.stop_token_ids = stop_tokens(self._tokenizer, own, conversational)
-        if hasattr(self, "eos_token_ids") and self.stop_token_ids != list(self.eos_token_ids):
-            self.eos_token_ids = list(self.stop_token_ids)
-            if hasattr(self, "generation_kwargs"):
-                self.generation_kwargs["eos_token_id"] = list(self.stop_token_ids)
-                self.generation_config.eos_token_id = list(self.stop_token_ids)
-            policy = base_model(self.accelerator.unwrap_model(self.model))
+        policy = base_model(self.accelerator.unwrap_model(self.model))
+        own = policy.generation_config.eos_token_id
+        own = [] if own is None else [own] if isinstance(own, int) else list(own)
+        eos = self._tokenizer.eos_token_id
+        own = own if eos is None or eos in own else [eos, *own]
+        self.stop_token_ids = stop_tokens(self._tokenizer, own or None, conversational)
+        # TRL before 1.13 knows the tokenizer's EOS alone, and takes what ends otherwise for cut off.
+        counts_all = hasattr(self, "eos_token_ids")
+        if not counts_all and self.args.mask_truncated_completions and set(self.stop_token_ids) - {eos}:
+            raise ValueError(
+                f"`mask_truncated_completions` is set, and a reply may end with any of {self.stop_token_ids}, but this "
+                f"release of TRL counts only replies that end with {eos} as finished and would leave the others out of "
+                "the loss. Update TRL, or leave `mask_truncated_completions` out."
+            )
+        self.eos_token_ids = list(self.stop_token_ids)
+        if hasattr(self, "generation_kwargs"):
+            self.generation_kwargs["eos_token_id"] = list(self.stop_token_ids)
+            self.generation_config.eos_token_id = list(self.stop_token_ids)
+        if set(self.stop_token_ids) - {eos}:
             policy.generation_config.eos_token_id = list(self.stop_token_ids)
 
     # -- the seam -----------------------------------------------------------------------------------------------------
@@ -130,6 +148,18 @@ class TRLPolicyMixin(MaxMinMixin):
         tokenized = super()._tokenize_prompts(prompts)
         self._prompt_ids = tokenized[0]
         return tokenized
+
+    def _generate_single_turn(self, prompt_ids: list, *args: Any, **kwargs: Any) -> Any:
+        with kept_policy(self.accelerator.unwrap_model(self.model)):
+            found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        # RLOO's replies come alone, GRPO's with the log-probabilities of vLLM or `None`.
+        alone = not isinstance(found, tuple)
+        replies, logprobs = (found, None) if alone else found
+        # Where the host stops at several tokens but cuts at the tokenizer's alone, padding follows the others.
+        replies = [cut_at_stop(list(ids), self.stop_token_ids)[0] for ids in replies]
+        if logprobs is not None:
+            logprobs = [own[: len(ids)] for own, ids in zip(logprobs, replies, strict=True)]
+        return replies if alone else (replies, logprobs)
 
     def _raw_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> torch.Tensor:
         """As the host, which hands rewards what it finds in the rows: the prompt's ids that the policy was given, and
