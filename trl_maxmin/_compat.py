@@ -50,11 +50,13 @@ OVERRIDES: dict[str, dict[str, str | None]] = {
     "trl.GRPOTrainer": {
         "_calculate_rewards": "self inputs prompts completions completion_ids_list",
         "_generate_single_turn": "self prompt_ids images multimodal_fields ...",
+        "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep ...",
         "_tokenize_prompts": "self prompts",
     },
     "trl.RLOOTrainer": {
         "_calculate_rewards": "self inputs prompts completions completion_ids_list",
         "_generate_single_turn": "self prompt_ids images multimodal_fields ...",
+        "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep ...",
         "_tokenize_prompts": "self prompts",
     },
     "transformers.PreTrainedModel": {

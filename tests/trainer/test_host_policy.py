@@ -100,7 +100,7 @@ def test_what_the_checkpoint_says_of_generation_acts_nowhere(trl_class, trl_base
     assert replies[0] == replies[1]
 
 
-# ------------------------------------------------------------------------------------------------------------ positions
+# -- positions ------------------------------------------------------------------------------------------------------
 
 SIZE = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL = SIZE | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -157,7 +157,9 @@ def test_a_padded_row_reads_like_a_single_one(family, settings):
     padded, mask = torch.tensor([[0, 0, 0, *row]]), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
     with torch.no_grad():
         single = model(input_ids=torch.tensor([row])).logits[0]
-        torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits[0, 3:], single, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            model(input_ids=padded, attention_mask=mask).logits[0, 3:], single, atol=1e-4, rtol=0
+        )
         # With a cache that somebody else drives, and in generation, which gives positions of its own.
         first = model(input_ids=padded[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
         if family != "bloom":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TRL's GRPO and RLOO do to a policy and should not: weights that generation casts, positions that padding moves."""
+"""What TRL's GRPO and RLOO do to a policy and should not: weights are cast for generation, padding moves positions."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def count_real_positions(model: nn.Module) -> None:
     through a causal model calls: adapters and TRL's fused head go past the model's own `forward`.
 
     Args:
-        model (`nn.Module`): the policy or its reference; changed in place, once. One whose trunk takes no positions, or
-            that has several modalities and makes its own, is left alone.
+        model (`nn.Module`): the policy or its reference; changed in place, once. One whose trunk takes no positions,
+            or that has several modalities and makes its own, is left alone.
     """
     inner = base_model(model)
     trunk = getattr(inner, inner.base_model_prefix, None)

@@ -15,8 +15,8 @@ from .maxmin_config import MaxMinConfigMixin
 class MaxMinRLOOConfig(MaxMinConfigMixin, RLOOConfig):
     """
     Configuration of [`MaxMinRLOOTrainer`]: the fields of TRL's `RLOOConfig`, with its defaults (`beta=0.05`,
-    advantages not normalised) but for one, and those of [`MaxMinConfigMixin`] that say whom the policy serves and on which scale
-    groups are compared.
+    advantages not normalised) but for one, and those of [`MaxMinConfigMixin`] that say whom the policy serves and on
+    which scale groups are compared.
 
     > Parameters whose defaults differ from TRL's
 
