@@ -74,8 +74,16 @@ def measure(base, folder, tokenizer, size):
                     return replies if trainer_class.__name__.endswith("RLOOTrainer") else (replies, None)
 
             trainer = build_trl_trainer(
-                Replayed, base, tokenizer, folder, reward_funcs={"short": short, "odd": odd}, eval_dataset=rows,
-                per_device_eval_batch_size=size, num_generations_eval=generations, utility="raw", beta=0.3,
+                Replayed,
+                base,
+                tokenizer,
+                folder,
+                reward_funcs={"short": short, "odd": odd},
+                eval_dataset=rows,
+                per_device_eval_batch_size=size,
+                num_generations_eval=generations,
+                utility="raw",
+                beta=0.3,
             )
             with torch.no_grad():
                 for p in trainer.model.parameters():
@@ -92,9 +100,16 @@ def measure(base, folder, tokenizer, size):
             return Rollout.build(rows, ids, replies, self._tokenizer, 0, self.accelerator.device)
 
     trainer = build_ppo_trainer(
-        folder, tokenizer, Sampled, MaxMinPPOConfig, model=AutoModelForCausalLM.from_pretrained(base),
-        reward_model={"short": short, "odd": odd}, eval_dataset=rows, per_device_eval_batch_size=size,
-        utility="raw", missing_eos_penalty=0.5,
+        folder,
+        tokenizer,
+        Sampled,
+        MaxMinPPOConfig,
+        model=AutoModelForCausalLM.from_pretrained(base),
+        reward_model={"short": short, "odd": odd},
+        eval_dataset=rows,
+        per_device_eval_batch_size=size,
+        utility="raw",
+        missing_eos_penalty=0.5,
     )
     with torch.no_grad():
         for p in trainer.policy_model.parameters():
@@ -103,12 +118,22 @@ def measure(base, folder, tokenizer, size):
 
     pairs = {"prompt": WORDS, "chosen": CHOSEN, "rejected": REJECTED, "annotator_id": list("aabbccd")}
     args = MixtureRewardConfig(
-        output_dir=folder, num_components=2, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
-        per_device_eval_batch_size=size, save_strategy="no", heldout_fraction=0.0,
+        output_dir=folder,
+        num_components=2,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_eval_batch_size=size,
+        save_strategy="no",
+        heldout_fraction=0.0,
     )
     pairs = Dataset.from_dict(pairs)
     trainer = MixtureRewardTrainer(
-        model=gpt2(vocab_size=len(tokenizer)), args=args, processing_class=tokenizer, train_dataset=pairs,
+        model=gpt2(vocab_size=len(tokenizer)),
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=pairs,
         eval_dataset=pairs,
     )
     with torch.no_grad():

@@ -454,9 +454,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
     def _not_counted(self, pairs: list[int]) -> list[int]:
         """Which rows of a batch the evaluation has not had: pairs from its beginning fill up the last batches, so that
         all ranks have as many."""
-        rows = [row for row, pair in enumerate(pairs) if pair not in self._counted]
-        self._counted.update(pairs)
-        return rows
+        first = {pair: row for row, pair in reversed(list(enumerate(pairs))) if pair not in self._counted}
+        self._counted.update(first)
+        return sorted(first.values())
 
     def _count(self, mode: str, packed: torch.Tensor) -> None:
         log_likelihood, accuracy, responsibilities = packed[:, :-1].chunk(3, dim=-1)
