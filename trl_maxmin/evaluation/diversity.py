@@ -43,12 +43,8 @@ def preference_probability(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> preference_probability(np.array([0.0]), np.array([0.0])).tolist()
     [0.5]
-
-    ```
     """
     return 1 / (1 + np.exp(-np.clip(np.asarray(first, dtype=np.float64) - second, -700, 700)))
 
@@ -71,12 +67,8 @@ def total_variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> total_variation(np.array([0.9, 0.5]), np.array([0.1, 0.5])).round(2).tolist()
     [0.8, 0.0]
-
-    ```
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
@@ -120,12 +112,8 @@ def diversity_margin(matrix: np.ndarray) -> float:
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> diversity_margin(np.array([[0.0, 0.3], [0.3, 0.0]]))
     0.3
-
-    ```
     """
     distances = sorted((matrix[i, j] for i in range(len(matrix)) for j in range(i)), reverse=True)
     if not distances:
@@ -149,11 +137,8 @@ def mismatch_bound(epsilon: float, share: float, feature_bound: float) -> float:
 
     Example:
 
-    ```python
     >>> mismatch_bound(0.4, share=0.2, feature_bound=1.0)
     0.08
-
-    ```
     """
     if not (0 <= epsilon <= 1 and 0 <= share <= 1 and feature_bound > 0):
         raise ValueError(
@@ -203,12 +188,9 @@ def optimal_policy(rewards: Sequence[float], beta: float) -> np.ndarray:
 
     Example:
 
-    ```python
     >>> import math
     >>> optimal_policy([math.log(3), 0.0], beta=1.0).round(2).tolist()
     [0.75, 0.25]
-
-    ```
     """
     values = np.asarray(rewards, dtype=np.float64)
     if values.ndim != 1 or not len(values) or beta <= 0:
@@ -238,11 +220,8 @@ def alignment_gap(
 
     Example:
 
-    ```python
     >>> alignment_gap([[1.0, 0.0]], [[1.0, 0.0]]).tolist()
     [0.0]
-
-    ```
     """
     gaps = []
     for own, single in zip(group_rewards, single_rewards, strict=True):
@@ -305,12 +284,8 @@ def fit_reward(
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> fit_reward(np.array([[1.0]]), probability=np.array([0.75]), ridge=1e-9).round(4).tolist()  # log(3)
     [1.0986]
-
-    ```
     """
     difference = torch.as_tensor(np.asarray(feature_difference), dtype=torch.float64)
     weight = torch.ones(len(difference)).double() if weights is None else torch.as_tensor(weights).double()

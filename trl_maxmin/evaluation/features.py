@@ -38,11 +38,8 @@ def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int 
 
     Example:
 
-    ```python
     >>> word_features(["a good film", "good good"], num_words=2).tolist()
     [[1.0, 1.0, 3.0, 1.8333333333333333], [2.0, 0.0, 2.0, 1.5]]
-
-    ```
     """
     words = [_WORD.findall(reply_text(reply).lower()) for reply in replies]
     frequency = Counter(word for reply in words for word in reply)

@@ -46,11 +46,10 @@ def plot_comparison(report: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     """Draw win rates per group and, where there is a minority, both groups' gold utilities against each other.
 
     Args:
-        report (`Mapping`):
-            Needs `groups` (names, the majority first) and `win_rate` (policy -> group -> `mean`, `low`, `high`). With
-            `minority` (a name) and `gold_utility` (policy -> group -> number) there is a second panel.
-        path (`str` or `os.PathLike`):
-            Where to write the PNG file; its folder is created.
+        report (`Mapping`): needs `groups` (names, the majority first) and `win_rate` (policy -> group -> `mean`,
+            `low`, `high`). With `minority` (a name) and `gold_utility` (policy -> group -> number) there is a second
+            panel.
+        path (`str` or `os.PathLike`): where to write the PNG file; its folder is created.
 
     Returns:
         `Path` of the file.
@@ -60,16 +59,12 @@ def plot_comparison(report: Mapping[str, Any], path: str | os.PathLike[str]) -> 
 
     Example:
 
-    ```python
     >>> import tempfile
-    >>> from trl_maxmin.evaluation import plot_comparison
     >>> half = {"mean": 0.5, "low": 0.47, "high": 0.53}
     >>> report = {"groups": ["concise"], "win_rate": {"maxmin": {"concise": half}}}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     plot_comparison(report, f"{folder}/comparison.png").name
     'comparison.png'
-
-    ```
     """
     # The canvas is named instead of taken from pyplot: no window system is asked for, no global state is left behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

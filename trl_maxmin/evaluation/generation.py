@@ -203,11 +203,8 @@ def diversity_of_replies(texts: Sequence[str]) -> dict[str, float]:
 
     Example:
 
-    ```python
     >>> diversity_of_replies(["a good film", "a good plot"])
     {'distinct_1': 0.667, 'distinct_2': 0.75, 'unique': 1.0}
-
-    ```
     """
     words = [text.split() for text in texts]
     result = {}
