@@ -36,7 +36,7 @@ class Interval:
     high: float
 
     def to_dict(self) -> dict[str, float]:
-        """`{"mean": ..., "low": ..., "high": ...}`."""
+        """`{"mean": ..., "low": ..., "high": ...}`, as reports and the run record hold it."""
         return asdict(self)
 
 

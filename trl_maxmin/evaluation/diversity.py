@@ -13,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-
-from ..functional.em_linear import fit_weighted_logistic
 
 
 ASSUMPTIONS = (
@@ -262,37 +259,3 @@ def feature_curvature(
             covariance += (policy[:, None] * centred).T @ centred / len(features)
         least = min(least, float(np.linalg.eigvalsh(covariance)[0]))
     return max(0.0, least)
-
-
-def fit_reward(
-    feature_difference: np.ndarray,
-    probability: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-    ridge: float = 1.0,
-) -> np.ndarray:
-    """Linear Bradley-Terry reward of greatest likelihood.
-
-    Args:
-        feature_difference (`np.ndarray` of shape `(N, D)`): features of the first minus those of the second reply.
-        probability (`np.ndarray` of shape `(N,)`, *optional*): how often the first reply is preferred. Default:
-            always. With the true probabilities this is the limit of endless data.
-        weights (`np.ndarray` of shape `(N,)`, *optional*): of the pairs, not negative.
-        ridge (`float`, *optional*, defaults to 1.0): penalty `ridge / 2 |phi|^2`, positive.
-
-    Returns:
-        `np.ndarray` of shape `(D,)`: phi.
-
-    Example:
-
-    >>> fit_reward(np.array([[1.0]]), probability=np.array([0.75]), ridge=1e-9).round(4).tolist()  # log(3)
-    [1.0986]
-    """
-    difference = torch.as_tensor(np.asarray(feature_difference), dtype=torch.float64)
-    weight = torch.ones(len(difference)).double() if weights is None else torch.as_tensor(weights).double()
-    start = torch.zeros(1, difference.shape[1], dtype=torch.float64)
-    if probability is not None:
-        first = torch.as_tensor(np.asarray(probability), dtype=torch.float64)
-        difference = torch.cat([difference, -difference])
-        weight = torch.cat([weight * first, weight * (1 - first)])
-    margin = torch.zeros(len(difference), dtype=torch.float64)
-    return fit_weighted_logistic(difference, weight[:, None], margin, ridge, start, num_steps=25)[0].numpy()

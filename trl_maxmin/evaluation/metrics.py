@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
+
+from .bootstrap import Interval
 
 
 Z_95 = 1.959963984540054
@@ -18,22 +20,13 @@ Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class GroupWinRate:
+class GroupWinRate(Interval):
     """How often a group prefers the policy's reply to the reference's, ties counting half.
 
     Args:
         mean (`float`): win rate in [0, 1].
-        low (`float`): lower end of the 95 % interval.
-        high (`float`): upper end of the 95 % interval.
+        low, high (`float`): ends of the 95 % interval.
     """
-
-    mean: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float]:
-        """`{"mean": ..., "low": ..., "high": ...}`, as reports and the run record hold it."""
-        return asdict(self)
 
 
 def _utilities(values: Sequence[float], name: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import PromptBootstrap
+from .bootstrap import AGGREGATES, PromptBootstrap
 from .metrics import win_rate
 
 
@@ -239,7 +239,7 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
             against = f" against `{results['reference']}`" if measure == "win_rate" else ""
             extra = [
                 key
-                for key in ("group_min", "difference", "ratio", "mean", "weighted_mean")
+                for key in AGGREGATES
                 if any(
                     key in entry["aggregates"].get(kind, {}).get(measure, {}) for entry in results["policies"].values()
                 )
