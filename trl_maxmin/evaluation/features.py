@@ -78,7 +78,7 @@ def model_features(
     Raises:
         ValueError: an unsupported family, a model or tokenizer that is not there whole, or as the tokenizer.
     """
-    from ..data.tokenization import encode_reply
+    from ..data.tokenization import cut_ids, encode_reply
     from ..models import MixtureRewardModel
     from ..models.base import context_length
     from ..models.scoring import pad_sequences
@@ -88,7 +88,7 @@ def model_features(
     mixture.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     limit = max_length or context_length(mixture.config.base_config) or 4096
     sequences = [
-        encode_reply(mixture.processing_class, prompt, reply)[-limit:]
+        cut_ids(mixture.processing_class, encode_reply(mixture.processing_class, prompt, reply), limit)
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
