@@ -18,7 +18,15 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from trl import RewardTrainer
 
 from ... import distributed
-from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepare_preferences, split_by_annotator
+from ...data.columns import (
+    ANNOTATOR_COLUMN,
+    AS_TOKENS,
+    AnnotatorIndex,
+    known_groups,
+    prepare_preferences,
+    split_by_annotator,
+    without_ties,
+)
 from ...functional.em import annealed_beta
 from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
 from ...functional.em_linear import LinearMixture, fit_linear_rewards
@@ -226,6 +234,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if not self._checked:  # given to `evaluate`
             dataset = prepare_preferences(dataset, args.annotator_column)
         dataset = tokenize_pairs(dataset, processing_class, args.dataset_num_proc, dataset_name)
+        dataset = without_ties(dataset, dataset["chosen_ids"], dataset["rejected_ids"], AS_TOKENS)
         require_embedded_tokens(dataset, processing_class, self._num_embeddings)
         limit = min(filter(None, (args.max_length, self._context_length)), default=None)
         dataset = within_length(dataset, limit, dataset_name)
