@@ -42,7 +42,7 @@ def text_of(value: str | Sequence[Mapping[str, Any]], with_roles: bool = False) 
     Example:
 
     >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], with_roles=True)
-    'user: a\nassistant: b'
+    'user: a\\nassistant: b'
     """
     if isinstance(value, str):
         return value
