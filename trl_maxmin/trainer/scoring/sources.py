@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.loading import load_tokenizer
 from ...models.modeling_mixture_reward import MixtureRewardModel
 from .batch import RewardBatch, RewardSource
 from .functions import CallableReward, StackedReward, unique_names
@@ -84,6 +85,8 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
         return sources[0] if len(sources) == 1 else StackedReward(sources)
     is_pair = isinstance(reward_model, tuple) and len(reward_model) == 2
     model, tokenizer = reward_model if is_pair else (reward_model, None)
+    if tokenizer is None and isinstance(model, PreTrainedModel) and policy_tokenizer is not None:
+        tokenizer = _own_tokenizer(model)
     if isinstance(model, MixtureRewardModel):
         return MixtureReward(model, policy_tokenizer, tokenizer)
     if isinstance(model, PreTrainedModel):
@@ -95,4 +98,28 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
         "sequence-classification model with one label (loaded, not its name; an adapter merged with "
         "`merge_and_unload()`), a pair `(model, tokenizer)`, a function `f(prompts, completions, **kwargs)`, a list "
         "of these, or a dict of them by group."
+    )
+
+
+def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model that came without: what lies where it was loaded from. Never the policy's: two
+    vocabularies of one size give every reply a reward, and a wrong one."""
+    attached, name = getattr(model, "processing_class", None), model.config.name_or_path
+    if attached is not None:
+        return attached
+    found = None
+    if name:
+        try:
+            found = load_tokenizer(name, "`reward_model`", optional=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(_no_tokenizer(model, f" ({error})")) from error
+    if found is None:
+        raise ValueError(_no_tokenizer(model, f": there is none in {name!r}" if name else ", and has no name"))
+    return found
+
+
+def _no_tokenizer(model: PreTrainedModel, why: str) -> str:
+    return (
+        f"The reward {type(model).__name__} came without its tokenizer{why}, and nothing shows that it reads the ids of "
+        "the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its own."
     )
