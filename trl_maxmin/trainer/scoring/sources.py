@@ -120,6 +120,6 @@ def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
 
 def _no_tokenizer(model: PreTrainedModel, why: str) -> str:
     return (
-        f"The reward {type(model).__name__} came without its tokenizer{why}, and nothing shows that it reads the ids of "
-        "the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its own."
+        f"The reward {type(model).__name__} came without its tokenizer{why}, and nothing shows that it reads the ids "
+        "of the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its own."
     )
