@@ -415,9 +415,6 @@ class RunRecord:
             path (`str` or `os.PathLike`): A folder (created if missing; the file is then `run_record.json` in it) or a
                 file ending in `.json`.
 
-        Returns:
-            `Path` of the file.
-
         Raises:
             ValueError: the record is not valid; nothing is written.
         """

@@ -137,9 +137,6 @@ def evaluate_policies(
         progress (`Callable[[str, int, int], None]`, *optional*): called with what is being done, how much of it is
             done on this rank and how much there is.
 
-    Returns:
-        [`Evaluation`]
-
     Raises:
         ValueError: a reference that is no policy, nobody to judge, groups named twice, no prompts where they are
             needed, or replies to other prompts than the policies'.

@@ -24,6 +24,7 @@ from ..data.tokenization import Prompt
 
 FAILED = -1
 TIE = 2
+_KNOWN = {None: FAILED, -1: FAILED, 0: 0, 1: 1, TIE: TIE, 0.5: TIE}
 
 CRITERIA: dict[str, str] = {
     "P1A": "A child in primary school should understand the reply: everyday words, short sentences, nothing assumed.",
@@ -93,9 +94,6 @@ def judge_pairs(
         prompts (`Sequence` of N texts or messages): prompts.
         first, second (`Sequence[str]`, N each): replies.
 
-    Returns:
-        [`JudgedPairs`]
-
     Raises:
         ValueError: lengths that differ, or a judge that returns another number of verdicts or an unknown one.
 
@@ -113,7 +111,11 @@ def judge_pairs(
     pairs = list(zip(first, second, strict=True))
     # One call: a judge that batches or runs in parallel then has everything at hand.
     completions = [[a, b] for a, b in pairs] + [[b, a] for a, b in pairs]
-    verdicts = [_verdict(value) for value in judge.judge(texts + texts, completions, shuffle_order=False)]
+    verdicts = []
+    for value in judge.judge(texts + texts, completions, shuffle_order=False):
+        if value not in _KNOWN:
+            raise ValueError(f"The judge returned {value!r}; allowed: 0, 1, {TIE} or 0.5 (tie), -1 or None (failed).")
+        verdicts.append(_KNOWN[value])
     if len(verdicts) != len(completions):
         raise ValueError(f"The judge returned {len(verdicts)} verdicts for {len(completions)} comparisons.")
     outcomes = np.full(len(pairs), np.nan)
@@ -130,13 +132,6 @@ def judge_pairs(
         counts["inconsistent"] += straight != turned
         outcomes[row] = {0: 1.0, 1: 0.0, TIE: 0.5}[agreed]
     return JudgedPairs(outcomes, counts)
-
-
-def _verdict(value: int | float | None) -> int:
-    known = {None: FAILED, -1: FAILED, 0: 0, 1: 1, TIE: TIE, 0.5: TIE}
-    if value not in known:
-        raise ValueError(f"The judge returned {value!r}; allowed: 0, 1, {TIE} or 0.5 (tie), -1 or None (failed).")
-    return known[value]
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -58,9 +58,6 @@ def win_rate(
         clusters (`Sequence` of P hashable values, *optional*): the prompt of each row. `None`: every row is a prompt
             of its own.
 
-    Returns:
-        `GroupWinRate`.
-
     Raises:
         ValueError: shapes that differ, no prompts, or NaN utilities.
 

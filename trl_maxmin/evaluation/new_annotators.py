@@ -81,7 +81,9 @@ def assignment_curve(
     position = torch.arange(len(people)) - starts[people]
     judged = position >= max(sizes)
     if texts is not None:
-        judged &= ~_shown(texts[order], people, ~judged).any(1)
+        # Those that share a text with one of the same annotator's pairs that are seen.
+        keys = people.unsqueeze(1) * (int(texts.max()) + 1) + texts[order]
+        judged &= ~torch.isin(keys, keys[~judged]).any(1)
     enough = torch.bincount(people[judged], minlength=len(counts)) > 0
     if int(enough.sum()) < 2:
         raise ValueError(
@@ -94,12 +96,6 @@ def assignment_curve(
     people = torch.unique(people, return_inverse=True)[1]
     scores = log_likelihood[order].double()
     return [_point(size, scores, people, position < size, judged, mixing_weights.double()) for size in sizes]
-
-
-def _shown(texts: torch.Tensor, people: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Which of the texts `(N, 2)` stand in one of the same annotator's pairs of `seen`."""
-    keys = people.unsqueeze(1) * (int(texts.max()) + 1) + texts
-    return torch.isin(keys, keys[seen])
 
 
 def _point(

@@ -390,9 +390,6 @@ def select_num_components(scores: dict[int, torch.Tensor], annotator_index: torc
             log-likelihood of the same N pairs, in nats.
         annotator_index (`torch.Tensor` of shape `(N,)`, integer): annotator of each pair; any non-negative integers.
 
-    Returns:
-        [`NumComponentsSelection`].
-
     Raises:
         ValueError: no candidates, a K below 1, shapes that differ, scores that are not finite, or fewer than two
             annotators (the spread between annotators is unknown then).

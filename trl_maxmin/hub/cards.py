@@ -115,9 +115,6 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
         record ([`RunRecord`]): its `reward` stage is shown, and the diagnosis of the data.
         context ([`CardContext`]): repository, licence, links.
 
-    Returns:
-        [`~huggingface_hub.ModelCard`]
-
     Example:
 
     >>> record = RunRecord().update("reward", num_components=2, mixing_weights=[0.8, 0.2], component_names=["a", "b"])
@@ -182,9 +179,6 @@ def component_card(
         name (`str`): of the component.
         context ([`CardContext`]): repository, licence, base model.
         peft (`bool`): whether the repository holds an adapter.
-
-    Returns:
-        [`~huggingface_hub.ModelCard`]
     """
     public = facts.public_record(record)
     reward = public.reward
@@ -229,9 +223,6 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         record ([`RunRecord`]): `policy` (this policy) and `evaluation` are shown.
         context ([`CardContext`]): repository, licence, base model, mixture.
         peft (`bool`): whether the repository holds an adapter.
-
-    Returns:
-        [`~huggingface_hub.ModelCard`]
     """
     record = facts.public_record(record)
     policy, evaluation = record.policy, record.evaluation
@@ -337,9 +328,6 @@ def dataset_card(record: RunRecord, context: CardContext, configs: Mapping[str, 
         record ([`RunRecord`]): its `evaluation` stage is shown.
         context ([`CardContext`]): repository, licence, mixture.
         configs (`dict[str, str]`): configuration -> file in the repository.
-
-    Returns:
-        [`~huggingface_hub.DatasetCard`]
     """
     record = facts.public_record(record)
     evaluation = record.evaluation
@@ -381,9 +369,6 @@ def space_card(
         front_matter (`dict`, *optional*): of the app's own README (`sdk_version`, `emoji`, ...); wins over ours.
         sdk (`str`): `"gradio"`, `"docker"` or `"static"`.
         groups (`list[str]`, *optional*): names of the groups.
-
-    Returns:
-        [`~huggingface_hub.SpaceCard`]
     """
     data: dict[str, Any] = {
         "title": context.title,

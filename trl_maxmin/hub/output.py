@@ -74,9 +74,6 @@ def plan_output_folder(
         dataset (`bool`): also push the evaluation set and the results.
         space (`str` or `os.PathLike`, *optional*): folder of an app to push as a Space.
 
-    Returns:
-        [`OutputPlan`]
-
     Raises:
         ValueError: nothing to push, ids that collide, or as the `plan_...` functions.
     """

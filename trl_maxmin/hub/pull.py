@@ -51,9 +51,6 @@ def pull_repo(
         revision (`str`, *optional*): branch, tag or commit.
         token (`str`, *optional*)
 
-    Returns:
-        [`Pulled`]
-
     Raises:
         HubError: the Hub refused or was not reached, or a file is not what the Hub said; running it again continues.
         ValueError: an id that is not full, or a model without weights in safetensors.
@@ -100,9 +97,6 @@ def pull(
         output_dir (`str` or `os.PathLike`): gets the files of the one repository, or `mixture/`,
             `components/<name>/`, `policies/<name>/`, `evaluation/` as before the push.
         token (`str`, *optional*), revision (`str`, *optional*): the latter for a single repository only.
-
-    Returns:
-        `list[Pulled]`
 
     Raises:
         HubError: the Hub refused or was not reached, or shows nothing of that name.

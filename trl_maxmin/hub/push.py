@@ -116,9 +116,6 @@ def publish_repo(
         revision (`str`, *optional*): an existing branch; default `main`.
         commit_message (`str`, *optional*)
 
-    Returns:
-        [`Published`]
-
     Raises:
         HubError: the Hub refused or was not reached; the repository is as it was before, or complete.
         ValueError: `private=True` for a repository that exists and is public.
