@@ -292,7 +292,7 @@ class RunRecord:
 
     >>> import tempfile
     >>> record = RunRecord(seed=0).update("reward", num_components=2, mixing_weights=[0.8, 0.2], converged=None)
-    >>> record.add_point("reward", "lower_bound", step=20, value=-310.5)
+    >>> record = record.update("reward", curves={"lower_bound": [[20, -310.5]]})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = record.save(folder)
     ...     RunRecord.load(folder).reward
@@ -367,19 +367,6 @@ class RunRecord:
         except ValueError:
             setattr(self, stage, before)
             raise
-
-    def add_point(self, stage: str, curve: str, step: int, value: float) -> None:
-        """Append (step, value) to a curve of the stage; a NaN is unknown and leaves a gap.
-
-        Raises:
-            ValueError: an unknown stage, a stage without curves, or a value that is not a number.
-        """
-        if "curves" not in FIELDS.get(stage, {"curves": None}):
-            raise ValueError(f"the stage {stage!r} has no curves")
-        value = _plain(value, f"{stage}.curves.{curve}")
-        points = self._stage(stage).get("curves", {}).get(curve, [])
-        if not _is_unknown(value):
-            self.update(stage, curves={curve: [*points, [step, value]]})
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON types; empty stages are absent."""

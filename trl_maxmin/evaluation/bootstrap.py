@@ -273,9 +273,9 @@ class PromptBootstrap:
         return result
 
 
-def _root(function: Callable[[float], float], largest: float = 100.0) -> float:
-    """Where a falling function that is positive at 0 reaches 0; infinite beyond `largest`."""
-    low, high = 0.0, largest
+def _root(function: Callable[[float], float]) -> float:
+    """Where a falling function that is positive at 0 reaches 0; infinite beyond 100."""
+    low, high = 0.0, 100.0
     if function(high) > 0:
         return np.inf
     for _ in range(50):

@@ -12,7 +12,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -187,23 +187,11 @@ class EndpointJudge:
         self.criterion = CRITERIA.get(criterion, criterion)
         self.max_tokens, self.timeout, self.num_workers = max_tokens, timeout, num_workers
 
-    def judge(
-        self,
-        prompts: list[str],
-        completions: list[list[str]],
-        shuffle_order: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[int]:
+    def judge(self, prompts: list[str], completions: list[list[str]], shuffle_order: bool = False) -> list[int]:
         """See [`PairwiseJudge`]; the order given is kept, see [`judge_pairs`]."""
-
-        def one(pair: tuple[str, list[str]]) -> int:
-            verdict = parse_verdict(self._ask(pair[0], *pair[1]))
-            if progress is not None:
-                progress(1)
-            return verdict
-
+        pairs = zip(prompts, completions, strict=True)
         with ThreadPoolExecutor(max_workers=self.num_workers) as pool:
-            return list(pool.map(one, zip(prompts, completions, strict=True)))
+            return list(pool.map(lambda pair: parse_verdict(self._ask(pair[0], *pair[1])), pairs))
 
     def _ask(self, prompt: str, first: str, second: str) -> str:
         content = _INSTRUCTIONS.format(criterion=self.criterion, prompt=prompt, first=first, second=second)

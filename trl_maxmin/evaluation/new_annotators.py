@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..functional.em import annotator_log_likelihood, log_responsibilities, predictive_log_likelihood
+from ..functional.em import (
+    annotator_log_likelihood,
+    clustered_error,
+    log_responsibilities,
+    posterior_entropy,
+    predictive_log_likelihood,
+)
 
 
 CURVE_SIZES = (0, 1, 2, 4, 8, 16)
@@ -110,14 +116,12 @@ def _point(
     log_resp = log_responsibilities(annotator_log_likelihood(scores[seen], people[seen], count), mixing_weights.log())
     predictive = predictive_log_likelihood(scores[judged], log_resp, people[judged])
     right = (predictive.exp() > 0.5).double()
-    spread = torch.zeros(count, dtype=torch.float64).index_add(0, people[judged], right - right.mean())
-    error = (spread.square().sum() * count / (count - 1)).sqrt() / len(right)
     return AssignmentPoint(
         size,
         right.mean().item(),
-        error.item(),
+        clustered_error(right, people[judged], count),
         predictive.mean().item(),
-        torch.special.entr(log_resp.exp()).sum(-1).mean().item(),
+        posterior_entropy(log_resp).mean().item(),
         count,
         len(right),
     )

@@ -73,7 +73,7 @@ def _public(value: Any) -> Any:
     return _without_tokens(value)
 
 
-def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
+def code(text: Any) -> str:
     """A text as it is: in a code span, in which neither HTML nor Markdown means anything, fit for a table cell.
 
     Example:
@@ -82,7 +82,7 @@ def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
     '`<b>a\\\\|b</b>`'
     """
     text = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
-    text = text if len(text) <= limit else text[:limit].rstrip("\\") + " ..."
+    text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT].rstrip("\\") + " ..."
     return f"`{text}`" if text else "(empty)"
 
 

@@ -451,7 +451,7 @@ class Studio:
                 self._baselines.popitem(last=False)
         return found
 
-    def extremes(self, group: str, count: int = 3) -> dict[str, tuple[list[tuple], list[tuple]]]:
+    def extremes(self, group: str) -> dict[str, tuple[list[tuple], list[tuple]]]:
         """Of each policy's recorded answers, the best and the worst for a group.
 
         Returns:
@@ -467,7 +467,7 @@ class Studio:
             known = ((p, text, values[group]) for p, text, values in rows if group in values)
             ranked = sorted(known, key=lambda row: -row[2])
             if ranked:
-                own = min(count, max(1, len(ranked) // 2))
+                own = min(3, max(1, len(ranked) // 2))
                 result[policy] = (ranked[:own], ranked[::-1][:own] if len(ranked) > 1 else [])
         return result
 
