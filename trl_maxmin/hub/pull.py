@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import Collection, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from .collection import find_collection
 from .faults import HubError, ask, keep_secret
@@ -106,7 +105,7 @@ def pull(
     keep_secret(token)
     api, folder = HfApi(token=token), Path(output_dir)
     for repo_type in ("model", "dataset"):
-        if ask(f"Looking for {name}", lambda t=repo_type: _exists(api, name, t)):
+        if ask(f"Looking for {name}", lambda t=repo_type: api.repo_exists(name, repo_type=t)):
             return [pull_repo(name, folder, repo_type=repo_type, revision=revision, token=token)]
     namespace, title = name.split("/")
 
@@ -131,14 +130,6 @@ def pull(
             rest = [i.item_id for i in own[len(done) :]]
             raise error.placed(done, rest, "repeat the same call; what is complete is not fetched again") from error
     return pulled
-
-
-def _exists(api: HfApi, name: str, repo_type: str) -> bool:
-    try:
-        api.repo_info(name, repo_type=repo_type)
-        return True
-    except RepositoryNotFoundError:
-        return False
 
 
 def place(repo_id: str, base: str) -> str:
