@@ -294,12 +294,7 @@ def _measure(
 
 
 def _curves(
-    pairs: Pairs,
-    memberships: np.ndarray,
-    own: np.ndarray,
-    names: list[str],
-    candidates: list[np.ndarray],
-    beta: float,
+    pairs: Pairs, memberships: np.ndarray, own: np.ndarray, names: list[str], candidates: list[np.ndarray], beta: float
 ) -> dict[str, list[list[float]]]:
     """Gap of each group where its pairs are weighted so that they make up a given share, the others in proportion."""
     learn = pairs.learn

@@ -21,13 +21,7 @@ from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.reference_statistics import ReferenceStatistics
 from ..trainer.scoring.sources import RewardBatch, build_reward_source
-from .generation import (
-    Replies,
-    Sampling,
-    diversity_of_replies,
-    generate_replies,
-    reply_logprobs,
-)
+from .generation import Replies, Sampling, diversity_of_replies, generate_replies, reply_logprobs
 from .judges import PairwiseJudge, judge_pairs
 from .results import GroupScores, summarise
 

@@ -114,11 +114,7 @@ def _legend_below(figure: Any, axes: Any, entries: Sequence[tuple[str, Any]]) ->
 
 
 def plot_pareto(
-    results: Mapping[str, Any],
-    path: str | os.PathLike[str],
-    majority: str,
-    minority: str,
-    measure: str = "utility",
+    results: Mapping[str, Any], path: str | os.PathLike[str], majority: str, minority: str, measure: str = "utility"
 ) -> Path:
     """What every policy gives the minority against what it gives the majority, with both intervals.
 

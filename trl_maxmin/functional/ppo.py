@@ -255,11 +255,7 @@ def combine_advantages(advantages: torch.Tensor, channel_weights: torch.Tensor) 
 
 
 def policy_loss_terms(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    cliprange: float,
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's clipped surrogate, per token: `max(-A r, -A clip(r, 1 - c, 1 + c))` with `r = p_new / p_old`.
 
@@ -290,11 +286,7 @@ def policy_loss_terms(
 
 
 def value_loss_terms(
-    values: torch.Tensor,
-    old_values: torch.Tensor,
-    returns: torch.Tensor,
-    mask: torch.Tensor,
-    cliprange_value: float,
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, cliprange_value: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clipped value loss per token, the mean over channels of `max((V - R)^2, (V_clip - R)^2) / 2`.
 

@@ -102,11 +102,7 @@ class _Remote:
 
 
 def publish_repo(
-    plan: RepoPlan,
-    *,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
+    plan: RepoPlan, *, token: str | bool | None = None, revision: str | None = None, commit_message: str | None = None
 ) -> Published:
     """Bring one repository to the state of the plan, in one commit.
 
