@@ -94,8 +94,11 @@ def score_sequences(
         ValueError: a sequence that the model cannot read: empty, longer than its context, or with ids beyond its
             vocabulary.
     """
-    device, limit = model.device, context_length(getattr(model.config, "base_config", model.config))
-    vocabulary = model.get_input_embeddings().num_embeddings
+    device = next(model.parameters()).device
+    # A module that is no model of transformers has its configuration and embeddings, if any, in its trunk.
+    known = model if hasattr(model, "config") else getattr(model, model.base_model_prefix)
+    config = getattr(known.config, "base_config", known.config)
+    limit, vocabulary = context_length(config), known.get_input_embeddings().num_embeddings
     for row, ids in enumerate(sequences):
         if not ids or (limit is not None and len(ids) > limit):
             raise ValueError(
@@ -111,7 +114,7 @@ def score_sequences(
     # Module by module: a trunk that is shared with a policy in training must come back as it was.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    pad_token_id = model.config.get_text_config().pad_token_id
+    pad_token_id = config.get_text_config().pad_token_id
     # The mask says what is padding, so any id that can be embedded serves.
     pad_token_id = pad_token_id if pad_token_id is not None and 0 <= pad_token_id < vocabulary else 0
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))

@@ -22,6 +22,7 @@ from ...models.scoring import SharedRewardFunctions
 from ...models.shards import is_in_shards, whole_weights
 from .batch import RewardBatch, RewardSource
 from .functions import callable_name, unique_names
+from .models import is_scorer
 from .sources import build_reward_source
 
 
@@ -166,7 +167,7 @@ class RewardCallables:
         if isinstance(entry, str):
             entry = load_reward_model(entry, "`reward_funcs`")
         model = entry[0] if isinstance(entry, tuple) else entry
-        if isinstance(model, PreTrainedModel | RewardSource):
+        if isinstance(model, RewardSource) or is_scorer(model):
             pair = (model, tokenizer) if tokenizer is not None and not isinstance(entry, tuple) else entry
             shared = SourceFunctions(pair)
             self.shared.append(shared)
