@@ -23,7 +23,14 @@ SIZES = {
     "num_key_value_heads": 2,
     "multi_query_group_num": 2,
     "head_dim": 8,
-    "qk_rope_head_dim": 4,
+    "qk_rope_head_dim": 8,
+    "rotary_dim": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "full_attention_interval": 2,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "d_head": 8,
+    "num_hash_layers": 0,
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
     "kv_lora_rank": 8,
@@ -44,6 +51,11 @@ SIZES = {
 RANDOM = re.compile("drop|jitter|noise")
 
 
+#: Families of reward components that are tested in depth.
+DECODERS = ("gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3")
+ENCODERS = ("bert", "distilbert", "modernbert", "roberta")
+
+
 def tiny_config(model_type, rate=0.0, **more):
     """A configuration of the family with small sizes and one rate for all that is random."""
     cls = type(AutoConfig.for_model(model_type))
@@ -51,6 +63,12 @@ def tiny_config(model_type, rate=0.0, **more):
     known = set(vars(default)) | set(default.attribute_map) | set(inspect.signature(cls.__init__).parameters)
     settings = {name: value for name, value in SIZES.items() if name in known}
     settings |= {n: rate for n, v in vars(default).items() if RANDOM.search(n) and isinstance(v, float)}
+    if "kv_lora_rank" in known:
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
+    # One layer of each of the first two kinds, where a family alternates.
+    kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))[:2]
+    if len(kinds) == 2:
+        settings["layer_types"] = kinds
     return cls(**(settings | more))
 
 
