@@ -15,7 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2Config,
-    OPTConfig,
+    T5Config,
 )
 
 from tests.families import DECODERS, ENCODERS
@@ -330,8 +330,8 @@ class TestCalibration:
 
 class TestErrors:
     def test_unknown_family_names_those_supported(self):
-        with pytest.raises(ValueError, match="'opt'.*gpt2.*modernbert"):
-            MixtureRewardModel(MixtureRewardModelConfig(base_config=OPTConfig()))
+        with pytest.raises(ValueError, match="'t5'.*gpt2.*modernbert"):
+            MixtureRewardModel(MixtureRewardModelConfig(base_config=T5Config()))
 
     @pytest.mark.parametrize(
         ("kwargs", "message"),

@@ -71,7 +71,8 @@ def resolve_lora_config(
         `dict`: arguments of [`~peft.LoraConfig`].
 
     Raises:
-        ValueError: layers that are not known by name and not given, another method than LoRA, or one of its variants that is more than a pair of matrices per layer.
+        ValueError: layers that are not known by name and not given, another method than LoRA, or one of its variants
+            that is more than a pair of matrices per layer.
 
     Example:
 
