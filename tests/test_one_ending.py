@@ -21,13 +21,14 @@ from trl_maxmin import (
     MixtureRewardModel,
     MixtureRewardTrainer,
 )
-from trl_maxmin.data.tokenization import encode_prompt
+from trl_maxmin.data.tokenization import asked, encode_prompt, encode_reply
 from trl_maxmin.evaluation.evaluator import evaluate_policies
 from trl_maxmin.evaluation.generation import Sampling
 from trl_maxmin.models.families import get_linear
 from trl_maxmin.space.config import SpaceConfig
 from trl_maxmin.space.policies import Policy, Settings
-from trl_maxmin.space.scoring import Studio
+from trl_maxmin.space.scoring import Answer, Studio
+from trl_maxmin.space.votes import vote_rows
 from trl_maxmin.trainer.scoring.sources import RewardBatch, build_reward_source
 
 
@@ -136,13 +137,14 @@ def preferences(options=None):
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("train_trunk", [True, False])
+@pytest.mark.parametrize(("kind", "train_trunk"), [("head", True), ("head", False), ("lora", True), ("full", True)])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_reward_training_reads_what_scoring_reads(name, train_trunk, tmp_path):
+def test_reward_training_reads_what_scoring_reads(name, kind, train_trunk, tmp_path):
     tokenizer = chat_tokenizer(name)
     options = {"enable_thinking": False} if name == "qwen3" else None
     args = MixtureRewardConfig(
-        output_dir=str(tmp_path), num_components=2, train_trunk=train_trunk, max_steps=2, report_to=[], use_cpu=True,
+        output_dir=str(tmp_path), num_components=2, component_type=kind, train_trunk=train_trunk, max_steps=2,
+        report_to=[], use_cpu=True,
         bf16=False, disable_tqdm=True, save_strategy="no", gradient_checkpointing=False, heldout_fraction=0.25,
     )  # fmt: skip
     trainer = MixtureRewardTrainer(gpt2(tokenizer), args, preferences(options), processing_class=tokenizer)
@@ -271,6 +273,18 @@ def test_evaluation_and_the_space(name, tmp_path):
                 torch.testing.assert_close(rewards, expected, atol=1e-5, rtol=1e-5)
                 checked += 1
     assert checked >= 4
+
+
+def test_votes_are_preferences_over_the_prompts_that_were_answered(tmp_path):
+    """Reward training reads of a vote what the policies of the page were given and wrote."""
+    tokenizer, options = chat_tokenizer("qwen3"), {"enable_thinking": False}
+    policy = Policy("reference", "x", gpt2(tokenizer), tokenizer, options)
+    answers = [Answer("a", "great superb", True), Answer("b", "dull", True)]
+    (row,) = vote_rows(ASKED[0], answers, 0, "visitor", None, False, True, options)
+    (prompt, given), *_ = asked(Dataset.from_list([row]))
+    ids = encode_reply(tokenizer, prompt, row["chosen"], options=given)
+    content = tokenizer("great superb", add_special_tokens=False)["input_ids"]
+    assert ids == [*policy.encode(ASKED[0]), *content, stop_of(tokenizer, "qwen3")]
 
 
 def test_a_saved_policy_stops_where_it_did(tmp_path):

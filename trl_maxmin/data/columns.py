@@ -166,8 +166,9 @@ def _check_texts(dataset: Dataset) -> None:
             raise ValueError(f"Row {row} has prompt {prompt!r}: {fault}. Without a prompt, give '' or no such column.")
         for name, reply in zip(("chosen", "rejected"), replies, strict=True):
             if fault := _fault_of(reply, ("assistant",)):
+                detail = f": {fault}" if isinstance(reply, list) else ""
                 raise ValueError(
-                    f"Row {row} has {name} {reply!r}; a reply must be text or a list of messages: {fault}."
+                    f"Row {row} has {name} {reply!r}; a reply must be text or a list of messages{detail}."
                 )
             if isinstance(reply, list) and isinstance(prompt, str) and prompt:
                 raise ValueError(

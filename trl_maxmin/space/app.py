@@ -53,7 +53,14 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
         reference = studio.policies.get(config.reference) or next(iter(studio.policies.values()), None)
         chat = bool(reference and getattr(reference.tokenizer, "chat_template", None))
         try:
-            ballot = Ballot(config.votes_dir, config.votes_dataset, config.votes_minutes, config.votes_public, chat)
+            ballot = Ballot(
+                config.votes_dir,
+                config.votes_dataset,
+                config.votes_minutes,
+                config.votes_public,
+                chat,
+                config.chat_template_kwargs,
+            )
             ballot.start()
         except OSError as error:
             logger.exception("no votes can be stored")

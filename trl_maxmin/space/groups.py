@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
-from ..data.texts import distinct_texts, prompts_of
+from ..data.texts import distinct_texts, prompts_of, text_of
 
 
 GROUP_FACTS_NAME = "groups.json"
@@ -60,7 +60,7 @@ def describe_groups(
         ranked = (
             (prompts[row], chosen[row], rejected[row]) for row in sorted(rows, key=lambda r: -float(contrast[r]))
         )
-        examples = [dict(zip(PARTS, map(_text, pair), strict=True)) for pair in ranked]
+        examples = [dict(zip(PARTS, map(text_of, pair), strict=True)) for pair in ranked]
         facts[name] = {
             "annotators": sum(component == k for component in of.values()),
             "pairs": len(rows),
@@ -81,10 +81,6 @@ def _varied(examples: list[dict[str, str]], count: int) -> list[dict[str, str]]:
                 shown.append(example)
                 seen |= texts
     return shown
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
 
 
 def write_group_facts(facts: Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:

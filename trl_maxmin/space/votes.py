@@ -44,6 +44,7 @@ def vote_rows(
     group: str | None = None,
     blind: bool = False,
     conversational: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """A vote in the column format of `trl_maxmin.data.columns`.
 
@@ -56,6 +57,8 @@ def vote_rows(
             not null, as files of nulls only and files of texts cannot be loaded together.
         blind (`bool`): whether the policies were hidden.
         conversational (`bool`): write messages instead of text.
+        chat_template_kwargs (`dict`, *optional*): what the policies' chat templates were given; a column of its own,
+            so that reward training reads the prompts that were answered.
 
     Returns:
         `list[dict]`: the chosen answer against each other one. Equal texts are no preference and give no row. Answers
@@ -74,6 +77,7 @@ def vote_rows(
         return [{"role": role, "content": text}] if conversational else text
 
     chosen = answers[choice]
+    options = {"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}
     return [
         {
             "prompt": turn("user", prompt),
@@ -84,6 +88,7 @@ def vote_rows(
             "chosen_policy": chosen.policy,
             "rejected_policy": other.policy,
             "blind": blind,
+            **options,
         }
         for other in answers
         if other.text != chosen.text and other.finished and chosen.finished
@@ -178,7 +183,7 @@ class Ballot:
         folder (`str` or path): of the vote file.
         dataset (`str`, *optional*): Hub dataset to which the file is sent every `minutes`.
         minutes (`float`), public (`bool`): of that dataset.
-        conversational (`bool`): write messages instead of text.
+        conversational (`bool`), chat_template_kwargs (`dict`, *optional*): see [`vote_rows`].
 
     Raises:
         OSError: the folder cannot be written to.
@@ -191,8 +196,9 @@ class Ballot:
         minutes: float = 5.0,
         public: bool = False,
         conversational: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.conversational = conversational
+        self._form = conversational, chat_template_kwargs
         self.store = VoteStore(folder)
         self.uplink: Uplink | None = None
         if dataset:
@@ -224,7 +230,7 @@ class Ballot:
         """
         if not 0 <= choice < len(answers):
             raise Refused("Please choose one of the answers.")
-        rows = vote_rows(prompt, answers, choice, annotator_id, group, blind, self.conversational)
+        rows = vote_rows(prompt, answers, choice, annotator_id, group, blind, *self._form)
         try:
             self.store.append(rows)
         except OSError as error:
