@@ -17,8 +17,8 @@ TRAINED = """
     afmoe apertus arcee aria_text biogpt bitnet bloom codegen cohere cohere2 ctrl cwm deepseek_v2 deepseek_v3 doge
     ernie4_5 ernie4_5_moe exaone4 falcon falcon_mamba flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2
     gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granitemoe helium jetmoe lfm2 llama mamba ministral mistral
-    mixtral mpt nanochat nemotron olmo olmo2 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_text
-    qwen3_moe qwen3_next seed_oss smollm3 stablelm starcoder2 vaultgemma xglm
+    mixtral mpt nanochat nemotron olmo olmo2 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
+    qwen3_5_text qwen3_moe qwen3_next seed_oss smollm3 stablelm starcoder2 vaultgemma xglm
 """.split()
 
 ENCODERS = "bert big_bird camembert electra ernie megatron-bert roberta roformer xlm xlm-roberta".split()

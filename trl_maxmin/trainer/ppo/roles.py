@@ -36,14 +36,14 @@ def check_kinds(
             encoder-decoder, a sequence classifier or no model at all as policy or reference; a model that gives no
             value to every token as critic; a model as tokenizer.
     """
-    for name, value in {"model": model, "reward_model": reward_model, "train_dataset": train_dataset}.items():
-        if value is None:
-            raise ValueError(f"`{name}` is required.")
     if isinstance(processing_class, nn.Module):
         raise ValueError(
             f"`processing_class` is a {type(processing_class).__name__}, but it has to be the policy's tokenizer. "
             f"The order of the arguments is (args, processing_class, model, ref_model, ...); see {GUIDE}."
         )
+    for name, value in {"model": model, "reward_model": reward_model, "train_dataset": train_dataset}.items():
+        if value is None:
+            raise ValueError(f"`{name}` is required.")
     if ref_model is model:
         raise ValueError("`ref_model` is `model` itself; pass a copy, or `None` for the policy as it is now.")
     if not isinstance(model, str):

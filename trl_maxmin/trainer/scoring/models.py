@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.tokenization import encode_reply, same_vocabulary
 from ...models.base import base_model, place
 from ...models.modeling_mixture_reward import MixtureRewardModel
-from ...models.scoring import pool_last_token, score_sequences
+from ...models.scoring import pool_last_token, position_ids_from_mask, score_sequences
 from ...models.shards import make_whole
 from .batch import RewardBatch, RewardSource
 
@@ -104,7 +104,8 @@ class SequenceClassificationReward(RewardSource):
     Args:
         model (`PreTrainedModel`, `peft.PeftModel` or `nn.Module`):
             A model with one label: a decoder with a `score` layer, or an encoder; with or without an adapter. Or any
-            module as TRL 1.12 took it: a trunk under the name in `base_model_prefix`, and a `score` layer.
+            module as TRL 1.12 took it: a trunk under the name in `base_model_prefix`, whose output has
+            `hidden_states`, and `score`, a layer or a method that is given the last of them, `(B, T, H)`.
         policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
@@ -134,7 +135,7 @@ class SequenceClassificationReward(RewardSource):
             )
         # The adapter's layers are inside the model.
         model = base_model(model)
-        config = getattr(model, "config", None) or getattr(_trunk(model), "config", None)
+        config = getattr(model, "config", None)
         labels = config.num_labels if isinstance(model, PreTrainedModel) else getattr(model.score, "out_features", 1)
         if labels != 1:
             raise ValueError(
@@ -178,15 +179,25 @@ class SequenceClassificationReward(RewardSource):
         return self
 
     def _forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if not isinstance(self.model, PreTrainedModel):
+            return self._forward_as_in_trl(inputs)
         head = getattr(self.model, "score", None)
         if head is None:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :1]
+            return self.model(**inputs).logits[:, :1]
         # Padding is on the right: the default positions are those of the real tokens.
-        hidden = _trunk(self.model)(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        hidden = getattr(self.model, self.model.base_model_prefix)(**inputs, use_cache=False).last_hidden_state
         pooled = pool_last_token(hidden, attention_mask)
         return head(pooled.to(next(head.parameters()).dtype))
+
+    def _forward_as_in_trl(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """By the arguments that TRL 1.12 calls trunk and `score` with: neither knows more."""
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        position_ids = position_ids_from_mask(inputs["attention_mask"])
+        options = {"return_dict": True, "output_hidden_states": True, "use_cache": False}
+        hidden = trunk(**inputs, position_ids=position_ids, **options).hidden_states[-1]
+        scores = torch.as_tensor(self.model.score(hidden)).reshape(*inputs["input_ids"].shape, -1)
+        return pool_last_token(scores, inputs["attention_mask"])[:, :1]
 
 
 def is_scorer(model: object) -> bool:
@@ -195,7 +206,3 @@ def is_scorer(model: object) -> bool:
     if isinstance(model, PreTrainedModel | PeftModel):
         return True
     return isinstance(model, nn.Module) and hasattr(model, "score") and hasattr(model, "base_model_prefix")
-
-
-def _trunk(model: nn.Module) -> nn.Module:
-    return getattr(model, model.base_model_prefix, model)
