@@ -32,15 +32,21 @@ def number_values(values: Iterable[Hashable], numbers: dict[Any, int] | None = N
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
-def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
+def text_of(value: str | Sequence[Mapping[str, Any]], with_roles: bool = False) -> str:
     """A text, or the contents of messages, a line each.
+
+    Args:
+        value (`str` or messages): what is read.
+        with_roles (`bool`): whether each line begins with who speaks.
 
     Example:
 
-    >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    'a\\nb'
+    >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], with_roles=True)
+    'user: a\\nassistant: b'
     """
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
+    if isinstance(value, str):
+        return value
+    return "\n".join(f"{turn.get('role', '')}: " * with_roles + str(turn.get("content", "")) for turn in value)
 
 
 def prompts_of(preferences: Dataset) -> list[Any]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..data.texts import text_of
 from ..data.tokenization import Prompt
 
 
@@ -109,7 +110,7 @@ def judge_pairs(
     """
     if not len(prompts) == len(first) == len(second):
         raise ValueError(f"{len(prompts)} prompts, {len(first)} and {len(second)} replies; give one of each a row.")
-    texts = [prompt_text(prompt) for prompt in prompts]
+    texts = [text_of(prompt, with_roles=True) for prompt in prompts]
     pairs = list(zip(first, second, strict=True))
     # One call: a judge that batches or runs in parallel then has everything at hand.
     completions = [[a, b] for a, b in pairs] + [[b, a] for a, b in pairs]
@@ -137,13 +138,6 @@ def _verdict(value: int | float | None) -> int:
     if value not in known:
         raise ValueError(f"The judge returned {value!r}; allowed: 0, 1, {TIE} or 0.5 (tie), -1 or None (failed).")
     return known[value]
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as a judge reads it: text, or messages with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def parse_verdict(answer: str) -> int:
