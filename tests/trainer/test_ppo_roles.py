@@ -334,3 +334,13 @@ def test_infinite_rewards_in_grpo_and_rloo(trl_make):
     trainer = trl_make(reward_funcs=[sevens, shouty], utility="raw")
     with pytest.raises(ValueError, match="'shouty' for"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "module"])
+def test_grpo_and_rloo_take_the_same_reward_models(trl_make, kind):
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["c_attn"], r=2, fan_in_fan_out=True)
+    reward = get_peft_model(critic_model(1), config) if kind == "adapter" else Scored(gpt2(4).transformer)
+    trainer = trl_make(reward_funcs=[sevens, reward], utility="raw", max_steps=1)
+    trainer.train()
+    means = [value for entry in trainer.state.log_history for name, value in entry.items() if name.endswith("/mean")]
+    assert len(means) == 2 and all(value == value for value in means)

@@ -64,16 +64,12 @@ class Family:
             Path of the last linear layer inside the sequence-classification model; its rows are the components.
         is_decoder (`bool`):
             Whether the reward is read at the last attended token (`True`) or by the family's own encoder pooling.
-        lora_targets (`tuple[str]`):
-            Layers that `"lora"` components adapt by default: the queries and values of the attention. Empty where
-            none is known by name.
         fan_in_fan_out (`bool`):
-            Whether these layers keep their weights transposed (GPT-2).
+            Whether its layers keep their weights transposed (GPT-2), as LoRA has to know.
     """
 
     linear: str
     is_decoder: bool
-    lora_targets: tuple[str, ...]
     fan_in_fan_out: bool = False
 
 
@@ -112,9 +108,43 @@ def get_family(config: PreTrainedConfig) -> Family:
             f"families: {', '.join(supported_families())}. Choose a base model of one of these."
         )
     if kind not in _FOUND:
-        with torch.device("meta"):
-            _FOUND[kind] = family_of(AutoModelForSequenceClassification.from_config(config))
+        _FOUND[kind] = family_of(_without_weights(config))
     return _FOUND[kind]
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def lora_targets(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Layers that `"lora"` components adapt by default: the queries and values of the attention.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): of the base model; some families have other layers in other sizes.
+
+    Returns:
+        `tuple[str]`: last parts of their names.
+
+    Raises:
+        ValueError: an unsupported family, or layers of names that are not known here.
+
+    Example:
+
+    >>> from transformers import GPT2Config
+    >>> lora_targets(GPT2Config())
+    ('c_attn',)
+    """
+    get_family(config)
+    layers = _without_weights(config).named_modules()
+    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear | Conv1D)}
+    targets = next((known for known in ATTENTION if names >= set(known)), None)
+    if targets is None:
+        raise ValueError(
+            f"The attention of {config.model_type!r} has layers of other names than those that are known here. Name "
+            "the layers to adapt: `peft_config=LoraConfig(target_modules=[...])`."
+        )
+    return targets
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -134,10 +164,8 @@ def family_of(model: PreTrainedModel) -> Family:
             f"The labels of {type(model).__name__} are not rows of a linear layer above its trunk, so no mixture can "
             f"be made of it. Supported families: {', '.join(supported_families())}."
         )
-    layers = {n.rpartition(".")[2]: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    targets = next((names for names in ATTENTION if layers.keys() >= set(names)), ())
-    transposed = any(isinstance(layers[name], Conv1D) for name in targets)
-    return Family(heads[-1], heads[-1] == "score", targets, transposed)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    return Family(heads[-1], is_decoder=heads[-1] == "score", fan_in_fan_out=transposed)
 
 
 def get_linear(model: PreTrainedModel) -> nn.Linear:

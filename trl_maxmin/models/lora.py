@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .families import get_family
+from .families import get_family, lora_targets
 
 
 #: Rank, scale and dropout of the reward models in the paper's code.
@@ -94,20 +94,14 @@ def resolve_lora_config(
             "A LoraConfig of reward components has bias='none', no rank_pattern and no layers_to_transform; choose "
             "layers by `target_modules`."
         )
-    family = get_family(base_config)
-    targets = peft_config.target_modules or family.lora_targets
-    if not targets:
-        raise ValueError(
-            f"The attention of {base_config.model_type!r} has layers of other names than those that are known here. "
-            "Name the layers to adapt: `peft_config=LoraConfig(target_modules=[...])`."
-        )
+    targets = peft_config.target_modules or lora_targets(base_config)
     return {
         "r": peft_config.r,
         "lora_alpha": peft_config.lora_alpha,
         "lora_dropout": peft_config.lora_dropout,
         "use_rslora": peft_config.use_rslora,
         "use_dora": peft_config.use_dora,
-        "fan_in_fan_out": family.fan_in_fan_out,
+        "fan_in_fan_out": get_family(base_config).fan_in_fan_out,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
 

@@ -351,13 +351,13 @@ def check_head(model: PreTrainedModel | PeftModel, tolerance: float = 1e-2) -> N
     changed = _own_logprobs(model, arguments | {"input_ids": torch.cat([ids[:, :-1], ids[:, :1]], dim=1)})
     model.train(training)
     exact = 1e-5 if model.dtype == torch.float32 else tolerance
-    if not torch.allclose(own[:-1], changed[:-1], atol=exact, rtol=exact):
+    if not torch.allclose(own[:-1], changed[:-1], atol=exact, rtol=exact, equal_nan=True):
         raise ValueError(
             f"{type(model).__name__} reads later tokens when it predicts a token: it is an encoder, and no policy can "
             "be made of it. Give a decoder-only language model; a family that has both modes needs `is_decoder=True` "
             "in its configuration."
         )
-    if not torch.allclose(own, ours, atol=tolerance, rtol=tolerance):
+    if not torch.allclose(own, ours, atol=tolerance, rtol=tolerance, equal_nan=True):
         raise ValueError(
             f"{type(model).__name__} changes its logits behind the language-model head in a way that is not known "
             "here, so the log-probabilities would be wrong. Please report the model family."

@@ -88,7 +88,7 @@ def _forward(root: PolicyWithCritic, draw: int | None) -> torch.Tensor:
 def _is_deterministic(root: PolicyWithCritic) -> bool:
     tolerance = TOLERANCE.get(next(root.policy.parameters()).dtype, 5e-2)
     still, *moving = (_forward(root, draw) for draw in (None, 1, 2))
-    return all(torch.allclose(still, other, atol=tolerance, rtol=tolerance) for other in moving)
+    return all(torch.allclose(still, other, atol=tolerance, rtol=tolerance, equal_nan=True) for other in moving)
 
 
 def _random_modules(root: PolicyWithCritic, count: int = 3) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from ..._compat import prepare_deepspeed
 from ...models.loading import load_config, load_pretrained, load_tokenizer
@@ -82,7 +83,7 @@ class SourceFunctions(SharedRewardFunctions):
         self.policy_processing_class, self.chat_template_kwargs = tokenizer, chat_template_kwargs
         self.source = build_reward_source(self.reward_model, policy_tokenizer=tokenizer)
         model = self.reward_model[0] if isinstance(self.reward_model, tuple) else self.reward_model
-        if isinstance(model, PreTrainedModel) and is_in_shards(model):
+        if isinstance(model, nn.Module) and is_in_shards(model):
             # The user loaded it under ZeRO-3: the engine's hooks gather it layer by layer.
             prepare_deepspeed(model, accelerator)
         else:
