@@ -152,7 +152,11 @@ def by_position(folder, tokenizer):
     return PPOTrainer(config(folder), *roles)
 
 
-def filtered_by_length(folder, tokenizer):
+def filtered_by_length_with_an_adapter(folder, tokenizer):
+    return filtered_by_length(folder, tokenizer, ref_model=None, peft_config=lora())
+
+
+def filtered_by_length(folder, tokenizer, **roles):
     """As in the TL;DR example: lengths stay in the data, the evaluation set is sampled from as training goes on."""
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     data = Dataset.from_dict({"prompt": PROMPTS * 2}).map(
@@ -161,9 +165,10 @@ def filtered_by_length(folder, tokenizer):
     )
     data = data.filter(lambda row: row["lengths"] <= 4)
     args = config(folder, stop_token="eos", missing_eos_penalty=1.0, eval_strategy="steps", eval_steps=1)
+    roles = {"ref_model": gpt2()} | roles
     return PPOTrainer(
-        args=args, processing_class=tokenizer, model=gpt2(), ref_model=gpt2(), reward_model=critic_model(1),
-        value_model=critic_model(1), train_dataset=data, eval_dataset=data.select(range(3)),
+        args=args, processing_class=tokenizer, model=gpt2(), reward_model=critic_model(1), value_model=critic_model(1),
+        train_dataset=data, eval_dataset=data.select(range(3)), **roles,
     )  # fmt: skip
 
 
@@ -286,7 +291,8 @@ def from_a_recipe(folder, tokenizer):
 
 
 SHAPES = [
-    by_position, filtered_by_length, with_a_peft_config, wrapped_by_hand, two_adapters, reward_with_an_adapter,
+    by_position, filtered_by_length, filtered_by_length_with_an_adapter,
+    with_a_peft_config, wrapped_by_hand, two_adapters, reward_with_an_adapter,
     rule_as_a_module, padded_beforehand, own_optimizer_and_callbacks, every_field, subclass, from_a_recipe,
 ]  # fmt: skip
 

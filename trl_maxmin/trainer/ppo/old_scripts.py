@@ -141,7 +141,8 @@ def knows_old_names(
         def get(self: Any, name: str) -> Any:
             if name in attributes:
                 raise AttributeError(remedy("attribute", name, type(self).__name__, attributes))
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            # Once more, so that what failed inside a property is what is reported.
+            return object.__getattribute__(self, name)
 
         decorated.__new__, decorated.__getattr__ = new, get
         return decorated

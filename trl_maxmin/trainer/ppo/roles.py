@@ -142,7 +142,10 @@ def _remedy(first: str, second: str) -> str:
             "without it. Or load the reference a second time."
         )
     if "policy" in first and "critic" in second:
-        return "Leave `value_model=None` for a critic on the policy's trunk, or load the value model a second time."
+        return (
+            "Leave `value_model=None` for a critic on the policy's trunk (with an adapter of its own: "
+            "`critic_adapter=True`), or load the value model a second time."
+        )
     return (
         f"Load {second.partition(' ')[0]} a second time (`from_pretrained`) or copy it (`copy.deepcopy`). To keep one "
         "base for all, give the policy an adapter and make a mixture of `component_type='lora'` on that base."

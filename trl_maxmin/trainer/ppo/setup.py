@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,8 +232,9 @@ def check_roles(
     roles.check_vocabularies(root.policy, ref_model, root.value_model, known_tokens)
     roles.check_sharing(root.policy, ref_model, root.value_model, rewards)
     roles.check_trainable(root.policy, root.value_model)
-    if not is_deepspeed_zero3_enabled() and args.deepspeed is None:
-        # DeepSpeed steps in float32 and rounds afterwards.
+    engines = (os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("DEEPSPEED", "FSDP"))
+    if not (args.deepspeed or args.fsdp or any(engines)):
+        # These keep a float32 copy to step on.
         roles.warn_below_resolution(root, args.learning_rate)
 
 
