@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."
         )
-    rows, _ = read_dataset(arguments)
+    rows, _ = read_dataset(arguments, [arguments.annotator_column])
     rows = prepare_preferences(rows, arguments.annotator_column)
     require_model(arguments.reward_model, "--reward_model")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")

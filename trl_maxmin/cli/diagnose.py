@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
         "      --model_name_or_path Qwen/Qwen3-0.6B",
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
-    train, _ = read_dataset(arguments)
+    train, _ = read_dataset(arguments, [arguments.annotator_column, arguments.group_column])
     if arguments.model_name_or_path:
         require_model(arguments.model_name_or_path, "--model_name_or_path")
     with Console(stderr=True).status("fitting rewards for one, two and more groups"):

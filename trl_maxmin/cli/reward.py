@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> None:
     if args.component_type == "lora":
         args.model_init_kwargs |= quantization_options(model)
         peft_config = lora_config(model)
-    train, test = read_dataset(script)
+    train, test = read_dataset(script, [args.annotator_column, args.group_column])
     require_model(model.model_name_or_path, "--model_name_or_path", revision=model.model_revision)
     trainer = MixtureRewardTrainer(
         model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config

@@ -211,7 +211,7 @@ def diagnose(
     require_group_column(group_column, annotator_column, dataset.column_names)
     dataset = prepare_preferences(dataset, annotator_column)
     known = group_column is not None
-    pairs = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
+    pairs, dataset = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
     if not pairs.heldout.any():
         raise ValueError(
             f"{len(pairs.annotator)} pairs of {pairs.annotator.max() + 1} annotators leave no held-out pair: nearly "

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from ..data.tokenization import Prompt, same_vocabulary
+from ..data.tokenization import Prompt, plain_messages, same_vocabulary
 from ..distributed import gather_objects
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
@@ -69,7 +69,9 @@ class Evaluation:
     def samples(self, count: int = 4) -> list[dict[str, Any]]:
         """The first replies of every policy to the first different prompts, as the run record holds them."""
         anyone = next(iter(self.replies.values()))
-        rows = list({repr(prompt): row for row, prompt in reversed(list(enumerate(anyone.prompts)))}.values())[::-1]
+        rows = list(
+            {repr(plain_messages(prompt)): row for row, prompt in reversed(list(enumerate(anyone.prompts)))}.values()
+        )[::-1]
         return [
             {
                 "prompt": prompt if isinstance(prompt := anyone.prompts[row], str) else prompt[-1]["content"],
@@ -230,7 +232,7 @@ def _score(
     """What components and known groups think of every reply, and the latter's utility in its own unit."""
     groups: dict[str, str] = {}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in replies}
-    keys = [repr(prompt) for prompt in replies[reference].prompts]
+    keys = [repr(plain_messages(prompt)) for prompt in replies[reference].prompts]
     gold_utility: dict[str, dict[str, float]] = {}
     weights = dict(weights or {})
     for kind, rewards in given.items():

@@ -73,7 +73,7 @@ def model_features(
     """
     from accelerate import Accelerator
 
-    from ..data.tokenization import encode_reply
+    from ..data.tokenization import cut_ids, encode_reply
     from ..models import MixtureRewardModel
     from ..models.base import context_length
     from ..trainer.reward.text_features import TextFeatures
@@ -83,8 +83,8 @@ def model_features(
     mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).to(accelerator.device)
     limit, pad = context_length(mixture.config.base_config) or 4096, mixture.config.get_text_config().pad_token_id or 0
     encoder = TextFeatures(mixture, pad, 32, accelerator)
-    pairs = zip(prompts, replies, strict=True)
-    rows = encoder.rows([encode_reply(mixture.processing_class, *pair)[-limit:] for pair in pairs])[0]
+    tokenizer, pairs = mixture.processing_class, zip(prompts, replies, strict=True)
+    rows = encoder.rows([cut_ids(tokenizer, encode_reply(tokenizer, *pair), limit) for pair in pairs])[0]
     return encoder.vectors[rows].numpy()
 
 

@@ -42,7 +42,8 @@ class PPOConfig(_BaseConfig):
         response_length (`int`, *optional*, defaults to `53`):
             Length limit of a reply, in tokens. The limit is terminal: nothing is bootstrapped behind it.
         max_prompt_length (`int`, *optional*):
-            Prompts keep their last so many tokens. Default: a prompt that does not fit is an error.
+            Longer prompts are cut: text keeps BOS and its last tokens, a conversation loses its oldest turns.
+            Default: a prompt that does not fit is an error.
         chat_template_kwargs (`dict`, *optional*):
             What the chat template is given beside the messages, such as `{"enable_thinking": False}`; a
             `chat_template_kwargs` column of the data wins.
