@@ -137,13 +137,14 @@ def preferences(options=None):
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("train_trunk", [True, False])
+@pytest.mark.parametrize(("kind", "train_trunk"), [("head", True), ("head", False), ("lora", True), ("full", True)])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_reward_training_reads_what_scoring_reads(name, train_trunk, tmp_path):
+def test_reward_training_reads_what_scoring_reads(name, kind, train_trunk, tmp_path):
     tokenizer = chat_tokenizer(name)
     options = {"enable_thinking": False} if name == "qwen3" else None
     args = MixtureRewardConfig(
-        output_dir=str(tmp_path), num_components=2, train_trunk=train_trunk, max_steps=2, report_to=[], use_cpu=True,
+        output_dir=str(tmp_path), num_components=2, component_type=kind, train_trunk=train_trunk, max_steps=2,
+        report_to=[], use_cpu=True,
         bf16=False, disable_tqdm=True, save_strategy="no", gradient_checkpointing=False, heldout_fraction=0.25,
     )  # fmt: skip
     trainer = MixtureRewardTrainer(gpt2(tokenizer), args, preferences(options), processing_class=tokenizer)
