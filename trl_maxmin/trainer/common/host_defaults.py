@@ -8,8 +8,8 @@ from typing import Any
 from transformers.utils import is_torch_bf16_gpu_available
 
 
-# transformers 5.23 calls them `activation_checkpointing`, and warns of the old names, which go in v6. TRL 1.16 sets the
-# old one by default.
+# transformers 5.23 calls them `activation_checkpointing` and warns of the old names, which go in v6. TRL 1.16 sets one
+# of the old ones by default.
 _RENAMED = ("gradient_checkpointing", "gradient_checkpointing_kwargs")
 
 
