@@ -167,6 +167,11 @@ def _check(arguments: EvaluateArguments) -> None:
         arguments.judge_model
     ):
         raise UsageError("A judge needs --judge_url, --judge_model and --criteria together.")
+    if arguments.policies and arguments.completions:
+        raise UsageError(
+            "--completions and policies that sample cannot be mixed: replies must be to the same prompts. Give one of "
+            "the two."
+        )
     if arguments.max_prompts is not None and arguments.max_prompts < 2:
         raise UsageError(f"--max_prompts must be at least 2, got {arguments.max_prompts}.")
 
@@ -193,7 +198,7 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
         # A Hub id and a path have no `=`; where a path does, name it.
         name, _, source = word.rpartition("=") if "=" in word else (Path(word).name, "", word)
         if not name or name in policies:
-            raise ValueError(f"The policy {word!r} has no name of its own; write NAME=FOLDER_OR_HUB_ID.")
+            raise UsageError(f"The policy {word!r} has no name of its own; write NAME=FOLDER_OR_HUB_ID.")
         policies[name] = _source(source, "--policies", load)
     reference = arguments.reference
     if reference in policies:
@@ -205,7 +210,7 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
         return policies, same[0]
     name = "reference" if "reference" not in policies else Path(reference).name
     if name in policies:
-        raise ValueError(f"--reference {reference} has no name of its own; add it to --policies as NAME={reference}.")
+        raise UsageError(f"--reference {reference} has no name of its own; add it to --policies as NAME={reference}.")
     return {name: _source(reference, "--reference", load)} | policies, name
 
 
@@ -230,10 +235,6 @@ def _prompts(arguments: EvaluateArguments) -> list[Any]:
     if "prompt" not in data.column_names:
         raise ValueError(f"{arguments.dataset_name} has no column 'prompt'; it has {', '.join(data.column_names)}.")
     prompts = list(data["prompt"])[: arguments.max_prompts]
-    if arguments.completions:
-        raise ValueError(
-            "--completions and policies that sample cannot be mixed: replies must be to the same prompts."
-        )
     return prompts
 
 
@@ -242,7 +243,7 @@ def _gold(word: str) -> tuple[str, Callable[..., Any]]:
     where, _, name = word.rpartition(":")
     if where == "world":
         if name not in GOLD_UTILITIES:
-            raise ValueError(f"--gold {word}: groups of the embedded world are {', '.join(GOLD_UTILITIES)}.")
+            raise UsageError(f"--gold {word}: groups of the embedded world are {', '.join(GOLD_UTILITIES)}.")
         from ..data.world import FilmReviewWorld
 
         return name, FilmReviewWorld(groups=(name,)).gold_reward_functions()[0]
@@ -286,8 +287,9 @@ def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
 
 def _write(found: Evaluation, arguments: EvaluateArguments, generated: bool) -> None:
     folder = Path(arguments.output_dir)
-    for name in EVALUATION_FILES:  # of an earlier evaluation, of other policies or groups
-        (folder / name).unlink(missing_ok=True)
+    for file in (folder / name for name in EVALUATION_FILES):  # of an earlier evaluation, of other policies or groups
+        if not arguments.completions or file.resolve() != Path(arguments.completions).resolve():
+            file.unlink(missing_ok=True)
     results, written = found.results, ["evaluation.json", "evaluation.md"]
     (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (folder / "evaluation.md").write_text(results_to_markdown(results), encoding="utf-8")

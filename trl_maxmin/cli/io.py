@@ -49,7 +49,7 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
         data = load_dataset(name, arguments.dataset_config)
     if path.exists() and arguments.dataset_config is not None:
         raise ValueError(
-            f"--dataset_config {arguments.dataset_config} is for a data set on the Hub, and {name} is a file or folder. "
+            f"--dataset_config {arguments.dataset_config} is for a data set on the Hub, {name} is a file or folder. "
             "Leave it out."
         )
     if isinstance(data, Dataset):

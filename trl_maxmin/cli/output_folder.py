@@ -97,8 +97,8 @@ def prepare_output_folder(
             clear(folder)
         elif found and not own:
             raise UsageError(
-                f"--output_dir {output_dir} holds another run ({', '.join(found)}). Give another folder; or go on with "
-                "that run by --resume_from_checkpoint true; or remove what the package wrote there, and nothing else, "
+                f"--output_dir {output_dir} holds another run ({', '.join(found)}). Give another folder; or go on "
+                "with that run by --resume_from_checkpoint true; or remove what the package wrote there, and nothing else, "
                 "by --overwrite_output_dir true."
             )
     # No rank may begin to write before all have looked.
@@ -174,7 +174,8 @@ def _require_kind(command: str, checkpoint: Path) -> None:
     if kind is None and record is not None:
         kind = str(record.policy.get("algorithm", "")).rpartition("-")[2].lower() or None
     if (kind or command) != command or (kind is None and command in _KINDS.values()):
+        writer = f"`trl-maxmin {kind}`" if kind else "another trainer"
         raise ValueError(
-            f"--resume_from_checkpoint {checkpoint} was written by {f'trl-maxmin {kind}' if kind else 'another trainer'}, "
-            f"not by {command}. Name a checkpoint of this command, or leave it out."
+            f"--resume_from_checkpoint {checkpoint} was written by {writer}, not by `trl-maxmin {command}`. Name "
+            "a checkpoint of this command, or leave it out."
         )

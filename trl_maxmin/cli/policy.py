@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
+from ..data.tokenization import asked, encode_prompt
 from ..models import MixtureRewardModel
-from ..models.loading import load_pretrained
+from ..models.base import context_length
+from ..models.loading import load_config, load_pretrained
 from ..trainer.scoring.callables import load_reward_model
 from .io import read_dataset
 from .loading import init_options, quantization_options, require_model
@@ -20,7 +24,12 @@ from .output_folder import OVERWRITE_HELP, prepare_output_folder
 from .parser import CommandParser, UsageError
 
 
+logger = logging.getLogger(__name__)
+
 POLICY = "--model_name_or_path"
+REWARD = "--reward_model"
+# Tokens of a reply below which a default is not lowered in passing.
+_SHORTEST = 32
 
 
 @dataclass
@@ -51,13 +60,13 @@ def reward_model_names(name: str) -> list[str]:
     """
     names = [part.strip() for part in name.split(",") if part.strip()]
     for part in names:
-        require_model(part, "--reward_model")
+        require_model(part, REWARD)
     return names
 
 
 def load_reward_models(name: str) -> Any:
     """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds."""
-    models = [load_reward_model(part, "--reward_model") for part in reward_model_names(name)]
+    models = [load_reward_model(part, REWARD) for part in reward_model_names(name)]
     return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
 
 
@@ -109,7 +118,9 @@ def run_policy(
         _require_prompts(data, script.dataset_name, takes_ids=takes_reference)
     # What is named wrongly is said before the first model is loaded.
     tokenizer = require_model(model.model_name_or_path, POLICY, revision=model.model_revision)
-    reward_model_names(script.reward_model)
+    rewards = reward_model_names(script.reward_model)
+    if not takes_reference:  # PPO looks at its prompts itself
+        _fit_completions(args, tokenizer, train, [(model.model_name_or_path, POLICY)] + [(r, REWARD) for r in rewards])
     checkpoint = prepare_output_folder(
         command, args.output_dir, script.overwrite_output_dir, args.resume_from_checkpoint
     )
@@ -135,9 +146,46 @@ def _require_prompts(data: Any, name: str, takes_ids: bool) -> None:
     columns = ["prompt", "input_ids"] if takes_ids else ["prompt"]
     if not set(columns) & set(data.column_names):
         raise ValueError(
-            f"{name} has no column {' or '.join(map(repr, columns))}; it has {', '.join(data.column_names)}. Rename the "
-            "column of the prompts."
+            f"{name} has no column {' or '.join(map(repr, columns))}; it has {', '.join(data.column_names)}. Rename "
+            "the column of the prompts."
         )
+
+
+def _fit_completions(args: Any, tokenizer: Any, data: Any, models: list[tuple[str, str]]) -> None:
+    """Prompt and reply have to fit what policy and rewards read, which TRL finds out in the midst of training.
+
+    The default of `max_completion_length` gives way, and it is said; a length that was asked for is an error.
+
+    Raises:
+        ValueError: a prompt, or a prompt with such a reply, is longer than a model reads.
+    """
+    limits = {}
+    for name, argument in models:
+        config = load_config(name, argument)
+        limits[f"{argument} {name}"] = context_length(getattr(config, "base_config", config)) or sys.maxsize
+    who, limit = min(limits.items(), key=lambda item: item[1])
+    longest = 0
+    for prompt, options in asked(data):
+        text = prompt if isinstance(prompt, str) else "".join(str(message.get("content", "")) for message in prompt)
+        # A token has at least one byte, so short texts need not be tokenised; a template adds some.
+        if isinstance(prompt, str) and len(text.encode()) <= longest:
+            continue
+        chat = {**(args.chat_template_kwargs or {}), **options}
+        longest = max(longest, len(encode_prompt(tokenizer, prompt, chat)))
+    room, asked_for = limit - longest, args.max_completion_length
+    if asked_for <= room:
+        return
+    default = type(args).__dataclass_fields__["max_completion_length"].default
+    if asked_for != default or room < _SHORTEST:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens, and {who} reads {limit}: that leaves {max(room, 0)} for a "
+            f"reply, and --max_completion_length is {asked_for}. Lower it, or shorten the prompts."
+        )
+    args.max_completion_length = room
+    logger.warning(
+        f"--max_completion_length is {room} instead of {default}: the longest prompt has {longest} tokens, and {who} "
+        f"reads {limit}."
+    )
 
 
 def _load_reference(model: ModelConfig, options: dict[str, Any]) -> PreTrainedModel | None:

@@ -128,8 +128,8 @@ def pull(
         )
     if revision is not None:
         raise ValueError(
-            f"revision={revision!r} is of one repository, and {name} is a whole push, whose repositories have histories "
-            "of their own. Leave it out, or name one repository."
+            f"revision={revision!r} is of one repository, and {name} is a whole push, whose repositories have "
+            "histories of their own. Leave it out, or name one repository."
         )
     pulled = []
     own = [i for i in collection.items if i.item_type in ("model", "dataset") and i.note != "base model"]
