@@ -19,14 +19,13 @@ from transformers import GPT2LMHeadModel
 
 from trl_maxmin.cli.demo_stages import (
     DemoSettings,
-    EvaluationReplies,
     policy_trainer,
     quiet,
     run_training,
     sample_replies,
 )
 from trl_maxmin.data.world import FilmReviewWorld
-from trl_maxmin.evaluation import assignment_accuracy, match_components, win_rate
+from trl_maxmin.evaluation import Replies, assignment_accuracy, match_components, win_rate
 from trl_maxmin.trainer import MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.trainer.reward.heads import rename_components
 
@@ -80,7 +79,7 @@ class Bench:
             sample_replies(world, self.reference, prompts, seed, "preferences", i)
             for i in range(settings.replies_per_prompt)
         ]
-        texts = list(zip(*(reply.texts for reply in replies), strict=True))
+        texts = list(zip(*(reply.completions for reply in replies), strict=True))
         return prompts, texts, list(zip(*(reply.finished for reply in replies), strict=True))
 
     def fit(
@@ -135,8 +134,8 @@ class Bench:
         return {group: round(win_rate(*pair, clusters=prompts).mean, 4) for group, pair in gold.items()}
 
 
-def _gold(world: FilmReviewWorld, group: str, replies: EvaluationReplies) -> np.ndarray:
-    return world.gold_utility(group, replies.texts, replies.finished)
+def _gold(world: FilmReviewWorld, group: str, replies: Replies) -> np.ndarray:
+    return world.gold_utility(group, replies.completions, replies.finished)
 
 
 def copy_of(policy: GPT2LMHeadModel) -> GPT2LMHeadModel:

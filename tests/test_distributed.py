@@ -17,7 +17,6 @@ from trl_maxmin.distributed import (
     gather_rows,
     keep_float32_outputs,
     local_slice,
-    mean_over_ranks,
     rows_per_rank,
     sum_over_ranks,
 )
@@ -34,7 +33,6 @@ def test_one_process_gathers_itself(accelerator):
     assert local_slice(accelerator, [3]) == slice(0, 3)
     for result in (gather_rows(accelerator, rows), sum_over_ranks(accelerator, rows)):
         assert torch.equal(result, rows) and not result.requires_grad
-    assert torch.equal(mean_over_ranks(accelerator, rows), rows)
     assert gather_objects(accelerator, ["a", [1]]) == ["a", [1]]
 
 
@@ -88,7 +86,7 @@ class TestFloat32Outputs:
 COLLECTIVES = """
 import json, os, sys, torch
 from accelerate import Accelerator
-from trl_maxmin.distributed import accumulate, gather_objects, gather_rows, local_slice, mean_over_ranks
+from trl_maxmin.distributed import accumulate, gather_objects, gather_rows, local_slice
 from trl_maxmin.distributed import rows_per_rank, sum_over_ranks
 
 accelerator = Accelerator(cpu=True)
@@ -110,7 +108,6 @@ result = {
     "counts": counts,
     "slice": gather_rows(accelerator, rows)[local_slice(accelerator, counts)].tolist() == rows.tolist(),
     "sum": sum_over_ranks(accelerator, torch.tensor([1.0 + rank])).tolist(),
-    "mean": mean_over_ranks(accelerator, torch.tensor([1.0 + rank])).tolist(),
     "objects": gather_objects(accelerator, [f"r{rank}"] * (rank + 1)),
     "gradients": gradients,
 }
@@ -172,7 +169,7 @@ def test_two_processes_gather_and_reduce(tmp_path):
         assert result["rows"] == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
         assert result["empty"] == [[0.0, 1.0]]
         assert result["counts"] == [2, 1] and result["slice"]
-        assert result["sum"] == [3.0] and result["mean"] == [1.5]
+        assert result["sum"] == [3.0]
         assert result["objects"] == ["r0", "r1", "r1"]
     # Not shared after the first micro-batch; after the second the mean over ranks of 2 * (rank + 1).
     assert [result["gradients"][0] for result in results] == [1.0, 2.0]

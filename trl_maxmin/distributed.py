@@ -21,7 +21,6 @@ def rows_per_rank(accelerator: Accelerator, num_local: int) -> list[int]:
     """How many rows each rank holds.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         num_local (`int`): rows of this rank.
 
     Returns:
@@ -36,7 +35,6 @@ def gather_rows(accelerator: Accelerator, rows_local: torch.Tensor, counts: list
     """Rows of all ranks, in the order of the ranks; ranks may hold different numbers of rows, none included.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         rows_local (`torch.Tensor` of shape `(B, ...)`): rows of this rank; the other dimensions agree on all ranks.
         counts (`list[int]`, *optional*): [`rows_per_rank`], where the caller has it already.
 
@@ -57,7 +55,6 @@ def gather_objects(accelerator: Accelerator, objects_local: list) -> list:
     """Python objects of all ranks, in the order of the ranks; ranks may hold different numbers of them.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         objects_local (`list`): of this rank; they are pickled.
 
     Returns:
@@ -70,7 +67,6 @@ def local_slice(accelerator: Accelerator, counts: list[int]) -> slice:
     """Where this rank's rows are in what [`gather_rows`] returned.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         counts (`list[int]`): [`rows_per_rank`].
 
     Returns:
@@ -84,7 +80,6 @@ def sum_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tens
     """Elementwise sum over ranks, the same on every rank. No gradient passes.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         tensor (`torch.Tensor`): the same shape on every rank.
 
     Returns:
@@ -92,20 +87,6 @@ def sum_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tens
     """
     tensor = tensor.detach()
     return tensor if accelerator.num_processes == 1 else accelerator.reduce(tensor.clone(), reduction="sum")
-
-
-def mean_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
-    """Elementwise mean over ranks, the same on every rank. No gradient passes.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
-        tensor (`torch.Tensor`): floating point, the same shape on every rank.
-
-    Returns:
-        `torch.Tensor`: as `tensor`. It weighs ranks, not rows: use [`sum_over_ranks`] of sums and counts where ranks
-        may hold different numbers of rows.
-    """
-    return sum_over_ranks(accelerator, tensor) / accelerator.num_processes
 
 
 def _fsdp2_plugin(accelerator: Accelerator) -> Any:
@@ -121,8 +102,8 @@ def keep_float32_outputs(accelerator: Accelerator) -> None:
     and values would keep the 8 significant bits of bfloat16. Has to come before `prepare`.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's; its `fsdp_plugin` is changed in place. A policy of
-            the user's own (`mixed_precision_policy`) is kept.
+        accelerator ([`~accelerate.Accelerator`]): its `fsdp_plugin` is changed in place. A policy of the user's own
+            (`mixed_precision_policy`) is kept.
 
     Raises:
         ValueError: a policy of the user's own that rounds outputs.
@@ -150,7 +131,6 @@ def accumulate(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) 
     last. Under FSDP2 every micro-batch shares them: until then each rank would hold those of the whole model.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         model (`torch.nn.Module`): the wrapped model.
         is_last (`bool`): whether this micro-batch completes the step.
     """
@@ -171,7 +151,6 @@ def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """Backward pass of a loss that is scaled as it should be.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): the trainer's.
         loss (`torch.Tensor`): scalar. DeepSpeed is told not to divide it by the accumulation steps of the loop, which
             are micro-batches of prompts here.
     """

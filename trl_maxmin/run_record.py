@@ -282,26 +282,21 @@ class RunRecord:
     """What was trained on what, and what came out, in three stages that are filled as they happen.
 
     Args:
-        seed (`int`, *optional*):
-            Seed of the run.
-        versions (`dict[str, str]`, *optional*):
-            Package -> version; [`~RunRecord.installed_versions`] gives those of this environment.
-        reward (`dict`), policy (`dict`), evaluation (`dict`):
-            The stages; their fields are in `FIELDS`. Use [`~RunRecord.update`] to fill them.
+        seed (`int`, *optional*): seed of the run.
+        versions (`dict[str, str]`, *optional*): package -> version; [`~RunRecord.installed_versions`] gives those of
+            this environment.
+        reward (`dict`), policy (`dict`), evaluation (`dict`): The stages; their fields are in `FIELDS`. Use
+            [`~RunRecord.update`] to fill them.
 
     Example:
 
-    ```python
     >>> import tempfile
-    >>> from trl_maxmin.run_record import RunRecord
     >>> record = RunRecord(seed=0).update("reward", num_components=2, mixing_weights=[0.8, 0.2], converged=None)
     >>> record.add_point("reward", "lower_bound", step=20, value=-310.5)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = record.save(folder)
     ...     RunRecord.load(folder).reward
     {'num_components': 2, 'mixing_weights': [0.8, 0.2], 'curves': {'lower_bound': [[20, -310.5]]}}
-
-    ```
     """
 
     seed: int | None = None
@@ -332,10 +327,8 @@ class RunRecord:
         Tensors and arrays become lists. Facts that are None or NaN are unknown and stay absent.
 
         Args:
-            stage (`str`):
-                `"reward"`, `"policy"` or `"evaluation"`.
-            **facts:
-                Fields of that stage.
+            stage (`str`): `"reward"`, `"policy"` or `"evaluation"`.
+            **facts: Fields of that stage.
 
         Returns:
             `RunRecord`: itself.
@@ -358,10 +351,8 @@ class RunRecord:
         For results, where a policy or group of an earlier measurement would otherwise stand beside the new ones.
 
         Args:
-            stage (`str`):
-                `"reward"`, `"policy"` or `"evaluation"`.
-            **facts:
-                Fields of that stage; None removes the field.
+            stage (`str`): `"reward"`, `"policy"` or `"evaluation"`.
+            **facts: Fields of that stage; None removes the field.
 
         Returns:
             `RunRecord`: itself.
@@ -421,8 +412,8 @@ class RunRecord:
         """Write the record; a reader sees the old file or the new one, never half of one.
 
         Args:
-            path (`str` or `os.PathLike`):
-                A folder (created if missing; the file is then `run_record.json` in it) or a file ending in `.json`.
+            path (`str` or `os.PathLike`): A folder (created if missing; the file is then `run_record.json` in it) or a
+                file ending in `.json`.
 
         Returns:
             `Path` of the file.
@@ -469,14 +460,11 @@ class RunRecord:
         """Load the record at `path` (a new one if there is none), add facts to a stage, and save it.
 
         Args:
-            path (`str` or `os.PathLike`):
-                As in [`~RunRecord.save`].
-            stage (`str`):
-                `"reward"`, `"policy"` or `"evaluation"`.
-            replace (`bool`):
-                Set the fields anew ([`~RunRecord.replace`]) instead of merging them ([`~RunRecord.update`]).
-            **facts:
-                Fields of that stage.
+            path (`str` or `os.PathLike`): as in [`~RunRecord.save`].
+            stage (`str`): `"reward"`, `"policy"` or `"evaluation"`.
+            replace (`bool`): set the fields anew ([`~RunRecord.replace`]) instead of merging them
+                ([`~RunRecord.update`]).
+            **facts: Fields of that stage.
 
         Raises:
             ValueError: as [`~RunRecord.load`] and [`~RunRecord.update`].

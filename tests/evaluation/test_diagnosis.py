@@ -11,7 +11,8 @@ from datasets import Dataset
 from trl_maxmin.data.world import FilmReviewWorld
 from trl_maxmin.evaluation import diagnose
 from trl_maxmin.evaluation.diversity import alignment_gap
-from trl_maxmin.evaluation.features import principal_features, reply_text, word_features
+from trl_maxmin.evaluation.features import principal_features, word_features
+from trl_maxmin.functional.em_linear import fit_weighted_logistic
 
 
 def preferences(seed=0, share=0.2, annotators=20, pairs=40):
@@ -89,10 +90,10 @@ def test_so_it_is_under_the_gold_utilities():
     """The order of the gaps that linear rewards give is that of the gold utilities, which `diagnose` never saw."""
     world, data = FilmReviewWorld(seed=0), preferences(pairs=60)
     features = principal_features(word_features([*data["chosen"], *data["rejected"]]))
-    from trl_maxmin.evaluation.diversity import fit_reward
-
     count = len(data)
-    single = fit_reward(features[:count] - features[count:])
+    difference = torch.tensor(features[:count] - features[count:])
+    alike, start = torch.ones(count, 1).double(), torch.zeros(1, difference.shape[1]).double()
+    single = fit_weighted_logistic(difference, alike, torch.zeros(count), 1.0, start, num_steps=25)[0].numpy()
     gaps = {}
     for group in world.groups:
         gold = np.array([world.gold_utility(group, data[side]) for side in ("chosen", "rejected")])
@@ -144,7 +145,8 @@ def test_the_same_seed_gives_the_same_answer(uniform):
 
 def test_features_by_hand():
     assert word_features(["Good, good plot"], num_words=2).tolist() == [[2.0, 1.0, 4.0, 15 / 6]]
-    assert reply_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "a\nb"
+    messages = [[{"role": "user", "content": "good,"}, {"role": "assistant", "content": "good plot"}]]
+    assert word_features(messages, num_words=2).tolist() == [[2.0, 1.0, 4.0, 15 / 6]]
 
 
 def test_principal_features_keep_distances_up_to_one_scale():

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from trl_maxmin.data.world import FilmReviewWorld
 from trl_maxmin.evaluation.diversity import (
@@ -12,13 +13,22 @@ from trl_maxmin.evaluation.diversity import (
     diversity_margin,
     diversity_matrix,
     feature_curvature,
-    fit_reward,
     gap_bound,
     mismatch_bound,
     optimal_policy,
     preference_probability,
     total_variation,
 )
+from trl_maxmin.functional.em_linear import fit_weighted_logistic
+
+
+def fit_reward(difference, probability, ridge):
+    """Linear reward of greatest likelihood where the first reply is preferred with these probabilities: the limit of
+    endless data."""
+    both = torch.tensor(np.concatenate([difference, -difference]))
+    weights = torch.tensor(np.concatenate([probability, 1 - probability]))[:, None]
+    start = torch.zeros(1, both.shape[1], dtype=torch.float64)
+    return fit_weighted_logistic(both, weights, torch.zeros(len(both)), ridge, start, num_steps=25)[0].numpy()
 
 
 def test_total_variation_is_half_the_l1_distance_of_the_two_outcomes():

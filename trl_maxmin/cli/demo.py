@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.world import FilmReviewWorld
 from ..evaluation.agreement import assignment_accuracy, match_components
 from ..evaluation.figures import plot_comparison
+from ..evaluation.generation import Replies
 from ..evaluation.metrics import win_rate
 from ..functional.em import NumComponentsSelection
 from ..models.modeling_mixture_reward import MixtureRewardModel
@@ -33,14 +34,14 @@ from ..trainer.common.recording import component_counts, component_heldout
 from ..trainer.maxmin.maxmin_config import WELFARE_CHOICES
 from .demo_stages import (
     DemoSettings,
-    EvaluationReplies,
     Progress,
     collect_preferences,
     fit_reward,
     heldout_accuracy,
+    policy_trainer,
+    run_training,
     sample_replies,
     select_components,
-    train_policy,
 )
 from .io import print_table
 from .output_folder import OVERWRITE_HELP, prepare_output_folder
@@ -153,14 +154,15 @@ class Demo:
 
     def fit_rewards(self, reference: GPT2LMHeadModel) -> tuple[MixtureRewardTrainer, MixtureRewardTrainer]:
         """Preferences, the control (K = 1), the mixture (K = 2), and which of the two the held-out pairs support."""
-        data = collect_preferences(
+        train, heldout = collect_preferences(
             self.world, reference, self.arguments.minority_share, self.arguments.seed, self.settings
         )
         trainers = {
             k: fit_reward(
                 reference,
                 self.world.tokenizer,
-                data,
+                train,
+                heldout,
                 k,
                 self.arguments.seed,
                 self.output / "logs" / f"k{k}",
@@ -180,7 +182,7 @@ class Demo:
                 if selection.best != 1
                 else "  K = 1: no evidence of groups in these data, one component suffices."
             )
-        planted = {row["annotator_id"]: row["group"] for row in data.train}
+        planted = {row["annotator_id"]: row["group"] for row in train}
         groups = [planted[annotator] for annotator in mixture.annotators.annotator_ids]
         found = mixture.em_state.log_responsibilities.argmax(-1).tolist()
         if mixture.mixture.num_components > 1:
@@ -210,7 +212,7 @@ class Demo:
         )
         save_mixture(mixture, self.output, "mixture")
         single.mixture.save_pretrained(self.output / "single_reward")
-        write_group_facts(describe_groups(mixture.mixture, data.train), self.output)
+        write_group_facts(describe_groups(mixture.mixture, train), self.output)
         self.record.update("reward", **self.reward_facts(mixture, selection))
         return mixture, single
 
@@ -243,33 +245,20 @@ class Demo:
 
     def train(self, name: str, reference: GPT2LMHeadModel, reward_model: MixtureRewardModel | list) -> GPT2LMHeadModel:
         """One policy from the reference, with the budget and the KL coefficient that all of them get."""
-        train, start = train_policy, reference
+        build, start = policy_trainer, reference
         if self.arguments.trainer != "ppo":
-            from .demo_trl import train_policy_with_trl  # TRL's trainers take seconds to import
+            from .demo_trl import trl_policy_trainer  # TRL's trainers take seconds to import
 
-            train = partial(train_policy_with_trl, self.arguments.trainer)
-            start = self.output / "policies" / "reference"
-        policy, history = train(
-            self.world,
-            start,
-            reward_model,
-            self.arguments.seed,
-            self.output / "logs" / name,
-            self.settings,
-            welfare=self.arguments.welfare,
-            progress=Progress(
-                self.console,
-                {
-                    "maxmin/worst_utility": "worst utility",
-                    "maxmin/gap": "gap",
-                    "objective/kl": "KL (nats)",
-                    "kl": "KL (nats a token)",
-                },
-            ),
-        )
+            build, start = partial(trl_policy_trainer, self.arguments.trainer), self.output / "policies" / "reference"
+        logs, options = self.output / "logs" / name, self.arguments
+        trainer = build(self.world, start, reward_model, options.seed, logs, self.settings, options.welfare)
+        shown = {"maxmin/worst_utility": "worst utility", "maxmin/gap": "gap"}
+        shown |= {"objective/kl": "KL (nats)", "kl": "KL (nats a token)"}
+        run_training(trainer, Progress(self.console, shown))
+        policy = trainer.policy_model if self.arguments.trainer == "ppo" else trainer.model
         self.save_policy(policy, name)
         curves: dict[str, list[list[float]]] = {}
-        for entry in history:
+        for entry in trainer.state.log_history:
             for metric, value in entry.items():
                 if metric.startswith(("maxmin/", "objective/", "rewards/")) or metric == "kl":
                     curves.setdefault(metric, []).append([entry["step"], value])
@@ -304,7 +293,7 @@ class Demo:
             for name, policy in policies.items()
         }
         utility = {
-            name: {g: self.world.gold_utility(g, r.texts, r.finished) for g in self.world.groups}
+            name: {g: self.world.gold_utility(g, r.completions, r.finished) for g in self.world.groups}
             for name, r in replies.items()
         }
         self.report["gold_utility"] = {
@@ -312,18 +301,26 @@ class Demo:
             for name, by_group in utility.items()
         }
         self.report["win_rate"] = {}
-        for name in policies:
-            if name == "reference":
-                continue
+        for name in [name for name in policies if name != "reference"]:
             rates = {
                 g: win_rate(utility[name][g], utility["reference"][g], clusters=prompts) for g in self.world.groups
             }
             self.report["win_rate"][name] = {
-                g: {"mean": round(r.mean, 4), "low": round(r.low, 4), "high": round(r.high, 4)}
-                for g, r in rates.items()
+                g: {end: round(value, 4) for end, value in rate.to_dict().items()} for g, rate in rates.items()
             }
-        samples = self.samples(prompts, replies, utility)
-        self.save_replies(prompts, replies, utility)
+        # The first answers of every policy to the same prompts, with what each is worth to every group.
+        samples = [
+            {
+                "prompt": prompts[i],
+                "completions": {name: r.completions[i] for name, r in replies.items()},
+                "utility": {
+                    name: {group: round(float(values[i]), 4) for group, values in by_group.items()}
+                    for name, by_group in utility.items()
+                },
+            }
+            for i in range(4)
+        ]
+        self.save_replies(replies, utility)
         self.record.update(
             "evaluation",
             groups=list(self.world.groups),
@@ -337,37 +334,15 @@ class Demo:
         )
         self.print_results(samples)
 
-    def samples(
-        self,
-        prompts: list[str],
-        replies: dict[str, EvaluationReplies],
-        utility: dict[str, dict[str, Any]],
-        count: int = 4,
-    ) -> list[dict[str, Any]]:
-        """The first answers of every policy to the same prompts, with what each is worth to every group."""
-        return [
-            {
-                "prompt": prompts[i],
-                "completions": {name: r.texts[i] for name, r in replies.items()},
-                "utility": {
-                    name: {group: round(float(values[i]), 4) for group, values in by_group.items()}
-                    for name, by_group in utility.items()
-                },
-            }
-            for i in range(count)
-        ]
-
-    def save_replies(
-        self, prompts: list[str], replies: dict[str, EvaluationReplies], utility: dict[str, dict[str, Any]]
-    ) -> None:
+    def save_replies(self, replies: dict[str, Replies], utility: dict[str, dict[str, Any]]) -> None:
         """`evaluation/completions.jsonl`: one row per policy and prompt."""
         folder = self.output / "evaluation"
         folder.mkdir(exist_ok=True)
         with open(folder / "completions.jsonl", "w", encoding="utf-8") as file:
             for name, reply in replies.items():
-                for i, prompt in enumerate(prompts):
-                    row = {"prompt": prompt, "policy": name, "completion": reply.texts[i]}
-                    row["finished"] = reply.finished[i]
+                for i, prompt in enumerate(reply.prompts):
+                    row = {"prompt": prompt, "policy": name}
+                    row |= {"completion": reply.completions[i], "finished": reply.finished[i]}
                     row |= {f"utility_{group}": round(float(v[i]), 4) for group, v in utility[name].items()}
                     file.write(json.dumps(row) + "\n")
 

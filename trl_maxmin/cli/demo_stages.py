@@ -25,6 +25,7 @@ from transformers import (
 
 from ..data.tokenization import encode_prompt
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
+from ..evaluation.generation import Replies
 from ..functional.em import NumComponentsSelection, select_num_components
 from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
 from ..trainer.common.sampling import sample_completions, seeded
@@ -61,25 +62,7 @@ class DemoSettings:
     num_eval_prompts: int = 1000
 
 
-@dataclass(frozen=True)
-class EvaluationReplies:
-    """Replies of one policy: N texts without special tokens, and whether each ended by itself."""
-
-    texts: list[str]
-    finished: list[bool]
-
-
-@dataclass(frozen=True)
-class PreferenceData:
-    """Pairs to learn from and assign on, and held-out pairs of the same annotators."""
-
-    train: Dataset
-    heldout: Dataset
-
-
-def sample_replies(
-    world: FilmReviewWorld, policy: GPT2LMHeadModel, prompts: list[str], *stream: int | str
-) -> EvaluationReplies:
+def sample_replies(world: FilmReviewWorld, policy: GPT2LMHeadModel, prompts: list[str], *stream: int | str) -> Replies:
     """One reply to each prompt at temperature 1, drawn from the random stream of that name."""
     tokenizer = world.tokenizer
     with seeded(torch.device("cpu"), *stream):
@@ -92,13 +75,14 @@ def sample_replies(
             batch_size=256,
         )
     texts = tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
-    return EvaluationReplies(texts, [finished for _, finished in completions])
+    return Replies(prompts, texts, [finished for _, finished in completions])
 
 
 def collect_preferences(
     world: FilmReviewWorld, reference: GPT2LMHeadModel, minority_share: float, seed: int, settings: DemoSettings
-) -> PreferenceData:
-    """Replies of the reference policy, compared by annotators with a hidden group."""
+) -> tuple[Dataset, Dataset]:
+    """Replies of the reference policy, compared by annotators with a hidden group: pairs to learn from and assign on,
+    and held-out pairs of the same annotators."""
     prompts = world.sample_prompts(settings.num_preference_prompts, seed=seed)
     replies = [
         sample_replies(world, reference, prompts, seed, "preferences", i) for i in range(settings.replies_per_prompt)
@@ -106,7 +90,7 @@ def collect_preferences(
     annotators = world.annotators(settings.num_annotators, minority_share, seed=seed)
     pairs = world.collect_preferences(
         prompts,
-        list(zip(*(reply.texts for reply in replies), strict=True)),
+        list(zip(*(reply.completions for reply in replies), strict=True)),
         annotators,
         settings.pairs_to_learn + settings.pairs_held_out,
         seed=seed,
@@ -117,13 +101,14 @@ def collect_preferences(
         rows.setdefault(annotator, []).append(row)
     train = [row for own in rows.values() for row in own[: settings.pairs_to_learn]]
     heldout = [row for own in rows.values() for row in own[settings.pairs_to_learn :]]
-    return PreferenceData(pairs.select(train), pairs.select(heldout))
+    return pairs.select(train), pairs.select(heldout)
 
 
 def fit_reward(
     reference: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: PreferenceData,
+    train: Dataset,
+    heldout: Dataset,
     num_components: int,
     seed: int,
     output_dir: Path,
@@ -147,8 +132,8 @@ def fit_reward(
     trainer = MixtureRewardTrainer(
         copy.deepcopy(reference),
         args,
-        train_dataset=data.train.remove_columns("group"),
-        eval_dataset=data.heldout,
+        train_dataset=train.remove_columns("group"),
+        eval_dataset=heldout,
         processing_class=tokenizer,
     )
     run_training(trainer, progress)
@@ -224,23 +209,6 @@ def heldout_accuracy(trainer: MixtureRewardTrainer, groups: tuple[str, ...]) -> 
     return result
 
 
-def train_policy(
-    world: FilmReviewWorld,
-    reference: GPT2LMHeadModel,
-    reward_model: Any,
-    seed: int,
-    output_dir: Path,
-    settings: DemoSettings,
-    welfare: str = "maxmin",
-    progress: TrainerCallback | None = None,
-    **overrides: Any,
-) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
-    """MaxMin-PPO; with one reward component this is conventional RLHF on the same utility and KL coefficient."""
-    trainer = policy_trainer(world, reference, reward_model, seed, output_dir, settings, welfare, **overrides)
-    run_training(trainer, progress)
-    return trainer.policy_model, trainer.state.log_history
-
-
 def policy_trainer(
     world: FilmReviewWorld,
     reference: GPT2LMHeadModel,
@@ -251,7 +219,8 @@ def policy_trainer(
     welfare: str = "maxmin",
     **overrides: Any,
 ) -> MaxMinPPOTrainer:
-    """The trainer of [`train_policy`], not yet trained; `overrides` are fields of its configuration."""
+    """MaxMin-PPO, not yet trained; with one reward component this is conventional RLHF on the same utility and KL
+    coefficient. `overrides` are fields of its configuration."""
     options: dict[str, Any] = {
         "max_steps": settings.num_rollouts,
         "per_device_train_batch_size": settings.replies_per_rollout // 3,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, TrainerCallback
+from transformers import GPT2LMHeadModel
 
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
 from ..models.loading import load_pretrained
@@ -15,7 +15,7 @@ from ..trainer.maxmin.maxmin_grpo_config import MaxMinGRPOConfig
 from ..trainer.maxmin.maxmin_grpo_trainer import MaxMinGRPOTrainer
 from ..trainer.maxmin.maxmin_rloo_config import MaxMinRLOOConfig
 from ..trainer.maxmin.maxmin_rloo_trainer import MaxMinRLOOTrainer
-from .demo_stages import DemoSettings, quiet, run_training
+from .demo_stages import DemoSettings, quiet
 
 
 # Replies to a prompt that are compared with each other.
@@ -26,7 +26,7 @@ TRAINERS = {
 }
 
 
-def train_policy_with_trl(
+def trl_policy_trainer(
     algorithm: str,
     world: FilmReviewWorld,
     reference_dir: Path,
@@ -35,10 +35,9 @@ def train_policy_with_trl(
     output_dir: Path,
     settings: DemoSettings,
     welfare: str = "maxmin",
-    progress: TrainerCallback | None = None,
     **overrides: Any,
-) -> tuple[GPT2LMHeadModel, list[dict[str, float]]]:
-    """MaxMin-GRPO or MaxMin-RLOO; with one reward component this is TRL's trainer on the same utility.
+) -> MaxMinGRPOTrainer | MaxMinRLOOTrainer:
+    """MaxMin-GRPO or MaxMin-RLOO, not yet trained; with one reward component this is TRL's on the same utility.
 
     Args:
         algorithm (`str`): `"grpo"` or `"rloo"`.
@@ -49,11 +48,7 @@ def train_policy_with_trl(
         output_dir (`Path`): for logs.
         settings ([`DemoSettings`]): sizes.
         welfare (`str`): welfare rule.
-        progress (`TrainerCallback`, *optional*): prints.
         **overrides: fields of the configuration.
-
-    Returns:
-        `tuple`: the policy and its log.
     """
     trainer_class, config_class = TRAINERS[algorithm]
     options: dict[str, Any] = {
@@ -75,12 +70,10 @@ def train_policy_with_trl(
         utility="zscore",
         **{**options, **quiet(), "logging_steps": 15, **overrides},
     )
-    trainer = trainer_class(
+    return trainer_class(
         model=load_pretrained(GPT2LMHeadModel, reference_dir, argument="the reference"),
         reward_funcs=reward_model,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": world.sample_prompts(settings.num_policy_prompts, seed=seed)}),
         processing_class=world.tokenizer,
     )
-    run_training(trainer, progress)
-    return trainer.model, trainer.state.log_history

@@ -98,8 +98,8 @@ def prepare_output_folder(
         elif found and not own:
             raise UsageError(
                 f"--output_dir {output_dir} holds another run ({', '.join(found)}). Give another folder; or go on "
-                "with that run by --resume_from_checkpoint true; or remove what the package wrote there, and nothing else, "
-                "by --overwrite_output_dir true."
+                "with that run by --resume_from_checkpoint true; or remove what the package wrote there, and nothing "
+                "else, by --overwrite_output_dir true."
             )
     # No rank may begin to write before all have looked.
     state.wait_for_everyone()

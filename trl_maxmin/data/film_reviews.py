@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .texts import text_of
+
 
 GENRES = ("crime", "horror", "war", "love", "space", "family", "music", "history")
 NOUNS = ("robots", "pirates", "ghosts", "dogs", "spies", "cowboys", "monks", "dancers", "twins", "sharks")
@@ -167,6 +169,4 @@ def write_review(draw: Uniforms, prompt: str) -> str:
 
 def split_words(completion: Any) -> list[str]:
     """The words of a reply given as text or as TRL's list of messages."""
-    if not isinstance(completion, str):
-        completion = " ".join(message["content"] for message in completion)
-    return completion.split()
+    return text_of(completion).split()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,17 @@ def number_values(values: Iterable[Hashable], numbers: dict[Any, int] | None = N
     """
     numbers = {} if numbers is None else numbers
     return [numbers.setdefault(value, len(numbers)) for value in values]
+
+
+def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
+    """A text, or the contents of messages, a line each.
+
+    Example:
+
+    >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    'a\\nb'
+    """
+    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
 
 
 def prompts_of(preferences: Dataset) -> list[Any]:

@@ -46,25 +46,21 @@ class FilmReviewWorld:
     Prompts read `horror film with robots and pirates :`, replies `superb film and the robots feel great`.
 
     Args:
-        seed (`int`, *optional*, defaults to `0`):
-            Decides which prompts are held out, and, with the seed each method takes, everything that is drawn.
-        groups (`Sequence[str]`, *optional*, defaults to `("concise", "positive")`):
-            The groups annotators can belong to, the majority first; keys of [`GOLD_UTILITIES`].
+        seed (`int`, *optional*, defaults to `0`): decides which prompts are held out, and, with the seed each method
+            takes, everything that is drawn.
+        groups (`Sequence[str]`, *optional*, defaults to `("concise", "positive")`): the groups annotators can belong
+            to, the majority first; keys of [`GOLD_UTILITIES`].
 
     Raises:
         ValueError: fewer than one group, a repeated group, or one without a gold utility.
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.data.world import FilmReviewWorld
     >>> world = FilmReviewWorld(seed=0)
     >>> world.gold_utility("positive", ["superb film but dull plot", "very great cast"]).tolist()
     [0.0, 0.25]
     >>> world.gold_utility("concise", ["superb film", ""]).tolist()
     [0.9166666666666666, 1.0]
-
-    ```
     """
 
     max_completion_length: int = MAX_COMPLETION_LENGTH
@@ -135,12 +131,8 @@ class FilmReviewWorld:
 
         Example:
 
-        ```python
-        >>> from trl_maxmin.data.world import FilmReviewWorld
         >>> len(set(FilmReviewWorld().sample_prompts(100, split="eval")))
         100
-
-        ```
         """
         pool = self.prompts(split)
         if n < 0:
@@ -162,12 +154,11 @@ class FilmReviewWorld:
         """What `group` truly thinks of each reply.
 
         Args:
-            group (`str`):
-                A key of [`GOLD_UTILITIES`].
-            completions (`Sequence[str]` of length N):
-                Replies as text without special tokens; messages are accepted too.
-            finished (`Sequence[bool]` of length N, `bool` or `None`, *optional*):
-                Whether each reply ended by itself; `None` means all did. An unfinished reply has conciseness 0.
+            group (`str`): A key of [`GOLD_UTILITIES`].
+            completions (`Sequence[str]` of length N): replies as text without special tokens; messages are accepted
+                too.
+            finished (`Sequence[bool]` of length N, `bool` or `None`, *optional*): whether each reply ended by itself;
+                `None` means all did. An unfinished reply has conciseness 0.
 
         Returns:
             `np.ndarray` of shape (N,), float64, never NaN. Higher is better.
@@ -222,12 +213,8 @@ class FilmReviewWorld:
 
         Example:
 
-        ```python
-        >>> from trl_maxmin.data.world import FilmReviewWorld
         >>> FilmReviewWorld().annotators(50, 0.2).count("positive")
         10
-
-        ```
         """
         members = round(minority_share * num_annotators)
         rest = num_annotators - members * (len(self.groups) - 1)
@@ -257,21 +244,17 @@ class FilmReviewWorld:
         the time (equal utilities counted half).
 
         Args:
-            prompts (`Sequence[str]` of length P):
-                Prompts.
-            completions (P sequences of at least two `str`):
-                Replies to each prompt, usually of the reference policy. A pair never holds the same text twice, so
-                prompts whose replies are all alike are not asked about.
-            annotators (`Sequence[str]` of length H):
-                Planted group of each annotator, as [`~FilmReviewWorld.annotators`] returns them.
-            pairs_per_annotator (`int`, *optional*, defaults to `60`):
-                Pairs each annotator compares.
-            temperature (`float`, *optional*, defaults to `0.25`):
-                Bradley-Terry noise in standard deviations of the utility; smaller is surer.
-            seed (`int` or `np.random.Generator`, *optional*, defaults to `0`):
-                Source of randomness.
-            finished (P sequences of `bool`, *optional*):
-                Which replies ended by themselves; the others are left out. `None` means all did.
+            prompts (`Sequence[str]` of length P): prompts.
+            completions (P sequences of at least two `str`): replies to each prompt, usually of the reference policy. A
+                pair never holds the same text twice, so prompts whose replies are all alike are not asked about.
+            annotators (`Sequence[str]` of length H): planted group of each annotator, as
+                [`~FilmReviewWorld.annotators`] returns them.
+            pairs_per_annotator (`int`, *optional*, defaults to `60`): pairs each annotator compares.
+            temperature (`float`, *optional*, defaults to `0.25`): Bradley-Terry noise in standard deviations of the
+                utility; smaller is surer.
+            seed (`int` or `np.random.Generator`, *optional*, defaults to `0`): source of randomness.
+            finished (P sequences of `bool`, *optional*): which replies ended by themselves; the others are left out.
+                `None` means all did.
 
         Returns:
             `datasets.Dataset` of H * pairs_per_annotator rows in random order with the columns `prompt`, `chosen`,
@@ -353,16 +336,14 @@ class FilmReviewWorld:
         """Train the reference policy on the writers' reviews of training prompts, from scratch.
 
         Args:
-            steps (`int`, *optional*, defaults to `300`):
-                Optimizer steps.
-            batch_size (`int`, *optional*, defaults to `64`):
-                Reviews in a step.
-            seed (`int`, *optional*, defaults to `0`):
-                Decides initial weights, prompts and reviews; the global random state is left as it was.
-            callback (`Callable[[int, float], None]`, *optional*):
-                Called after each step with the number of steps done and the loss (nats per token of the review).
-            learning_rate (`float`, *optional*, defaults to `3e-3`):
-                Peak of AdamW's learning rate: 20 steps of warm-up, then a cosine to 0.
+            steps (`int`, *optional*, defaults to `300`): optimizer steps.
+            batch_size (`int`, *optional*, defaults to `64`): reviews in a step.
+            seed (`int`, *optional*, defaults to `0`): decides initial weights, prompts and reviews; the global random
+                state is left as it was.
+            callback (`Callable[[int, float], None]`, *optional*): called after each step with the number of steps done
+                and the loss (nats per token of the review).
+            learning_rate (`float`, *optional*, defaults to `3e-3`): peak of AdamW's learning rate: 20 steps of
+                warm-up, then a cosine to 0.
 
         Returns:
             `GPT2LMHeadModel` in evaluation mode on the CPU, whose generation config samples at temperature 1.

@@ -48,10 +48,8 @@ def match_components(predicted: Sequence[Hashable], planted: Sequence[Hashable])
     """Which group each component stands for: the one-to-one matching that puts most annotators in their own group.
 
     Args:
-        predicted (`Sequence` of length H):
-            Component of each annotator (index or name).
-        planted (`Sequence` of length H):
-            Group of each annotator.
+        predicted (`Sequence` of length H): component of each annotator (index or name).
+        planted (`Sequence` of length H): group of each annotator.
 
     Returns:
         `dict` component -> group. With more components than groups some components are left out; with more groups than
@@ -62,12 +60,8 @@ def match_components(predicted: Sequence[Hashable], planted: Sequence[Hashable])
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import match_components
     >>> match_components([1, 1, 0, 1], ["concise", "concise", "positive", "positive"])
     {1: 'concise', 0: 'positive'}
-
-    ```
     """
     counts, components, groups = _contingency(predicted, planted)
     return {components[row]: groups[column] for row, column in _best_matching(counts)}
@@ -77,10 +71,8 @@ def assignment_accuracy(predicted: Sequence[Hashable], planted: Sequence[Hashabl
     """Share of annotators whose component stands for their group, under the best one-to-one matching.
 
     Args:
-        predicted (`Sequence` of length H):
-            Component of each annotator (index or name).
-        planted (`Sequence` of length H):
-            Group of each annotator.
+        predicted (`Sequence` of length H): component of each annotator (index or name).
+        planted (`Sequence` of length H): group of each annotator.
 
     Returns:
         `float` in (0, 1]. Chance is not 0: putting everybody in one component gives the share of the largest group,
@@ -91,12 +83,8 @@ def assignment_accuracy(predicted: Sequence[Hashable], planted: Sequence[Hashabl
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import assignment_accuracy
     >>> assignment_accuracy([1, 1, 0, 1], ["concise", "concise", "positive", "positive"])
     0.75
-
-    ```
     """
     counts, _, _ = _contingency(predicted, planted)
     return float(sum(counts[cell] for cell in _best_matching(counts)) / counts.sum())
@@ -106,10 +94,8 @@ def adjusted_rand_index(predicted: Sequence[Hashable], planted: Sequence[Hashabl
     """Agreement of two partitions of the annotators, corrected for chance (Hubert and Arabie, 1985).
 
     Args:
-        predicted (`Sequence` of length H):
-            Component of each annotator.
-        planted (`Sequence` of length H):
-            Group of each annotator.
+        predicted (`Sequence` of length H): component of each annotator.
+        planted (`Sequence` of length H): group of each annotator.
 
     Returns:
         `float` in [-0.5, 1]: 1 for the same partition, also a trivial one; about 0 for an unrelated one.
@@ -119,12 +105,8 @@ def adjusted_rand_index(predicted: Sequence[Hashable], planted: Sequence[Hashabl
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import adjusted_rand_index
     >>> adjusted_rand_index([0, 0, 1, 1], ["b", "b", "a", "a"])
     1.0
-
-    ```
     """
     counts, _, _ = _contingency(predicted, planted)
 

@@ -36,7 +36,7 @@ class Interval:
     high: float
 
     def to_dict(self) -> dict[str, float]:
-        """`{"mean": ..., "low": ..., "high": ...}`."""
+        """`{"mean": ..., "low": ..., "high": ...}`, as reports and the run record hold it."""
         return asdict(self)
 
 
@@ -56,27 +56,20 @@ class PromptBootstrap:
     """One set of resamples of the prompts, used for everything that is measured on them.
 
     Args:
-        clusters (`Sequence` of N hashable values, or `int`):
-            The prompt of each row; a number N says that every row is a prompt of its own.
-        num_resamples (`int`, *optional*, defaults to 2000):
-            Resamples, at least 100.
-        level (`float`, *optional*, defaults to 0.95):
-            Coverage of the intervals, in (0, 1).
-        seed (`int`, *optional*, defaults to 0):
-            Of the resamples.
+        clusters (`Sequence` of N hashable values, or `int`): the prompt of each row; a number N says that every row is
+            a prompt of its own.
+        num_resamples (`int`, *optional*, defaults to 2000): resamples, at least 100.
+        level (`float`, *optional*, defaults to 0.95): coverage of the intervals, in (0, 1).
+        seed (`int`, *optional*, defaults to 0): of the resamples.
 
     Raises:
         ValueError: fewer than two prompts, fewer than 100 resamples, or a level outside (0, 1).
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation.bootstrap import PromptBootstrap
     >>> bootstrap = PromptBootstrap(4, seed=0)
     >>> bootstrap.difference([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
     PairedDifference(mean=0.0, low=0.0, high=0.0, p_value=1.0)
-
-    ```
     """
 
     def __init__(
@@ -205,15 +198,10 @@ class PromptBootstrap:
 
         Example:
 
-        ```python
-        >>> import numpy as np
-        >>> from trl_maxmin.evaluation.bootstrap import PromptBootstrap
         >>> values = np.random.default_rng(0).normal([1.0, 0.0], 1.0, size=(200, 2))
         >>> worst = PromptBootstrap(200).aggregates(values)["group_min"]
         >>> worst.low < 0 < worst.high
         True
-
-        ```
         """
         shares = _shares(weights, np.asarray(values).shape[-1])
         mean, influence = self._influence(self._checked(values, "values", 2))

@@ -118,12 +118,10 @@ def _rows_of(labels: np.ndarray) -> list[np.ndarray]:
 def fit_reward(pairs: Pairs, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Linear reward (D,) on some of the pairs."""
     difference = torch.tensor(pairs.difference[rows])
-    weight = torch.ones(len(difference)) if weights is None else torch.tensor(weights)
+    weight = torch.ones(len(difference)).double() if weights is None else torch.tensor(weights).double()
     start = torch.zeros(1, difference.shape[1], dtype=torch.float64)
     margin = torch.tensor(pairs.margin[rows], dtype=torch.float64)
-    return fit_weighted_logistic(difference, weight.double()[:, None], margin, pairs.ridge, start, num_steps=15)[
-        0
-    ].numpy()
+    return fit_weighted_logistic(difference, weight[:, None], margin, pairs.ridge, start, 15)[0].numpy()
 
 
 class _Scored(NamedTuple):

@@ -13,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-
-from ..functional.em_linear import fit_weighted_logistic
 
 
 ASSUMPTIONS = (
@@ -43,12 +40,8 @@ def preference_probability(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> preference_probability(np.array([0.0]), np.array([0.0])).tolist()
     [0.5]
-
-    ```
     """
     return 1 / (1 + np.exp(-np.clip(np.asarray(first, dtype=np.float64) - second, -700, 700)))
 
@@ -71,12 +64,8 @@ def total_variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> total_variation(np.array([0.9, 0.5]), np.array([0.1, 0.5])).round(2).tolist()
     [0.8, 0.0]
-
-    ```
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
@@ -120,12 +109,8 @@ def diversity_margin(matrix: np.ndarray) -> float:
 
     Example:
 
-    ```python
-    >>> import numpy as np
     >>> diversity_margin(np.array([[0.0, 0.3], [0.3, 0.0]]))
     0.3
-
-    ```
     """
     distances = sorted((matrix[i, j] for i in range(len(matrix)) for j in range(i)), reverse=True)
     if not distances:
@@ -149,11 +134,8 @@ def mismatch_bound(epsilon: float, share: float, feature_bound: float) -> float:
 
     Example:
 
-    ```python
     >>> mismatch_bound(0.4, share=0.2, feature_bound=1.0)
     0.08
-
-    ```
     """
     if not (0 <= epsilon <= 1 and 0 <= share <= 1 and feature_bound > 0):
         raise ValueError(
@@ -203,12 +185,9 @@ def optimal_policy(rewards: Sequence[float], beta: float) -> np.ndarray:
 
     Example:
 
-    ```python
     >>> import math
     >>> optimal_policy([math.log(3), 0.0], beta=1.0).round(2).tolist()
     [0.75, 0.25]
-
-    ```
     """
     values = np.asarray(rewards, dtype=np.float64)
     if values.ndim != 1 or not len(values) or beta <= 0:
@@ -238,11 +217,8 @@ def alignment_gap(
 
     Example:
 
-    ```python
     >>> alignment_gap([[1.0, 0.0]], [[1.0, 0.0]]).tolist()
     [0.0]
-
-    ```
     """
     gaps = []
     for own, single in zip(group_rewards, single_rewards, strict=True):
@@ -283,41 +259,3 @@ def feature_curvature(
             covariance += (policy[:, None] * centred).T @ centred / len(features)
         least = min(least, float(np.linalg.eigvalsh(covariance)[0]))
     return max(0.0, least)
-
-
-def fit_reward(
-    feature_difference: np.ndarray,
-    probability: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-    ridge: float = 1.0,
-) -> np.ndarray:
-    """Linear Bradley-Terry reward of greatest likelihood.
-
-    Args:
-        feature_difference (`np.ndarray` of shape `(N, D)`): features of the first minus those of the second reply.
-        probability (`np.ndarray` of shape `(N,)`, *optional*): how often the first reply is preferred. Default:
-            always. With the true probabilities this is the limit of endless data.
-        weights (`np.ndarray` of shape `(N,)`, *optional*): of the pairs, not negative.
-        ridge (`float`, *optional*, defaults to 1.0): penalty `ridge / 2 |phi|^2`, positive.
-
-    Returns:
-        `np.ndarray` of shape `(D,)`: phi.
-
-    Example:
-
-    ```python
-    >>> import numpy as np
-    >>> fit_reward(np.array([[1.0]]), probability=np.array([0.75]), ridge=1e-9).round(4).tolist()  # log(3)
-    [1.0986]
-
-    ```
-    """
-    difference = torch.as_tensor(np.asarray(feature_difference), dtype=torch.float64)
-    weight = torch.ones(len(difference)).double() if weights is None else torch.as_tensor(weights).double()
-    start = torch.zeros(1, difference.shape[1], dtype=torch.float64)
-    if probability is not None:
-        first = torch.as_tensor(np.asarray(probability), dtype=torch.float64)
-        difference = torch.cat([difference, -difference])
-        weight = torch.cat([weight * first, weight * (1 - first)])
-    margin = torch.zeros(len(difference), dtype=torch.float64)
-    return fit_weighted_logistic(difference, weight[:, None], margin, ridge, start, num_steps=25)[0].numpy()

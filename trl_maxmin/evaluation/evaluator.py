@@ -147,8 +147,15 @@ def evaluate_policies(
     accelerator = accelerator or Accelerator()
     sampling = sampling or Sampling()
     plan = {name: given if isinstance(given, Policy) else Policy(given) for name, given in policies.items()}
-    gold_functions = _named(gold)
-    _check_plan(plan, prompts, reference, reward_model, gold_functions, judges)
+    if not isinstance(gold, Mapping):
+        gold = {function.__name__: function for function in gold or ()}
+    if reference not in plan:
+        raise ValueError(f"The reference {reference!r} is none of the policies {list(plan)}; name one of them.")
+    if reward_model is None and not gold and not judges:
+        raise ValueError("Nobody to ask: give reward_model (components), gold (known groups) or judges (criteria).")
+    to_generate = [name for name, policy in plan.items() if not isinstance(policy.source, Replies)]
+    if to_generate and not prompts:
+        raise ValueError(f"Prompts are needed to sample replies of {to_generate}.")
     report = progress or (lambda title, done, total: None)
     replies: dict[str, Replies] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -174,23 +181,20 @@ def evaluate_policies(
         if name != reference:
             del model
     replies = {name: replies[name] for name in plan}
-    _require_same_prompts(replies)
-    return _score(
-        replies,
-        {name: facts[name] for name in plan},
-        tokenizers,
-        reference,
-        reward_model,
-        gold_functions,
-        judges or {},
-        dict(weights or {}),
-        sampling,
-        accelerator,
-        compare,
-        num_resamples,
-        level,
-        report,
+    for name, own in replies.items():
+        if own.prompts != replies[reference].prompts:
+            raise ValueError(
+                f"The replies of {name!r} answer other prompts than those of {reference!r}; give every policy the "
+                "same prompts in the same order (`read_completions` sorts cached ones)."
+            )
+    judges, given = judges or {}, {"component": reward_model, "gold": gold}
+    scores, gold_utility = _score(
+        replies, tokenizers, reference, given, judges, weights, sampling, accelerator, report
     )
+    scores.replies = facts
+    counts = _ask_judges(scores, replies, reference, judges, accelerator, report)
+    results = summarise(scores, num_resamples, level, sampling.seed, compare)
+    return Evaluation(results | ({"judges": counts} if counts else {}), replies, scores, gold_utility)
 
 
 class _Counter:
@@ -201,29 +205,6 @@ class _Counter:
     def __call__(self, count: int) -> None:
         self.done += count
         self.report(self.title, self.done, self.total)
-
-
-def _named(gold: Mapping[str, Callable] | Sequence[Callable] | None) -> dict[str, Callable]:
-    if gold is None:
-        return {}
-    return dict(gold) if isinstance(gold, Mapping) else {function.__name__: function for function in gold}
-
-
-def _check_plan(
-    plan: Mapping[str, Policy],
-    prompts: Sequence[Prompt] | None,
-    reference: str,
-    reward_model: Any,
-    gold: Mapping[str, Callable],
-    judges: Mapping[str, PairwiseJudge] | None,
-) -> None:
-    if reference not in plan:
-        raise ValueError(f"The reference {reference!r} is none of the policies {list(plan)}; name one of them.")
-    if reward_model is None and not gold and not judges:
-        raise ValueError("Nobody to ask: give reward_model (components), gold (known groups) or judges (criteria).")
-    to_generate = [name for name, policy in plan.items() if not isinstance(policy.source, Replies)]
-    if to_generate and not prompts:
-        raise ValueError(f"Prompts are needed to sample replies of {to_generate}.")
 
 
 def _reply_facts(replies: Replies) -> dict[str, Any]:
@@ -244,43 +225,31 @@ def _kl(model: Any, reference: Any, replies: Replies, sampling: Sampling, accele
     return np.array([found[row] for row in range(len(replies))])
 
 
-def _require_same_prompts(replies: Mapping[str, Replies]) -> None:
-    first, *others = replies
-    for name in others:
-        if replies[name].prompts != replies[first].prompts:
-            raise ValueError(
-                f"The replies of {name!r} answer other prompts than those of {first!r}; give every policy the same "
-                "prompts in the same order (`read_completions` sorts cached ones)."
-            )
-
-
 def _score(
     replies: dict[str, Replies],
-    facts: dict[str, dict[str, Any]],
     tokenizers: Mapping[str, Any],
     reference: str,
-    reward_model: Any,
-    gold: dict[str, Callable],
+    given: Mapping[str, Any],
     judges: Mapping[str, PairwiseJudge],
-    weights: dict[str, float],
+    weights: Mapping[str, float] | None,
     sampling: Sampling,
     accelerator: Accelerator,
-    compare: Sequence[tuple[str, str]] | None,
-    num_resamples: int,
-    level: float,
     report: Callable[[str, int, int], None],
-) -> Evaluation:
+) -> tuple[GroupScores, dict[str, dict[str, float]]]:
+    """What components and known groups think of every reply, and the latter's utility in its own unit."""
     groups: dict[str, str] = {}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in replies}
     keys = [repr(prompt) for prompt in replies[reference].prompts]
     gold_utility: dict[str, dict[str, float]] = {}
-    for kind, given in (("component", reward_model), ("gold", [*gold.values()] or None)):
-        if given is None:
+    weights = dict(weights or {})
+    for kind, rewards in given.items():
+        if rewards is None or rewards == {}:
             continue
+        functions = [*rewards.values()] if kind == "gold" else rewards
         raw: dict[str, np.ndarray] = {}
         for number, (name, own) in enumerate(replies.items()):
             report(f"scores ({kind})", number, len(replies))
-            source = build_reward_source(given, tokenizers.get(name), list(gold) if kind == "gold" else None)
+            source = build_reward_source(functions, tokenizers.get(name), list(rewards) if kind == "gold" else None)
             raw[name] = _rewards(source.to(accelerator.device), own, accelerator, sampling)
         report(f"scores ({kind})", len(replies), len(replies))
         if taken := sorted(set(source.names) & set(groups)):
@@ -294,7 +263,7 @@ def _score(
             }
         elif source.mixing_weights is not None:
             weights = dict(zip(source.names, source.mixing_weights.tolist(), strict=True)) | weights
-        known = given.reward_scale[source.components].tolist() if isinstance(given, MixtureRewardModel) else None
+        known = rewards.reward_scale[source.components].tolist() if isinstance(rewards, MixtureRewardModel) else None
         utilities_of = standardise(raw, keys, reference, known, replies[reference].finished, source.names)
         for name, values in utilities_of.items():
             columns[name].append(values)
@@ -303,14 +272,8 @@ def _score(
         for name, own in columns.items()
     }
     groups |= dict.fromkeys(judges, "judge")
-    scores = GroupScores(
-        groups, utilities, keys, reference, {}, {k: v for k, v in weights.items() if k in groups}, facts
-    )
-    counts = _ask_judges(scores, replies, reference, judges, accelerator, report)
-    results = summarise(scores, num_resamples, level, sampling.seed, compare)
-    if counts:
-        results["judges"] = counts
-    return Evaluation(results, replies, scores, gold_utility)
+    weights = {group: weight for group, weight in weights.items() if group in groups}
+    return GroupScores(groups, utilities, keys, reference, weights=weights), gold_utility
 
 
 def _rewards(source: Any, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:

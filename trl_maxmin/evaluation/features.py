@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.texts import text_of
 from ..functional.directions import principal_directions
 
 
 MAX_DIRECTIONS = 128
 _WORD = re.compile(r"\w+|[^\w\s]")
-
-
-def reply_text(reply: str | list[dict[str, Any]]) -> str:
-    """Text of a reply: itself, or the contents of its messages."""
-    return reply if isinstance(reply, str) else "\n".join(str(message.get("content", "")) for message in reply)
 
 
 def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int = 500) -> np.ndarray:
@@ -38,13 +34,10 @@ def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int 
 
     Example:
 
-    ```python
     >>> word_features(["a good film", "good good"], num_words=2).tolist()
     [[1.0, 1.0, 3.0, 1.8333333333333333], [2.0, 0.0, 2.0, 1.5]]
-
-    ```
     """
-    words = [_WORD.findall(reply_text(reply).lower()) for reply in replies]
+    words = [_WORD.findall(text_of(reply).lower()) for reply in replies]
     frequency = Counter(word for reply in words for word in reply)
     if not frequency:
         raise ValueError(f"None of the {len(words)} replies holds a word; check the columns `chosen` and `rejected`.")
@@ -56,7 +49,7 @@ def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int 
         for word in reply:
             if word in column:
                 features[row, column[word]] += 1
-        features[row, -2], features[row, -1] = len(reply), len(reply_text(replies[row])) / 6
+        features[row, -2], features[row, -1] = len(reply), len(text_of(replies[row])) / 6
     return features
 
 

@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.texts import text_of
 from ..data.tokenization import Prompt, encode_prompt
 from ..distributed import gather_objects
 from ..models.base import context_length
@@ -203,11 +204,8 @@ def diversity_of_replies(texts: Sequence[str]) -> dict[str, float]:
 
     Example:
 
-    ```python
     >>> diversity_of_replies(["a good film", "a good plot"])
     {'distinct_1': 0.667, 'distinct_2': 0.75, 'unique': 1.0}
-
-    ```
     """
     words = [text.split() for text in texts]
     result = {}
@@ -255,7 +253,7 @@ def read_completions(dataset: Dataset) -> dict[str, Replies]:
         ordered = [row for prompt in counts for row in by_prompt[prompt]]
         result[name] = Replies(
             prompts=[row["prompt"] for row in ordered],
-            completions=[_text(row["completion"]) for row in ordered],
+            completions=[text_of(row["completion"]) for row in ordered],
             finished=[row.get("finished") is not False for row in ordered],
         )
     return result
@@ -270,7 +268,3 @@ def write_completions(replies: dict[str, Replies]) -> Dataset:
             for prompt, completion, finished in zip(own.prompts, own.completions, own.finished, strict=True)
         ]
     )
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)

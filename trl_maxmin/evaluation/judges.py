@@ -101,14 +101,11 @@ def judge_pairs(
 
     Example:
 
-    ```python
     >>> class Longer:
     ...     def judge(self, prompts, completions, shuffle_order=True):
     ...         return [0 if len(a) > len(b) else 1 for a, b in completions]
     >>> judge_pairs(Longer(), ["Hi", "Hi"], ["hello there", "well met"], ["hello", "good day"])
     JudgedPairs(outcomes=array([1. , 0.5]), counts={'judged': 2, 'ties': 1, 'inconsistent': 1, 'failed': 0})
-
-    ```
     """
     if not len(prompts) == len(first) == len(second):
         raise ValueError(f"{len(prompts)} prompts, {len(first)} and {len(second)} replies; give one of each a row.")
@@ -154,11 +151,8 @@ def parse_verdict(answer: str) -> int:
 
     Example:
 
-    ```python
     >>> parse_verdict("B is longer. Verdict: A"), parse_verdict("**Verdict:** tie"), parse_verdict("A, I think")
     (0, 2, -1)
-
-    ```
     """
     found = _VERDICT.findall(answer or "")
     return {"a": 0, "b": 1, "tie": TIE}[found[-1].lower()] if found else FAILED

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
+
+from .bootstrap import Interval
 
 
 Z_95 = 1.959963984540054
@@ -18,25 +20,13 @@ Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class GroupWinRate:
+class GroupWinRate(Interval):
     """How often a group prefers the policy's reply to the reference's, ties counting half.
 
     Args:
-        mean (`float`):
-            Win rate in [0, 1].
-        low (`float`):
-            Lower end of the 95 % interval.
-        high (`float`):
-            Upper end of the 95 % interval.
+        mean (`float`): win rate in [0, 1].
+        low, high (`float`): ends of the 95 % interval.
     """
-
-    mean: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float]:
-        """`{"mean": ..., "low": ..., "high": ...}`, as reports and the run record hold it."""
-        return asdict(self)
 
 
 def _utilities(values: Sequence[float], name: str) -> np.ndarray:
@@ -62,12 +52,11 @@ def win_rate(
     all rows are won, or all lost, no variance can be estimated and only distinct prompts count.
 
     Args:
-        policy_utility (`Sequence[float]` of shape (P,)):
-            Utility of the policy's reply to each prompt, in any unit; higher is better.
-        reference_utility (`Sequence[float]` of shape (P,)):
-            Utility of the reference's reply to the same prompts.
-        clusters (`Sequence` of P hashable values, *optional*):
-            The prompt of each row. `None`: every row is a prompt of its own.
+        policy_utility (`Sequence[float]` of shape (P,)): utility of the policy's reply to each prompt, in any unit;
+            higher is better.
+        reference_utility (`Sequence[float]` of shape (P,)): utility of the reference's reply to the same prompts.
+        clusters (`Sequence` of P hashable values, *optional*): the prompt of each row. `None`: every row is a prompt
+            of its own.
 
     Returns:
         `GroupWinRate`.
@@ -77,12 +66,8 @@ def win_rate(
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import win_rate
     >>> win_rate([3.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 5.0])
     GroupWinRate(mean=0.625, low=0.219, high=0.908)
-
-    ```
     """
     policy = _utilities(policy_utility, "policy_utility")
     reference = _utilities(reference_utility, "reference_utility")
@@ -124,12 +109,10 @@ def by_group(
     """[`win_rate`] for every group.
 
     Args:
-        policy_utility (`Mapping[str, Sequence[float]]`):
-            For each group, what it thinks of the policy's reply to each prompt, shape (P,).
-        reference_utility (`Mapping[str, Sequence[float]]`):
-            The same for the reference's replies.
-        clusters (`Sequence` of P hashable values, *optional*):
-            The prompt of each row.
+        policy_utility (`Mapping[str, Sequence[float]]`): for each group, what it thinks of the policy's reply to each
+            prompt, shape (P,).
+        reference_utility (`Mapping[str, Sequence[float]]`): the same for the reference's replies.
+        clusters (`Sequence` of P hashable values, *optional*): the prompt of each row.
 
     Returns:
         `dict[str, GroupWinRate]` in the order of `policy_utility`.
@@ -139,13 +122,9 @@ def by_group(
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import by_group
     >>> rates = by_group({"concise": [1, 1], "positive": [0, 1]}, {"concise": [0, 0], "positive": [1, 1]})
     >>> {group: rate.mean for group, rate in rates.items()}
     {'concise': 1.0, 'positive': 0.25}
-
-    ```
     """
     if set(policy_utility) != set(reference_utility):
         raise ValueError(f"groups differ: policy {sorted(policy_utility)}, reference {sorted(reference_utility)}")
@@ -172,12 +151,8 @@ def group_min(by_group: Mapping[str, float | GroupWinRate]) -> float:
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import group_min
     >>> group_min({"concise": 0.96, "positive": 0.79})
     0.79
-
-    ```
     """
     return min(_values(by_group))
 
@@ -190,12 +165,8 @@ def difference(by_group: Mapping[str, float | GroupWinRate]) -> float:
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import difference
     >>> difference({"concise": 0.75, "positive": 0.5})
     0.25
-
-    ```
     """
     values = _values(by_group)
     return max(values) - min(values)
@@ -209,12 +180,8 @@ def ratio(by_group: Mapping[str, float | GroupWinRate]) -> float:
 
     Example:
 
-    ```python
-    >>> from trl_maxmin.evaluation import ratio
     >>> ratio({"concise": 0.8, "positive": 0.6})
     0.75
-
-    ```
     """
     values = _values(by_group)
     if min(values) < 0:

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import _clean, _styles
+from .figures import _canvas, _draw_bar, _draw_point, _dress, _errors, _marker, _patch, _save, _Style, _styles
 
 
-_DPI = 160
 _LINES = (
     ("#1f4e79", "-", "o"),
     ("#d07a28", "--", "^"),
@@ -23,23 +22,7 @@ _LINES = (
 )
 _LABELS = {"win_rate": "win rate against the reference", "utility": "utility (0 = reference policy)"}
 _BARS_IN_A_ROW = 12
-
-
-def _canvas(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
-    # The canvas is named instead of taken from pyplot: no window system is asked for, no global state is left behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    return path
+_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 def _short(name: str, longest: int = 18) -> str:
@@ -82,49 +65,24 @@ def plot_groups(
             for place, group in enumerate(shown):
                 if (number := entries[name][group].get(measure)) is not None:
                     centre = place + (index - (len(policies) - 1) / 2) * 0.8 / len(policies)
-                    _draw_bar(axes, centre, 0.72 / len(policies), number, styles[name], span)
-        axes.axhline(
-            0.5 if measure == "win_rate" else 0.0, color="black", ls="--" if measure == "win_rate" else "-", lw=1
-        )
+                    _draw_bar(axes, centre, 0.72 / len(policies), number, styles[name], span, fontsize=9, bbox=_BOX)
         if measure == "win_rate":
+            axes.axhline(0.5, color="black", ls="--", lw=1)
             axes.set_ylim(0, 1.12)
             axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         else:
+            axes.axhline(0.0, color="black", lw=1)
             axes.set_ylim(min(lowest, 0.0) - 0.12 * span, max(highest, 0.0) + 0.12 * span)
         axes.set_xlim(-0.55, in_a_row - 0.45)
         axes.set_xticks(range(len(shown)))
         room = int((width - 1.2) / in_a_row / 0.095)
-        labels = [textwrap.fill(_short(group, 2 * room), room) for group in shown]
-        axes.set_xticklabels(labels, fontsize=11)
-        axes.set_ylabel(
-            _LABELS[measure] if num_rows == 1 else _LABELS[measure].replace(" (", "\n(").replace(" ag", "\nag")
-        )
-        axes.yaxis.label.set_fontsize(11)
-        _clean(axes)
-    level = f"{100 * results['interval']['level']:g} %"
-    panels[0].set_title(
-        f"{'Win rate' if measure == 'win_rate' else 'Utility'} by group, {level} interval", fontsize=12
-    )
+        axes.set_xticklabels([textwrap.fill(_short(group, 2 * room), room) for group in shown], fontsize=11)
+        label = _LABELS[measure]
+        _dress(axes, ylabel=label if num_rows == 1 else label.replace(" (", "\n(").replace(" ag", "\nag"))
+    title = "Win rate" if measure == "win_rate" else "Utility"
+    panels[0].set_title(f"{title} by group, {100 * results['interval']['level']:g} % interval", fontsize=12)
     _legend_below(figure, panels[0], [(styles[name].label, _patch(styles[name])) for name in policies])
     return _save(figure, path)
-
-
-def _draw_bar(axes: Any, centre: float, width: float, number: Mapping[str, float], style: Any, span: float) -> None:
-    mean, low, high = number["mean"], number["low"], number["high"]
-    axes.bar(centre, mean, width, color=style.fill, hatch=style.hatch, edgecolor="black", lw=0.8)
-    error = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
-    axes.errorbar(centre, mean, yerr=error, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
-    up = mean >= 0
-    edge = max(mean, high, 0.0) if up else min(mean, low, 0.0)
-    axes.text(
-        centre,
-        edge + (0.02 if up else -0.02) * span,
-        f"{round(mean, 2) + 0.0:.2f}",
-        ha="center",
-        va="bottom" if up else "top",
-        fontsize=9,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-    )
 
 
 def _measured(results: Mapping[str, Any], measure: str, kind: str | None) -> tuple[list[str], list[str]]:
@@ -138,12 +96,6 @@ def _measured(results: Mapping[str, Any], measure: str, kind: str | None) -> tup
     if not groups or not policies:
         raise ValueError(f"No policy has a {measure} for any group of kind {kind}; kinds: {results['groups']}.")
     return policies, groups
-
-
-def _patch(style: Any) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=style.fill, hatch=style.hatch, edgecolor="black", linewidth=0.8)
 
 
 def _legend_below(figure: Any, axes: Any, entries: Sequence[tuple[str, Any]]) -> None:
@@ -209,39 +161,15 @@ def plot_pareto(
     )
     axes.plot(*zip(*front, strict=True), color="#9a9a9a", lw=1.2, ls=":", zorder=1)
     for name, (x, y) in points.items():
-        error = {
-            "xerr": [[max(0.0, x["mean"] - x["low"])], [max(0.0, x["high"] - x["mean"])]],
-            "yerr": [[max(0.0, y["mean"] - y["low"])], [max(0.0, y["high"] - y["mean"])]],
-        }
+        error = {"xerr": _errors(x), "yerr": _errors(y)}
         axes.errorbar(x["mean"], y["mean"], fmt="none", ecolor="black", elinewidth=1, capsize=2, zorder=2, **error)
-        style = styles[name]
-        axes.scatter(
-            x["mean"],
-            y["mean"],
-            s=110,
-            marker=style.marker,
-            facecolor=style.fill,
-            hatch=style.hatch,
-            edgecolor="black",
-            linewidth=1.1,
-            zorder=3,
-        )
+        _draw_point(axes, *means[name], styles[name], zorder=3)
     axes.margins(0.16)
-    label = "win rate" if measure == "win_rate" else "utility"
-    axes.set_xlabel(f"{label} of the majority ({_short(majority)})", fontsize=11)
-    axes.set_ylabel(f"{label} of the minority ({_short(minority)})", fontsize=11)
-    axes.set_title("Both groups at once (up and right is better)", fontsize=12)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    _clean(axes)
-    _legend_below(figure, axes, [(styles[name].label, _marker(styles[name])) for name in points])
+    label = measure.replace("_", " ")
+    labels = f"{label} of the majority ({_short(majority)})", f"{label} of the minority ({_short(minority)})"
+    _dress(axes, "Both groups at once (up and right is better)", *labels, grid=True)
+    _legend_below(figure, axes, [(styles[name].label, _marker(styles[name], ls="", ms=9)) for name in points])
     return _save(figure, path)
-
-
-def _marker(style: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], marker=style.marker, ls="", ms=9, mfc=style.fill, mec="black")
 
 
 def plot_training(
@@ -278,10 +206,7 @@ def plot_training(
             steps, low, high = zip(*bands[name], strict=True)
             axes.fill_between(steps, low, high, color=_LINES[index % len(_LINES)][0], alpha=0.18, lw=0)
     _draw_lines(axes, curves)
-    axes.set_xlabel(xlabel, fontsize=11)
-    axes.set_ylabel(ylabel, fontsize=11)
-    axes.set_title(title, fontsize=12)
-    _clean(axes)
+    _dress(axes, title, xlabel, ylabel, grid=True)
     _legend_below(figure, axes, list(zip(curves, axes.get_lines()[: len(curves)], strict=True)))
     return _save(figure, path)
 
@@ -291,8 +216,6 @@ def _draw_lines(axes: Any, curves: Mapping[str, Sequence[Sequence[float]]]) -> N
         colour, line, marker = _LINES[index % len(_LINES)]
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=colour, ls=line, marker=marker, ms=5, lw=1.8, markevery=max(1, len(steps) // 8))
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -313,24 +236,13 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     errors = [diagnosis["selection"][k]["standard_error"] for k in ks]
     chosen = [int(k) == diagnosis["num_groups"] for k in ks]
     for place, (value, error, own) in enumerate(zip(below, errors, chosen, strict=True)):
-        axes.errorbar(
-            place,
-            value,
-            yerr=error,
-            fmt="o",
-            ms=10,
-            mfc="#4b7fae" if own else "white",
-            mec="black",
-            ecolor="black",
-            capsize=4,
-        )
+        fill = "#4b7fae" if own else "white"
+        axes.errorbar(place, value, yerr=error, fmt="o", ms=10, mfc=fill, mec="black", ecolor="black", capsize=4)
     axes.set_xticks(range(len(ks)))
     axes.set_xticklabels([f"K = {k}" + ("\n(chosen)" if own else "") for k, own in zip(ks, chosen, strict=True)])
     axes.set_xlim(-0.5, len(ks) - 0.5)
     axes.axhline(0, color="black", lw=0.8, ls="--")
-    axes.set_ylabel("held-out log-likelihood,\nnats per pair below the best", fontsize=11)
-    axes.set_title("How many groups?", fontsize=12)
-    _clean(axes)
+    _dress(axes, "How many groups?", ylabel="held-out log-likelihood,\nnats per pair below the best")
     if not curves:
         figure.tight_layout()
         return _save(figure, path)
@@ -342,28 +254,12 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     (shape,) = axes.plot(*zip(*((s, scale * (1 - s)) for s, _ in first), strict=True), color="black", lw=1, ls=":")
     handles.append(("predicted shape (1 - share)", shape))
     for index, facts in enumerate(diagnosis["by_group"].values()):
-        axes.plot(
-            facts["share"],
-            facts["gap"]["mean"],
-            marker="*",
-            ms=16,
-            mfc=_LINES[index % len(_LINES)][0],
-            mec="black",
-            ls="",
-            zorder=5,
-        )
-    handles.append(("these data", _star()))
+        fill, gap = _LINES[index % len(_LINES)][0], facts["gap"]["mean"]
+        axes.plot(facts["share"], gap, marker="*", ms=16, mfc=fill, mec="black", ls="", zorder=5)
+    handles.append(("these data", _marker(_Style("", "white", "", "*"), ls="", ms=13)))
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of the group in the data", fontsize=11)
-    axes.set_ylabel("alignment gap of single-reward RLHF\n(log-odds)", fontsize=11)
-    axes.set_title("What one reward costs each group", fontsize=12)
-    _clean(axes)
+    labels = "share of the group in the data", "alignment gap of single-reward RLHF\n(log-odds)"
+    _dress(axes, "What one reward costs each group", *labels, grid=True)
     _legend_below(figure, axes, handles)
     return _save(figure, path)
-
-
-def _star() -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], marker="*", ls="", ms=13, mfc="white", mec="black")

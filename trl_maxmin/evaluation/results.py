@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import PromptBootstrap
+from .bootstrap import AGGREGATES, PromptBootstrap
 from .metrics import win_rate
 
 
@@ -25,25 +25,21 @@ class GroupScores:
     """What the groups think of every policy's replies, row by row.
 
     Args:
-        groups (`dict[str, str]`):
-            G group names and their kind: `"component"` (learned reward), `"gold"` (known utility) or `"judge"` (only
-            wins are known). Groups are aggregated within their kind only: a minimum over a group and a component
-            that stands for it would count one of them twice.
-        utilities (`dict[str, np.ndarray]`, each of shape `(N, G)`):
-            For each policy the utility of its N replies, comparable between the groups of a kind. NaN: not scored, or
-            a group whose kind is `"judge"`.
-        prompts (`Sequence` of N hashable values):
-            The prompt of each row, the same for every policy.
-        reference (`str`, *optional*):
-            Name of the policy that the others are compared with.
-        outcomes (`dict[str, np.ndarray]`, each of shape `(N, G)`, *optional*):
-            For each policy but the reference, 1 where a group prefers its reply to the reference's, 0.5 for a tie, 0
-            otherwise, NaN where unknown. Default: from the utilities.
-        weights (`dict[str, float]`, *optional*):
-            Share of each group, for `weighted_mean`; given where a kind has a weight for each of its groups.
-        replies (`dict[str, dict[str, np.ndarray | float]]`, *optional*):
-            For each policy what is known of its replies whatever the group: arrays of shape `(N,)` such as `kl` and
-            `length`, which get an interval, and numbers such as `distinct_2`, which do not.
+        groups (`dict[str, str]`): G group names and their kind: `"component"` (learned reward), `"gold"` (known
+            utility) or `"judge"` (only wins are known). Groups are aggregated within their kind only: a minimum over a
+            group and a component that stands for it would count one of them twice.
+        utilities (`dict[str, np.ndarray]`, each of shape `(N, G)`): for each policy the utility of its N replies,
+            comparable between the groups of a kind. NaN: not scored, or a group whose kind is `"judge"`.
+        prompts (`Sequence` of N hashable values): the prompt of each row, the same for every policy.
+        reference (`str`, *optional*): name of the policy that the others are compared with.
+        outcomes (`dict[str, np.ndarray]`, each of shape `(N, G)`, *optional*): for each policy but the reference, 1
+            where a group prefers its reply to the reference's, 0.5 for a tie, 0 otherwise, NaN where unknown. Default:
+            from the utilities.
+        weights (`dict[str, float]`, *optional*): share of each group, for `weighted_mean`; given where a kind has a
+            weight for each of its groups.
+        replies (`dict[str, dict[str, np.ndarray | float]]`, *optional*): for each policy what is known of its replies
+            whatever the group: arrays of shape `(N,)` such as `kl` and `length`, which get an interval, and numbers
+            such as `distinct_2`, which do not.
     """
 
     groups: dict[str, str]
@@ -107,9 +103,6 @@ def summarise(
 
     Example:
 
-    ```python
-    >>> import numpy as np
-    >>> from trl_maxmin.evaluation.results import GroupScores, summarise
     >>> noise = np.random.default_rng(0).normal(size=(100, 2))
     >>> utilities = {"reference": noise, "policy": noise + [1.0, -0.5]}
     >>> results = summarise(GroupScores({"a": "gold", "b": "gold"}, utilities, range(100), reference="reference"))
@@ -117,8 +110,6 @@ def summarise(
     {'gold': {'utility': 'b', 'win_rate': 'b'}}
     >>> round(results["differences"][0]["by_group"]["b"]["utility"]["mean"], 3)
     -0.5
-
-    ```
     """
     policies = list(scores.utilities)
     if compare is None:
@@ -248,7 +239,7 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
             against = f" against `{results['reference']}`" if measure == "win_rate" else ""
             extra = [
                 key
-                for key in ("group_min", "difference", "ratio", "mean", "weighted_mean")
+                for key in AGGREGATES
                 if any(
                     key in entry["aggregates"].get(kind, {}).get(measure, {}) for entry in results["policies"].values()
                 )

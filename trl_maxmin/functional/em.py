@@ -32,30 +32,25 @@ def annotator_log_likelihood(
     """Sum the log-likelihoods of each annotator's pairs: `L[h, k] = sum over pairs n of h of l[n, k]`.
 
     Args:
-        log_likelihood (`torch.Tensor` of shape `(N, K)`):
-            Log-likelihood of each pair under each component, in nats.
-        annotator_index (`torch.Tensor` of shape `(N,)`, integer):
-            Index of the annotator of each pair, in `[0, num_annotators)`.
-        num_annotators (`int`):
-            H. An annotator without a pair gets a row of zeros, hence responsibilities equal to the mixing weights.
+        log_likelihood (`torch.Tensor` of shape `(N, K)`): log-likelihood of each pair under each component, in nats.
+        annotator_index (`torch.Tensor` of shape `(N,)`, integer): index of the annotator of each pair, in `[0,
+            num_annotators)`.
+        num_annotators (`int`): H. An annotator without a pair gets a row of zeros, hence responsibilities equal to the
+            mixing weights.
 
     Returns:
         `torch.Tensor` of shape `(H, K)`, float64: sums of many terms decide the assignment, and float32 loses the
         difference.
 
     Raises:
-        `ValueError`: A wrong shape, a NaN log-likelihood, a non-integer index, or an index outside `[0,
-        num_annotators)`.
+        ValueError: a wrong shape, a NaN log-likelihood, a non-integer index, or an index outside `[0,
+            num_annotators)`.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> annotator_log_likelihood(torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]), torch.tensor([0, 1, 0]), 2)
     tensor([[-6., -8.],
             [-3., -4.]], dtype=torch.float64)
-
-    ```
     """
     require_shape("log_likelihood", log_likelihood, (None, None), "pairs by components, (N, K)")
     _require_annotator_index(annotator_index, log_likelihood.shape[0], num_annotators)
@@ -81,29 +76,23 @@ def log_responsibilities(
     `log gamma[h, k] = log pi[k] + beta L[h, k] - logsumexp_j(log pi[j] + beta L[h, j])`.
 
     Args:
-        annotator_ll (`torch.Tensor` of shape `(H, K)`):
-            Log-likelihood of each annotator's pairs under each component, in nats.
-        log_mixing_weights (`torch.Tensor` of shape `(K,)`):
-            Log share of each component; `-inf` excludes one.
-        beta (`float`, *optional*, defaults to 1.0):
-            Inverse temperature. Below 1 it keeps the posterior from saturating in the first iterations; as it grows
-            beyond 1 the result tends to `hard_assignment`.
+        annotator_ll (`torch.Tensor` of shape `(H, K)`): log-likelihood of each annotator's pairs under each component,
+            in nats.
+        log_mixing_weights (`torch.Tensor` of shape `(K,)`): log share of each component; `-inf` excludes one.
+        beta (`float`, *optional*, defaults to 1.0): inverse temperature. Below 1 it keeps the posterior from
+            saturating in the first iterations; as it grows beyond 1 the result tends to `hard_assignment`.
 
     Returns:
         `torch.Tensor` of shape `(H, K)`: log-probabilities; `exp` of each row sums to 1.
 
     Raises:
-        `ValueError`: A wrong shape, or `beta` is negative or not finite.
+        ValueError: a wrong shape, or `beta` is negative or not finite.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> log_resp = log_responsibilities(torch.tensor([[0.0, -1.0986]]), torch.tensor([0.5, 0.5]).log())
     >>> [round(p, 2) for p in log_resp.exp()[0].tolist()]
     [0.75, 0.25]
-
-    ```
     """
     return torch.log_softmax(_joint(annotator_ll, log_mixing_weights, beta), dim=1)
 
@@ -112,26 +101,21 @@ def hard_assignment(annotator_ll: torch.Tensor, previous: torch.Tensor | None = 
     """Assign each annotator to the component of highest likelihood: the E-step of the paper's Algorithm 2.
 
     Args:
-        annotator_ll (`torch.Tensor` of shape `(H, K)`):
-            Log-likelihood of each annotator's pairs under each component, in nats.
-        previous (`torch.Tensor` of shape `(H,)`, integer, *optional*):
-            The assignment before; -1 means none.
+        annotator_ll (`torch.Tensor` of shape `(H, K)`): log-likelihood of each annotator's pairs under each component,
+            in nats.
+        previous (`torch.Tensor` of shape `(H,)`, integer, *optional*): the assignment before; -1 means none.
 
     Returns:
         `torch.Tensor` of shape `(H,)`, int64: component indices. A tie keeps the previous component if it is among the
         best, and takes the first of the best otherwise.
 
     Raises:
-        `ValueError`: A wrong shape, or `previous` outside `[-1, K)`.
+        ValueError: a wrong shape, or `previous` outside `[-1, K)`.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> hard_assignment(torch.tensor([[-2.0, -1.0], [-3.0, -3.0]]), previous=torch.tensor([0, 1]))
     tensor([1, 1])
-
-    ```
     """
     require_shape("annotator_ll", annotator_ll, (None, None), "annotators by components, (H, K)")
     best = annotator_ll == annotator_ll.max(dim=1, keepdim=True).values
@@ -150,10 +134,9 @@ def with_known(log_resp: torch.Tensor, known: torch.Tensor | None) -> torch.Tens
     """Log responsibilities in which the annotators of known groups are where they belong.
 
     Args:
-        log_resp (`torch.Tensor` of shape `(H, K)`):
-            Log responsibilities.
-        known (`torch.Tensor` of shape `(H,)`, integer, *optional*):
-            Component of each annotator where it is known, -1 where not.
+        log_resp (`torch.Tensor` of shape `(H, K)`): log responsibilities.
+        known (`torch.Tensor` of shape `(H,)`, integer, *optional*): component of each annotator where it is known, -1
+            where not.
 
     Returns:
         `torch.Tensor` of shape `(H, K)`.
@@ -175,30 +158,23 @@ def assign_annotators(
     """The E-step of either kind.
 
     Args:
-        annotator_ll (`torch.Tensor` of shape `(H, K)`):
-            Log-likelihood of each annotator's pairs under each component, in nats.
-        log_mixing_weights (`torch.Tensor` of shape `(K,)`):
-            Log share of each component (soft).
-        em (`str`, *optional*, defaults to `"soft"`):
-            `"soft"`: `log_responsibilities`. `"hard"`: `hard_assignment`, each row the log of a one-hot vector.
-        beta (`float`, *optional*, defaults to 1.0):
-            Inverse temperature (soft).
-        previous (`torch.Tensor` of shape `(H,)`, integer, *optional*):
-            The assignment before, which a tie keeps (hard).
-        known (`torch.Tensor` of shape `(H,)`, integer, *optional*):
-            As in `with_known`.
+        annotator_ll (`torch.Tensor` of shape `(H, K)`): log-likelihood of each annotator's pairs under each component,
+            in nats.
+        log_mixing_weights (`torch.Tensor` of shape `(K,)`): log share of each component (soft).
+        em (`str`, *optional*, defaults to `"soft"`): `"soft"`: `log_responsibilities`. `"hard"`: `hard_assignment`,
+            each row the log of a one-hot vector.
+        beta (`float`, *optional*, defaults to 1.0): inverse temperature (soft).
+        previous (`torch.Tensor` of shape `(H,)`, integer, *optional*): the assignment before, which a tie keeps
+            (hard).
+        known (`torch.Tensor` of shape `(H,)`, integer, *optional*): as in `with_known`.
 
     Returns:
         `torch.Tensor` of shape `(H, K)`: log responsibilities.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> assign_annotators(torch.tensor([[-2.0, -1.0]]), torch.tensor([0.9, 0.1]).log(), em="hard").exp()
     tensor([[0., 1.]])
-
-    ```
     """
     if em == "hard":
         best = hard_assignment(annotator_ll, previous)
@@ -220,25 +196,20 @@ def update_mixing_weights(log_resp: torch.Tensor, dirichlet_concentration: float
     back.
 
     Args:
-        log_resp (`torch.Tensor` of shape `(H, K)`):
-            Log responsibilities.
-        dirichlet_concentration (`float`, *optional*, defaults to 1.0):
-            `a >= 1`; 1 is maximum likelihood, each unit above adds one annotator to every component.
+        log_resp (`torch.Tensor` of shape `(H, K)`): log responsibilities.
+        dirichlet_concentration (`float`, *optional*, defaults to 1.0): `a >= 1`; 1 is maximum likelihood, each unit
+            above adds one annotator to every component.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, no annotators, or `dirichlet_concentration` below 1.
+        ValueError: a wrong shape, no annotators, or `dirichlet_concentration` below 1.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> update_mixing_weights(torch.tensor([[1.0, 0.0], [1.0, 0.0]]).log(), dirichlet_concentration=2.0)
     tensor([0.7500, 0.2500])
-
-    ```
     """
     require_shape("log_resp", log_resp, (None, None), "annotators by components, (H, K)")
     extra = _prior_strength(dirichlet_concentration)
@@ -260,29 +231,22 @@ def lower_bound(
     at another fixed `beta` the free energy. Values at different `beta` cannot be compared.
 
     Args:
-        annotator_ll (`torch.Tensor` of shape `(H, K)`):
-            Log-likelihood of each annotator's pairs under each component, in nats.
-        log_mixing_weights (`torch.Tensor` of shape `(K,)`):
-            Log share of each component.
-        beta (`float`, *optional*, defaults to 1.0):
-            Inverse temperature of the E-step.
-        dirichlet_concentration (`float`, *optional*, defaults to 1.0):
-            `a >= 1` of `update_mixing_weights`.
+        annotator_ll (`torch.Tensor` of shape `(H, K)`): log-likelihood of each annotator's pairs under each component,
+            in nats.
+        log_mixing_weights (`torch.Tensor` of shape `(K,)`): log share of each component.
+        beta (`float`, *optional*, defaults to 1.0): inverse temperature of the E-step.
+        dirichlet_concentration (`float`, *optional*, defaults to 1.0): `a >= 1` of `update_mixing_weights`.
 
     Returns:
         `torch.Tensor`, a scalar in nats; `-inf` where `a > 1` and a component has share 0.
 
     Raises:
-        `ValueError`: A wrong shape, `beta` negative or not finite, or `dirichlet_concentration` below 1.
+        ValueError: a wrong shape, `beta` negative or not finite, or `dirichlet_concentration` below 1.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> lower_bound(torch.tensor([[-1.0, -1.0], [-2.0, -2.0]]), torch.tensor([0.5, 0.5]).log())
     tensor(-3.)
-
-    ```
     """
     bound = torch.logsumexp(_joint(annotator_ll, log_mixing_weights, beta), dim=1).sum()
     extra = _prior_strength(dirichlet_concentration)
@@ -294,25 +258,20 @@ def classification_log_likelihood(annotator_ll: torch.Tensor, assignment: torch.
     """The quantity that hard EM raises: the sum of each annotator's log-likelihood under their own component.
 
     Args:
-        annotator_ll (`torch.Tensor` of shape `(H, K)`):
-            Log-likelihood of each annotator's pairs under each component, in nats.
-        assignment (`torch.Tensor` of shape `(H,)`, integer):
-            Component of each annotator, in `[0, K)`.
+        annotator_ll (`torch.Tensor` of shape `(H, K)`): log-likelihood of each annotator's pairs under each component,
+            in nats.
+        assignment (`torch.Tensor` of shape `(H,)`, integer): component of each annotator, in `[0, K)`.
 
     Returns:
         `torch.Tensor`, a scalar in nats.
 
     Raises:
-        `ValueError`: A wrong shape, or an assignment outside `[0, K)`.
+        ValueError: a wrong shape, or an assignment outside `[0, K)`.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> classification_log_likelihood(torch.tensor([[-1.0, -5.0], [-7.0, -2.0]]), torch.tensor([0, 1]))
     tensor(-3.)
-
-    ```
     """
     require_shape("annotator_ll", annotator_ll, (None, None), "annotators by components, (H, K)")
     assignment = assignment.to(annotator_ll.device)
@@ -324,26 +283,20 @@ def annealed_beta(step: int, annealing_steps: int, start: float) -> float:
     """Inverse temperature of the E-step at `step`: geometric from `start` to 1 over `annealing_steps`, then 1.
 
     Args:
-        step (`int`):
-            Steps done so far, from 0.
-        annealing_steps (`int`):
-            Length of the schedule in steps; 0 turns annealing off.
-        start (`float`):
-            Value at step 0, in `(0, 1]`.
+        step (`int`): steps done so far, from 0.
+        annealing_steps (`int`): length of the schedule in steps; 0 turns annealing off.
+        start (`float`): value at step 0, in `(0, 1]`.
 
     Returns:
         `float` in `[start, 1]`.
 
     Raises:
-        `ValueError`: A negative `step` or `annealing_steps`, or `start` outside `(0, 1]`.
+        ValueError: a negative `step` or `annealing_steps`, or `start` outside `(0, 1]`.
 
     Example:
 
-    ```python
     >>> [round(annealed_beta(step, annealing_steps=2, start=0.01), 2) for step in (0, 1, 2, 3)]
     [0.01, 0.1, 1.0, 1.0]
-
-    ```
     """
     if step < 0 or annealing_steps < 0:
         raise ValueError(f"`step` is {step} and `annealing_steps` is {annealing_steps}, but neither may be negative.")
@@ -358,23 +311,18 @@ def posterior_entropy(log_resp: torch.Tensor) -> torch.Tensor:
     """How undecided the E-step is about each annotator.
 
     Args:
-        log_resp (`torch.Tensor` of shape `(H, K)`):
-            Log responsibilities; `-inf` is allowed and contributes 0.
+        log_resp (`torch.Tensor` of shape `(H, K)`): log responsibilities; `-inf` is allowed and contributes 0.
 
     Returns:
         `torch.Tensor` of shape `(H,)`: entropies in nats, 0 (decided) to `log K` (knows nothing).
 
     Raises:
-        `ValueError`: A wrong shape.
+        ValueError: a wrong shape.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> posterior_entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]]).log())
     tensor([0.0000, 0.6931])
-
-    ```
     """
     require_shape("log_resp", log_resp, (None, None), "annotators by components, (H, K)")
     return torch.special.entr(log_resp.exp()).sum(dim=1)
@@ -386,30 +334,23 @@ def predictive_log_likelihood(
     """Held-out log-likelihood of pairs of known annotators: `log sum_k gamma[h(n), k] p_k(n)`.
 
     Args:
-        log_likelihood (`torch.Tensor` of shape `(N, K)`):
-            Log-likelihood of each pair under each component, in nats.
-        log_resp (`torch.Tensor` of shape `(H, K)`):
-            Log responsibilities, computed from OTHER pairs of these annotators: a pair that chose the component cannot
-            also judge it.
-        annotator_index (`torch.Tensor` of shape `(N,)`, integer):
-            Annotator of each pair, in `[0, H)`.
+        log_likelihood (`torch.Tensor` of shape `(N, K)`): log-likelihood of each pair under each component, in nats.
+        log_resp (`torch.Tensor` of shape `(H, K)`): log responsibilities, computed from OTHER pairs of these
+            annotators: a pair that chose the component cannot also judge it.
+        annotator_index (`torch.Tensor` of shape `(N,)`, integer): annotator of each pair, in `[0, H)`.
 
     Returns:
         `torch.Tensor` of shape `(N,)` in nats.
 
     Raises:
-        `ValueError`: A wrong shape, a non-integer index, or an index outside `[0, H)`.
+        ValueError: a wrong shape, a non-integer index, or an index outside `[0, H)`.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> pair = torch.tensor([[0.9, 0.1]]).log()
     >>> gamma = torch.tensor([[0.75, 0.25]]).log()
     >>> round(predictive_log_likelihood(pair, gamma, torch.tensor([0])).exp().item(), 4)
     0.7
-
-    ```
     """
     require_shape("log_likelihood", log_likelihood, (None, None), "pairs by components, (N, K)")
     require_shape("log_resp", log_resp, (None, log_likelihood.shape[1]), "annotators by components, (H, K)")
@@ -422,11 +363,11 @@ class NumComponentsSelection:
     """What `select_num_components` decided, and on which numbers. All dictionaries have the candidate K as keys.
 
     Attributes:
-        num_components (`int`): The K to use: the smallest that is not clearly worse than the best.
-        best (`int`): The K of highest held-out mean, the smaller one of a tie.
-        mean (`dict[int, float]`): Mean held-out predictive log-likelihood per pair, in nats.
+        num_components (`int`): the K to use: the smallest that is not clearly worse than the best.
+        best (`int`): the K of highest held-out mean, the smaller one of a tie.
+        mean (`dict[int, float]`): mean held-out predictive log-likelihood per pair, in nats.
         difference (`dict[int, float]`): `mean(best) - mean(K)`, at least 0, in nats per pair.
-        standard_error (`dict[int, float]`): Standard error of that paired difference, clustered by annotator; 0 at
+        standard_error (`dict[int, float]`): standard error of that paired difference, clustered by annotator; 0 at
         `best`.
     """
 
@@ -445,32 +386,26 @@ def select_num_components(scores: dict[int, torch.Tensor], annotator_index: torc
     the pairs of a person succeed or fail together.
 
     Args:
-        scores (`dict[int, torch.Tensor]`, each of shape `(N,)`):
-            For each candidate K the held-out predictive log-likelihood of the same N pairs, in nats.
-        annotator_index (`torch.Tensor` of shape `(N,)`, integer):
-            Annotator of each pair; any non-negative integers.
+        scores (`dict[int, torch.Tensor]`, each of shape `(N,)`): for each candidate K the held-out predictive
+            log-likelihood of the same N pairs, in nats.
+        annotator_index (`torch.Tensor` of shape `(N,)`, integer): annotator of each pair; any non-negative integers.
 
     Returns:
         [`NumComponentsSelection`].
 
     Raises:
-        `ValueError`: No candidates, a K below 1, shapes that differ, scores that are not finite, or fewer than two
-        annotators
-            (the spread between annotators is unknown then).
+        ValueError: no candidates, a K below 1, shapes that differ, scores that are not finite, or fewer than two
+            annotators (the spread between annotators is unknown then).
 
     Source: the one-standard-error rule of Breiman et al. (1984); cluster-robust variance of a mean with the `G / (G -
     1)` correction, Cameron and Miller (2015), "A Practitioner's Guide to Cluster-Robust Inference".
 
     Example:
 
-    ```python
-    >>> import torch
     >>> scores = {1: torch.tensor([-1.0, -1.0, -1.0, -1.0]), 2: torch.tensor([-0.2, -0.4, -0.3, -0.5])}
     >>> selection = select_num_components(scores, torch.tensor([0, 0, 1, 1]))
     >>> selection.num_components, round(selection.difference[1], 2), round(selection.standard_error[1], 2)
     (2, 0.65, 0.05)
-
-    ```
     """
     if not scores or min(scores) < 1:
         raise ValueError(f"`scores` has the keys {sorted(scores)}, but needs at least one K, each 1 or larger.")

@@ -30,7 +30,7 @@ def token_logprobs(
         `tuple`: log-probabilities `(n,)` and entropies `(n,)` or `None`; nats, float32 (float64 for such logits).
 
     Raises:
-        `ValueError`: not one token per row of logits.
+        ValueError: not one token per row of logits.
 
     Example: a fair coin has ln 2 nats.
 

@@ -23,32 +23,24 @@ def switching_stalls(
     equal up to noise also alternate, and that is convergence.
 
     Args:
-        worst (`torch.Tensor` of shape `(W,)`):
-            Index of the worst-off component in W rollouts, oldest first.
-        worst_utility (`torch.Tensor` of shape `(W,)`):
-            Its group utility.
-        gap (`torch.Tensor` of shape `(W,)`):
-            Largest minus smallest group utility.
-        gap_error (`torch.Tensor` of shape `(W,)`):
-            Standard error of the gap.
+        worst (`torch.Tensor` of shape `(W,)`): index of the worst-off component in W rollouts, oldest first.
+        worst_utility (`torch.Tensor` of shape `(W,)`): its group utility.
+        gap (`torch.Tensor` of shape `(W,)`): largest minus smallest group utility.
+        gap_error (`torch.Tensor` of shape `(W,)`): standard error of the gap.
 
     Returns:
         `bool`
 
     Raises:
-        `ValueError`: Shapes that differ, or fewer than four rollouts.
+        ValueError: shapes that differ, or fewer than four rollouts.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> worst, gap = torch.tensor([0, 1] * 4), torch.ones(8)
     >>> switching_stalls(worst, torch.zeros(8), gap, 0.1 * gap)
     True
     >>> switching_stalls(worst, torch.arange(8.0), gap, 0.1 * gap)
     False
-
-    ```
     """
     require_shape("worst", worst, (None,), "one rollout an entry, (W,)")
     size = worst.numel()

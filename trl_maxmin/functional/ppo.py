@@ -145,7 +145,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
         `torch.Tensor` of shape `(B, T)`: nats.
 
     Raises:
-        `ValueError`: unknown estimator.
+        ValueError: unknown estimator.
 
     Source: Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
 
@@ -176,7 +176,7 @@ def place_terminal_rewards(scores: torch.Tensor, mask: torch.Tensor) -> torch.Te
         nowhere, since no decision of the policy led to it.
 
     Raises:
-        `ValueError`: the shapes do not match.
+        ValueError: the shapes do not match.
 
     Example:
 
@@ -210,7 +210,7 @@ def generalized_advantage_estimate(
         where the mask is `False`.
 
     Raises:
-        `ValueError`: the shapes do not match.
+        ValueError: the shapes do not match.
 
     Source: Schulman et al., "High-Dimensional Continuous Control Using GAE" (arXiv 1506.02438), equations 11 to 16.
 
@@ -247,7 +247,7 @@ def combine_advantages(advantages: torch.Tensor, channel_weights: torch.Tensor) 
         `torch.Tensor` of shape `(B, T)`.
 
     Raises:
-        `ValueError`: the number of weights is not that of the channels.
+        ValueError: the number of weights is not that of the channels.
 
     Example:
 

@@ -20,31 +20,27 @@ def preference_log_likelihood(
     """Log-probability that each component prefers the chosen reply: `logsigmoid(r_chosen - r_rejected - margin)`.
 
     Args:
-        chosen_rewards (`torch.Tensor` of shape `(N, K)`):
-            Reward of the chosen reply under each component, in Bradley-Terry log-odds.
-        rejected_rewards (`torch.Tensor` of shape `(N, K)`):
-            Reward of the rejected reply under each component, in Bradley-Terry log-odds.
-        margin (`torch.Tensor` of shape `(N,)`, *optional*):
-            How far the chosen reply has to lead before it counts as preferred, in Bradley-Terry log-odds.
+        chosen_rewards (`torch.Tensor` of shape `(N, K)`): reward of the chosen reply under each component, in
+            Bradley-Terry log-odds.
+        rejected_rewards (`torch.Tensor` of shape `(N, K)`): reward of the rejected reply under each component, in
+            Bradley-Terry log-odds.
+        margin (`torch.Tensor` of shape `(N,)`, *optional*): how far the chosen reply has to lead before it counts as
+            preferred, in Bradley-Terry log-odds.
 
     Returns:
         `torch.Tensor` of shape `(N, K)`: log-likelihoods in nats, at most 0. A NaN reward gives NaN in its own entry
         only.
 
     Raises:
-        `ValueError`: The two reward tensors differ in shape or are not of shape `(N, K)`, or `margin` is not `(N,)`.
+        ValueError: the two reward tensors differ in shape or are not of shape `(N, K)`, or `margin` is not `(N,)`.
 
     Source: Bradley and Terry (1952); the margin as in Touvron et al., "Llama 2" (arXiv 2307.09288), section 3.2.2.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> log_likelihood = preference_log_likelihood(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     >>> [round(p, 4) for p in log_likelihood.exp()[0].tolist()]
     [0.7311, 0.5]
-
-    ```
     """
     _require_pair(chosen_rewards, rejected_rewards)
     difference = chosen_rewards - rejected_rewards
@@ -59,26 +55,20 @@ def preference_accuracy(chosen_rewards: torch.Tensor, rejected_rewards: torch.Te
     """Whether each component ranks the chosen reply above the rejected one.
 
     Args:
-        chosen_rewards (`torch.Tensor` of shape `(N, K)`):
-            Reward of the chosen reply under each component.
-        rejected_rewards (`torch.Tensor` of shape `(N, K)`):
-            Reward of the rejected reply under each component.
+        chosen_rewards (`torch.Tensor` of shape `(N, K)`): reward of the chosen reply under each component.
+        rejected_rewards (`torch.Tensor` of shape `(N, K)`): reward of the rejected reply under each component.
 
     Returns:
         `torch.Tensor` of shape `(N, K)`: 1.0 where the chosen reply has the higher reward, 0.0 where the rejected one
         has it, 0.5 for a tie (a constant reward is right half the time), NaN where either reward is NaN.
 
     Raises:
-        `ValueError`: The two reward tensors differ in shape or are not of shape `(N, K)`.
+        ValueError: the two reward tensors differ in shape or are not of shape `(N, K)`.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> preference_accuracy(torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.0, 1.0, 2.0]]))
     tensor([[1.0000, 0.0000, 0.5000]])
-
-    ```
     """
     _require_pair(chosen_rewards, rejected_rewards)
     difference = chosen_rewards - rejected_rewards
@@ -99,15 +89,13 @@ def fit_temperature(
     by Newton steps that fall back to bisection whenever they leave the bracket.
 
     Args:
-        reward_difference (`torch.Tensor` of shape `(N,)`):
-            `r(chosen) - r(rejected)` of held-out pairs, in Bradley-Terry log-odds.
-        weights (`torch.Tensor` of shape `(N,)`, *optional*):
-            Non-negative weight of each pair, for example its annotator's responsibility for this component. Default:
-            all 1.
-        margin (`torch.Tensor` of shape `(N,)`, *optional*):
-            Margin of each pair in Bradley-Terry log-odds. It is not divided by `T`.
-        max_iter (`int`, *optional*, defaults to 50):
-            Largest number of Newton or bisection steps.
+        reward_difference (`torch.Tensor` of shape `(N,)`): `r(chosen) - r(rejected)` of held-out pairs, in
+            Bradley-Terry log-odds.
+        weights (`torch.Tensor` of shape `(N,)`, *optional*): non-negative weight of each pair, for example its
+            annotator's responsibility for this component. Default: all 1.
+        margin (`torch.Tensor` of shape `(N,)`, *optional*): margin of each pair in Bradley-Terry log-odds. It is not
+            divided by `T`.
+        max_iter (`int`, *optional*, defaults to 50): largest number of Newton or bisection steps.
 
     Returns:
         `float`: `T` in `[0.01, 100]`. `T > 1` means that the component was over-confident. A bound is returned where
@@ -115,21 +103,17 @@ def fit_temperature(
         its inverse. 1.0 when every weighted difference is 0, since no temperature changes anything then.
 
     Raises:
-        `ValueError`: An argument has the wrong shape, is empty, holds NaN or infinite values, the weights are negative
-        or
-            all 0, or `max_iter` is smaller than 1.
+        ValueError: an argument has the wrong shape, is empty, holds NaN or infinite values, the weights are negative
+            or all 0, or `max_iter` is smaller than 1.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2, with two classes.
 
     Example:
 
-    ```python
     >>> import math, torch
     >>> difference = torch.tensor([4.0, 4.0, 4.0, -4.0])  # sure of itself, right in 3 of 4 pairs
     >>> round(fit_temperature(difference), 4) == round(4.0 / math.log(3.0), 4)
     True
-
-    ```
     """
     difference, weights, margin = _temperature_inputs(reward_difference, weights, margin)
     if max_iter < 1:
@@ -166,14 +150,10 @@ def require_shape(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...]
 
     Example:
 
-    ```python
-    >>> import torch
     >>> require_shape("margin", torch.zeros(2), (3,), "one margin per pair")
     Traceback (most recent call last):
     ...
     ValueError: `margin` has shape (2,), but (3,) is needed: one margin per pair.
-
-    ```
     """
     fits = tensor.dim() == len(shape) and all(
         want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)

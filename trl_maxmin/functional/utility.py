@@ -22,27 +22,22 @@ def within_prompt_scale(rewards: torch.Tensor) -> torch.Tensor:
     The spread between prompts is left out: Bradley-Terry training never fixes it.
 
     Args:
-        rewards (`torch.Tensor` of shape `(P, M, K)`):
-            Rewards of M reference replies to each prompt, in Bradley-Terry log-odds. NaN marks a reply that a
-            component did not score; a prompt with fewer than two scored replies does not count for that component.
+        rewards (`torch.Tensor` of shape `(P, M, K)`): rewards of M reference replies to each prompt, in Bradley-Terry
+            log-odds. NaN marks a reply that a component did not score; a prompt with fewer than two scored replies
+            does not count for that component.
 
     Returns:
         `torch.Tensor` of shape `(K,)`: positive scales in Bradley-Terry log-odds. A component that is constant within
         every prompt gets 1.0, so that its utility is 0 and not a division by zero.
 
     Raises:
-        `ValueError`: A wrong shape, M below 4 (the variance of fewer is too noisy to divide by), or a component with
-        no
+        ValueError: a wrong shape, M below 4 (the variance of fewer is too noisy to divide by), or a component with no
             prompt of at least two scored replies.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> within_prompt_scale(torch.tensor([[[0.0], [2.0], [0.0], [2.0]], [[9.0], [9.0], [9.0], [9.0]]]))
     tensor([0.8165])
-
-    ```
     """
     require_shape("rewards", rewards, (None, None, None), "prompts by reference replies by components, (P, M, K)")
     if rewards.shape[1] < MIN_REFERENCE_COMPLETIONS:
@@ -71,27 +66,21 @@ def zscore_utility(rewards: torch.Tensor, baseline: torch.Tensor, scale: torch.T
     """How many within-prompt spreads a reply lies above the reference policy's mean: `(r - b) / s`.
 
     Args:
-        rewards (`torch.Tensor` of shape `(N, K)`):
-            Rewards of the replies. NaN stays NaN.
-        baseline (`torch.Tensor` of shape `(N, K)` or `(K,)`):
-            Mean reward of the reference policy's replies to the same prompt, or one mean for all prompts.
-        scale (`torch.Tensor` of shape `(K,)`):
-            Positive, from `within_prompt_scale`.
+        rewards (`torch.Tensor` of shape `(N, K)`): rewards of the replies. NaN stays NaN.
+        baseline (`torch.Tensor` of shape `(N, K)` or `(K,)`): mean reward of the reference policy's replies to the
+            same prompt, or one mean for all prompts.
+        scale (`torch.Tensor` of shape `(K,)`): positive, from `within_prompt_scale`.
 
     Returns:
         `torch.Tensor` of shape `(N, K)`; 0 is as good as the reference policy on average.
 
     Raises:
-        `ValueError`: A wrong shape, or a scale that is not finite and positive.
+        ValueError: a wrong shape, or a scale that is not finite and positive.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> zscore_utility(torch.tensor([[3.0, 1.0]]), torch.tensor([1.0, 1.0]), torch.tensor([2.0, 4.0]))
     tensor([[1., 0.]])
-
-    ```
     """
     require_shape("rewards", rewards, (None, None), "replies by components, (N, K)")
     num_components = rewards.shape[1]
@@ -111,27 +100,22 @@ def win_rate_utility(
     """Probability that a component prefers the reply to a reference reply: `mean_m sigmoid(r - r_ref[m])`.
 
     Args:
-        rewards (`torch.Tensor` of shape `(N, K)`):
-            Rewards of the replies in Bradley-Terry log-odds. NaN stays NaN.
-        reference_rewards (`torch.Tensor` of shape `(N, M, K)`):
-            Rewards of reference replies to the same prompts. A NaN reference does not count for its component.
-        reference_mask (`torch.Tensor` of shape `(N, M)`, bool, *optional*):
-            True where a reference reply counts; for prompts with fewer than M of them.
+        rewards (`torch.Tensor` of shape `(N, K)`): rewards of the replies in Bradley-Terry log-odds. NaN stays NaN.
+        reference_rewards (`torch.Tensor` of shape `(N, M, K)`): rewards of reference replies to the same prompts. A
+            NaN reference does not count for its component.
+        reference_mask (`torch.Tensor` of shape `(N, M)`, bool, *optional*): true where a reference reply counts; for
+            prompts with fewer than M of them.
 
     Returns:
         `torch.Tensor` of shape `(N, K)` in `[0, 1]`; NaN where no reference reply counts.
 
     Raises:
-        `ValueError`: A wrong shape, or a mask that is not bool.
+        ValueError: a wrong shape, or a mask that is not bool.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> win_rate_utility(torch.tensor([[0.0]]), torch.tensor([[[0.0], [100.0]]]))
     tensor([[0.2500]])
-
-    ```
     """
     require_shape("rewards", rewards, (None, None), "replies by components, (N, K)")
     num_rows, num_components = rewards.shape

@@ -35,25 +35,20 @@ def maxmin_weights(utilities: torch.Tensor) -> torch.Tensor:
     """All weight on the worst-off component: the paper's Algorithm 1.
 
     Args:
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities, higher is better. NaN: weight 0.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities, higher is better. NaN: weight 0.
 
     Returns:
         `torch.Tensor` of shape `(K,)`: one-hot on the smallest utility, on the first one of a tie.
 
     Raises:
-        `ValueError`: A wrong shape, every utility NaN, or an infinite utility.
+        ValueError: a wrong shape, every utility NaN, or an infinite utility.
 
     Source: Chakraborty et al., "MaxMin-RLHF" (arXiv 2402.08925), Algorithm 1.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> maxmin_weights(torch.tensor([0.5, -0.2, 0.1]))
     tensor([0., 1., 0.])
-
-    ```
     """
     scored = _scored(utilities)
     filled = torch.where(scored, utilities, torch.inf)
@@ -66,25 +61,19 @@ def softmin_weights(utilities: torch.Tensor, tau: float) -> torch.Tensor:
     """Weights proportional to `exp(-U / tau)`: between `maxmin` (tau to 0) and `utilitarian` (tau to infinity).
 
     Args:
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities, higher is better. NaN: weight 0.
-        tau (`float`):
-            Positive temperature in units of utility.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities, higher is better. NaN: weight 0.
+        tau (`float`): positive temperature in units of utility.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, every utility NaN, an infinite utility, or `tau` not finite and positive.
+        ValueError: a wrong shape, every utility NaN, an infinite utility, or `tau` not finite and positive.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> softmin_weights(torch.tensor([0.0, 1.0986]), tau=1.0)
     tensor([0.7500, 0.2500])
-
-    ```
     """
     scored = _scored(utilities)
     if not 0.0 < tau < float("inf"):
@@ -100,32 +89,24 @@ def mirror_weights(utilities: torch.Tensor, previous: torch.Tensor, eta: float) 
     The AVERAGE of the weights over the steps converges to the saddle point, where one-hot switching keeps oscillating.
 
     Args:
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities, higher is better. NaN: weight 0.
-        previous (`torch.Tensor` of shape `(K,)`):
-            The weights before, on the simplex; uniform at the start. An entry of 0 counts as the smallest positive
-            number of the dtype.
-        eta (`float`):
-            Non-negative step size, in units of 1 / utility.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities, higher is better. NaN: weight 0.
+        previous (`torch.Tensor` of shape `(K,)`): the weights before, on the simplex; uniform at the start. An entry
+            of 0 counts as the smallest positive number of the dtype.
+        eta (`float`): non-negative step size, in units of 1 / utility.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, every utility NaN, an infinite utility, `eta` negative or not finite, or
-        `previous` not on
-            the simplex.
+        ValueError: a wrong shape, every utility NaN, an infinite utility, `eta` negative or not finite, or `previous`
+            not on the simplex.
 
     Source: Freund and Schapire (1999), "Adaptive game playing using multiplicative weights".
 
     Example:
 
-    ```python
-    >>> import torch
     >>> mirror_weights(torch.tensor([0.0, 1.0986]), torch.tensor([0.5, 0.5]), eta=1.0)
     tensor([0.7500, 0.2500])
-
-    ```
     """
     scored = _scored(utilities)
     previous = _require_on_simplex("previous", previous, utilities)
@@ -140,23 +121,18 @@ def utilitarian_weights(utilities: torch.Tensor) -> torch.Tensor:
     """The same weight for every component that was scored.
 
     Args:
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities; only which of them are NaN matters.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities; only which of them are NaN matters.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, every utility NaN, or an infinite utility.
+        ValueError: a wrong shape, every utility NaN, or an infinite utility.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> utilitarian_weights(torch.tensor([5.0, float("nan"), -1.0]))
     tensor([0.5000, 0.0000, 0.5000])
-
-    ```
     """
     scored = _scored(utilities)
     return scored.to(utilities.dtype) / scored.sum()
@@ -166,27 +142,20 @@ def mixing_weights_rule(utilities: torch.Tensor, mixing_weights: torch.Tensor) -
     """The mixture's own shares as weights: what RLHF on a single reward approximates.
 
     Args:
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities; only which of them are NaN matters.
-        mixing_weights (`torch.Tensor` of shape `(K,)`):
-            Share of each component, on the simplex.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities; only which of them are NaN matters.
+        mixing_weights (`torch.Tensor` of shape `(K,)`): share of each component, on the simplex.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, every utility NaN, an infinite utility, `mixing_weights` not on the simplex, or no
-        share
-            left for the components that were scored.
+        ValueError: a wrong shape, every utility NaN, an infinite utility, `mixing_weights` not on the simplex, or no
+            share left for the components that were scored.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> mixing_weights_rule(torch.tensor([0.0, 0.0]), torch.tensor([0.75, 0.25]))
     tensor([0.7500, 0.2500])
-
-    ```
     """
     scored = _scored(utilities)
     shares = torch.where(scored, _require_on_simplex("mixing_weights", mixing_weights, utilities), 0.0)
@@ -202,32 +171,25 @@ def nash_weights(utilities: torch.Tensor, disagreement: torch.Tensor, eps: float
     """Weights proportional to `1 / (U - d)`: the gradient of the Nash product `prod_k (U[k] - d[k])`, normalised.
 
     Args:
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities, higher is better. NaN: weight 0.
-        disagreement (`torch.Tensor` of shape `(K,)`):
-            Utility that each component has without an agreement, for example 0 for `"zscore"`: the reference policy's.
-        eps (`float`, *optional*, defaults to 1e-3):
-            Smallest gain that is divided by. A component at or below its disagreement point therefore gets nearly all
-            weight.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities, higher is better. NaN: weight 0.
+        disagreement (`torch.Tensor` of shape `(K,)`): utility that each component has without an agreement, for
+            example 0 for `"zscore"`: the reference policy's.
+        eps (`float`, *optional*, defaults to 1e-3): smallest gain that is divided by. A component at or below its
+            disagreement point therefore gets nearly all weight.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, every utility NaN, an infinite utility, a disagreement that is not finite, or
-        `eps` not
-            finite and positive.
+        ValueError: a wrong shape, every utility NaN, an infinite utility, a disagreement that is not finite, or `eps`
+            not finite and positive.
 
     Source: Nash (1950), "The Bargaining Problem".
 
     Example:
 
-    ```python
-    >>> import torch
     >>> nash_weights(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
     tensor([0.7500, 0.2500])
-
-    ```
     """
     scored = _scored(utilities)
     require_shape("disagreement", disagreement, tuple(utilities.shape), "one entry per component, (K,)")
@@ -254,45 +216,33 @@ def welfare_weights(
     """Weights of the components under a rule given by name or by a function.
 
     Args:
-        rule (`str` or `Callable`):
-            One of `WELFARE_RULES`, or a function from utilities `(K,)` to scores `(K,)`; its result is projected on
-            the simplex of the components that were scored, because weights that do not sum to 1 would change what the
-            KL term means.
-        utilities (`torch.Tensor` of shape `(K,)`):
-            Group utilities over the replies of all ranks, higher is better. NaN: nothing was scored, weight 0.
-        tau (`float`, *optional*, defaults to 1.0):
-            Temperature of `"softmin"`.
-        eta (`float`, *optional*, defaults to 0.1):
-            Step size of `"mirror"`.
-        previous (`torch.Tensor` of shape `(K,)`, *optional*):
-            Weights before, for `"mirror"`; uniform if not given.
-        mixing_weights (`torch.Tensor` of shape `(K,)`, *optional*):
-            Shares, needed for `"mixing"`.
-        disagreement (`torch.Tensor` of shape `(K,)`, *optional*):
-            Disagreement point of `"nash"`; zeros if not given.
-        floor (`float`, *optional*, defaults to 0.0):
-            Smallest weight of a scored component, in `[0, 1 / K]`.
+        rule (`str` or `Callable`): one of `WELFARE_RULES`, or a function from utilities `(K,)` to scores `(K,)`; its
+            result is projected on the simplex of the components that were scored, because weights that do not sum to 1
+            would change what the KL term means.
+        utilities (`torch.Tensor` of shape `(K,)`): group utilities over the replies of all ranks, higher is better.
+            NaN: nothing was scored, weight 0.
+        tau (`float`, *optional*, defaults to 1.0): temperature of `"softmin"`.
+        eta (`float`, *optional*, defaults to 0.1): step size of `"mirror"`.
+        previous (`torch.Tensor` of shape `(K,)`, *optional*): weights before, for `"mirror"`; uniform if not given.
+        mixing_weights (`torch.Tensor` of shape `(K,)`, *optional*): shares, needed for `"mixing"`.
+        disagreement (`torch.Tensor` of shape `(K,)`, *optional*): disagreement point of `"nash"`; zeros if not given.
+        floor (`float`, *optional*, defaults to 0.0): smallest weight of a scored component, in `[0, 1 / K]`.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex, in the dtype of `utilities`.
 
     Raises:
-        `ValueError`: An unknown name, `"mixing"` without mixing weights, a function's result of the wrong shape or not
-        finite,
-            a floor outside `[0, 1 / K]`, or anything the rule itself refuses.
+        ValueError: an unknown name, `"mixing"` without mixing weights, a function's result of the wrong shape or not
+            finite, a floor outside `[0, 1 / K]`, or anything the rule itself refuses.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> welfare_weights("maxmin", torch.tensor([0.3, 0.1]))
     tensor([0., 1.])
     >>> welfare_weights("maxmin", torch.tensor([0.3, 0.1]), floor=0.1)
     tensor([0.1000, 0.9000])
     >>> welfare_weights(lambda u: -u, torch.tensor([0.0, 0.5]))
     tensor([0.7500, 0.2500])
-
-    ```
     """
     scored = _scored(utilities)
     if callable(rule):
@@ -329,25 +279,20 @@ def project_to_simplex(values: torch.Tensor) -> torch.Tensor:
     """The point of the probability simplex nearest to `values` in Euclidean distance.
 
     Args:
-        values (`torch.Tensor` of shape `(K,)`):
-            Any finite numbers.
+        values (`torch.Tensor` of shape `(K,)`): any finite numbers.
 
     Returns:
         `torch.Tensor` of shape `(K,)`: non-negative, sums to 1.
 
     Raises:
-        `ValueError`: A wrong shape, no entries, or a value that is not finite.
+        ValueError: a wrong shape, no entries, or a value that is not finite.
 
     Source: Duchi et al. (2008), "Efficient Projections onto the l1-Ball for Learning in High Dimensions", figure 1.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> project_to_simplex(torch.tensor([1.0, 0.5, -3.0]))
     tensor([0.7500, 0.2500, 0.0000])
-
-    ```
     """
     require_shape("values", values, (None,), "one entry per component, (K,)")
     if values.numel() == 0 or not values.isfinite().all():
@@ -365,25 +310,19 @@ def apply_weight_floor(weights: torch.Tensor, floor: float) -> torch.Tensor:
     """Mix weights with the uniform ones so that none is below `floor`: `floor + (1 - K floor) w`.
 
     Args:
-        weights (`torch.Tensor` of shape `(K,)`):
-            On the simplex.
-        floor (`float`):
-            Smallest weight, in `[0, 1 / K]`; `1 / K` makes the weights uniform.
+        weights (`torch.Tensor` of shape `(K,)`): on the simplex.
+        floor (`float`): smallest weight, in `[0, 1 / K]`; `1 / K` makes the weights uniform.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex.
 
     Raises:
-        `ValueError`: A wrong shape, weights not on the simplex, or a floor outside `[0, 1 / K]`.
+        ValueError: a wrong shape, weights not on the simplex, or a floor outside `[0, 1 / K]`.
 
     Example:
 
-    ```python
-    >>> import torch
     >>> apply_weight_floor(torch.tensor([1.0, 0.0]), 0.2)
     tensor([0.8000, 0.2000])
-
-    ```
     """
     _require_on_simplex("weights", weights, weights)
     _require_floor(floor, weights.numel())
@@ -397,24 +336,20 @@ def sample_min(utilities: torch.Tensor) -> torch.Tensor:
     different components. The paper's released code optimises this one.
 
     Args:
-        utilities (`torch.Tensor` of shape `(N, K)`):
-            Utilities of the replies. NaN: not scored; a minimum over the rest would overrate the reply.
+        utilities (`torch.Tensor` of shape `(N, K)`): utilities of the replies. NaN: not scored; a minimum over the
+            rest would overrate the reply.
 
     Returns:
         `torch.Tensor` of shape `(N,)`; NaN for a reply that some component did not score.
 
     Raises:
-        `ValueError`: A wrong shape.
+        ValueError: a wrong shape.
 
     Example: two replies, each loved by one group. `min_k E[u[k]]` is 0, `E[min_k u[k]]` is -1.
 
-    ```python
-    >>> import torch
     >>> utilities = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     >>> utilities.mean(dim=0).min().item(), sample_min(utilities).mean().item()
     (0.0, -1.0)
-
-    ```
     """
     require_shape("utilities", utilities, (None, None), "replies by components, (N, K)")
     if utilities.shape[1] == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def _environment() -> Any:
     from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
     # Facts that are absent are falsy at any depth; texts from outside come through `code`, never raw.
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=ChainableUndefined,
         trim_blocks=True,
@@ -68,15 +68,22 @@ def _environment() -> Any:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    environment.globals |= {"code": facts.code, "number": facts.number}
+    return environment
 
 
-def _render(template: str, metadata: Mapping[str, Any] | CardData, **values: Any) -> str:
+def _render(
+    template: str, metadata: Mapping[str, Any] | CardData, record: RunRecord | None = None, **values: Any
+) -> str:
+    if record is not None:
+        values |= {"versions": record.versions, "seed": record.seed}
+        values |= {"weakest": facts.least(record.reward, "component_heldout_accuracy")}
+        values |= {"smallest": facts.least(record.reward, "component_pairs")}
     body = _environment().get_template(template).render(**values)
     while "\n\n\n" in body:
         body = body.replace("\n\n\n", "\n\n")
     data = metadata if isinstance(metadata, CardData) else CardData(**metadata)
-    front = data.to_yaml()
-    return f"---\n{front}\n---\n\n{body.strip()}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
 
 
 def _model_data(context: CardContext, base: str | None, relation: str | None, **values: Any) -> ModelCardData:
@@ -85,11 +92,11 @@ def _model_data(context: CardContext, base: str | None, relation: str | None, **
     return ModelCardData(ignore_metadata_errors=False, **values)
 
 
-def _accuracy_results(name: str, accuracy: Mapping[str, float], dataset: str | None) -> list[EvalResult]:
+def _accuracy_results(name: str, accuracy: Mapping[str, float], datasets: Sequence[str]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-classification",
-            dataset_type=dataset or "preferences",
+            dataset_type=next(iter(datasets), "preferences"),
             dataset_name=f"held-out preferences of {group}",
             # Results are merged by configuration: without one of its own, a group would overwrite another.
             dataset_config=group,
@@ -131,23 +138,23 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
         datasets=datasets,
         tags=["trl", LIBRARY, "reward-model", "mixture-reward", *context.tags],
         model_name=context.title if by_group else None,
-        eval_results=_accuracy_results("mixture", by_group, next(iter(datasets), None)) or None,
+        eval_results=_accuracy_results("mixture", by_group, datasets) or None,
     )
-    columns, rows = facts.group_accuracy_rows(reward)
     body = _render(
         "mixture.md",
         data,
+        public,
         context=context,
         reward=reward,
         components=facts.table(facts.COMPONENT_COLUMNS, facts.component_rows(reward, context.components)),
-        group_accuracy=facts.table(columns, rows),
+        group_accuracy=facts.table(*facts.group_accuracy_rows(reward)),
         diagnosis=facts.diagnosis(public.evaluation),
-        **_reward_values(reward, record),
+        **_reward_values(reward),
     )
     return ModelCard(body, ignore_metadata_errors=False)
 
 
-def _reward_values(reward: Mapping[str, Any], record: RunRecord) -> dict[str, Any]:
+def _reward_values(reward: Mapping[str, Any]) -> dict[str, Any]:
     selection = facts.table(
         ["K", "held-out log-likelihood per pair (nats)", "difference to the best", "standard error", "taken"],
         facts.selection_rows(reward),
@@ -157,12 +164,6 @@ def _reward_values(reward: Mapping[str, Any], record: RunRecord) -> dict[str, An
         "em": facts.settings(reward.get("em")),
         "training": facts.settings(reward.get("training")),
         "bound": facts.last(reward.get("curves"), "em/lower_bound"),
-        "weakest": facts.weakest(reward),
-        "smallest": facts.smallest(reward),
-        "versions": record.versions,
-        "seed": record.seed,
-        "code": facts.code,
-        "number": facts.number,
         "data": reward.get("dataset") or {},
     }
 
@@ -185,7 +186,8 @@ def component_card(
     Returns:
         [`~huggingface_hub.ModelCard`]
     """
-    reward = facts.public_record(record).reward
+    public = facts.public_record(record)
+    reward = public.reward
     accuracy = facts.component_accuracy(reward, name)
     datasets = facts.hub_datasets(reward)
     base = context.base(reward)
@@ -198,15 +200,14 @@ def component_card(
         datasets=datasets,
         tags=["trl", LIBRARY, "reward-model", "reward-component", *(["lora"] if peft else []), *context.tags],
         model_name=context.title if accuracy is not None else None,
-        eval_results=_accuracy_results(name, {name: accuracy}, next(iter(datasets), None))
-        if accuracy is not None
-        else None,
+        eval_results=_accuracy_results(name, {name: accuracy} if accuracy is not None else {}, datasets) or None,
     )
     rows = {row[0]: row for row in facts.component_rows(reward, {})}
     siblings = [code for code in rows if code != facts.code(name)]
     body = _render(
         "component.md",
         data,
+        public,
         context=context,
         name=name,
         peft=peft,
@@ -216,7 +217,7 @@ def component_card(
         siblings=siblings,
         accuracy=accuracy,
         pairs=(reward.get("component_pairs") or {}).get(name),
-        **_reward_values(reward, record),
+        **_reward_values(reward),
     )
     return ModelCard(body, ignore_metadata_errors=False)
 
@@ -254,6 +255,7 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
     body = _render(
         "policy.md",
         data,
+        record,
         context=context,
         name=name,
         peft=peft,
@@ -278,12 +280,6 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         samples=facts.sample_blocks(evaluation),
         training=facts.settings(policy.get("training")),
         welfare_settings=facts.settings({k: v for k, v in welfare.items() if k != "rule"}),
-        weakest=facts.weakest(record.reward),
-        smallest=facts.smallest(record.reward),
-        versions=record.versions,
-        seed=record.seed,
-        code=facts.code,
-        number=facts.number,
     )
     return ModelCard(body, ignore_metadata_errors=False)
 
@@ -356,6 +352,7 @@ def dataset_card(record: RunRecord, context: CardContext, configs: Mapping[str, 
     body = _render(
         "dataset.md",
         data,
+        versions=record.versions,
         context=context,
         evaluation=evaluation,
         configs=configs,
@@ -363,8 +360,6 @@ def dataset_card(record: RunRecord, context: CardContext, configs: Mapping[str, 
         mean=mean,
         groups=facts.groups_of(evaluation),
         policies=facts.policies_of(evaluation),
-        code=facts.code,
-        versions=record.versions,
     )
     return DatasetCard(body, ignore_metadata_errors=False)
 
@@ -404,7 +399,7 @@ def space_card(
     data |= {"models": models} if models else {}
     data |= {"datasets": datasets} if datasets else {}
     data["tags"] = list(dict.fromkeys([*(data.get("tags") or []), "trl", LIBRARY, *context.tags]))
-    body = _render("space.md", data, context=context, models=models, groups=groups or [], code=facts.code)
+    body = _render("space.md", data, context=context, models=models, groups=groups or [])
     return SpaceCard(body, ignore_metadata_errors=False)
 
 

@@ -182,15 +182,9 @@ def component_accuracy(reward: Mapping[str, Any], name: str) -> float | None:
     return (reward.get("component_heldout_accuracy") or {}).get(name)
 
 
-def weakest(reward: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The component with the lowest held-out accuracy."""
-    known = reward.get("component_heldout_accuracy") or {}
-    return min(known.items(), key=lambda item: item[1]) if known else None
-
-
-def smallest(reward: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The component with the fewest training pairs."""
-    known = reward.get("component_pairs") or {}
+def least(reward: Mapping[str, Any], measure: str) -> tuple[str, float] | None:
+    """The component with the least of a measure: `component_heldout_accuracy` (the weakest), `component_pairs`."""
+    known = reward.get(measure) or {}
     return min(known.items(), key=lambda item: item[1]) if known else None
 
 
@@ -271,7 +265,7 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     columns = ["share", "mismatch", "accuracy_single", "accuracy_own", "predicted", "gap"]
     rows = [
-        [code(group), *(_measured(own.get(column)) for column in columns)]
+        [code(group), *(interval(v) if isinstance(v := own.get(column), Mapping) else number(v) for column in columns)]
         for group, own in found["by_group"].items()
         if found["num_groups"] > 1
     ]
@@ -286,10 +280,6 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "features": plain(found.get("features", "")),
         "assumptions": [plain(text) for text in found["assumptions"]],
     }
-
-
-def _measured(value: Any) -> str:
-    return interval(value) if isinstance(value, Mapping) else number(value)
 
 
 def curve_rows(curves: Mapping[str, Any] | None, name: str, most: int = 8) -> list[list[str]]:

@@ -158,18 +158,13 @@ def _explain_status(status: int, error: BaseException) -> tuple[str, str]:
     if status in STATUS:
         what, remedy = STATUS[status]
         headers = error.response.headers
-        wait = headers.get("Retry-After") or _reset(headers.get("RateLimit", ""))
-        if status == 429 and wait:
+        reset = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+        if status == 429 and (wait := headers.get("Retry-After") or (reset and reset[1])):
             remedy = f"Wait {wait} s."
         return f"{status}, {what}{said}", remedy
     if status >= 500:
         return f"{status}, the Hub is in trouble{said}", "Wait; see https://status.huggingface.co."
     return f"{status}, the Hub refused{said}", "See its answer."
-
-
-def _reset(rate_limit: str) -> str:
-    match = re.search(r"\bt=(\d+)", rate_limit)
-    return match[1] if match else ""
 
 
 def _first_line(error: BaseException | str) -> str:

@@ -85,7 +85,10 @@ def plan_output_folder(
         raise ValueError(f"There is no folder {folder}. Give the output folder of a training or of `trl-maxmin demo`.")
     check_repo_id(repo_id)
     record = read_record(folder) or RunRecord()
-    ids = _Ids(repo_id)
+
+    def ids(kind: str, name: str = "") -> str:
+        return NAMES[kind].format(base=repo_id, name=slug(name) if name else "")
+
     layout = _Layout(folder)
     repos: list[RepoPlan] = []
     for path in layout.components:
@@ -127,7 +130,8 @@ def plan_output_folder(
         raise ValueError(
             f"{folder} holds nothing to push: no mixture/, no components/, no policies/, and it is no model itself."
         )
-    extra = _base_item(options, record)
+    bases = [options.base_model, record.reward.get("base_model"), record.policy.get("base_model")]
+    extra = [(name, "model", "base model") for name in dict.fromkeys(bases) if is_hub_id(name)]
     namespace, title = repo_id.split("/")
     return OutputPlan(in_order(repos), title, namespace, extra, layout.left_out(dataset))
 
@@ -150,20 +154,6 @@ def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: Pus
         raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
     namespace, title = repo_id.split("/")
     return OutputPlan([plan], title, namespace, left_out=layout.left_out(False))
-
-
-def _base_item(options: PushOptions, record: RunRecord) -> list[tuple[str, str, str]]:
-    names = [options.base_model, record.reward.get("base_model"), record.policy.get("base_model")]
-    found = dict.fromkeys(name for name in names if is_hub_id(name))
-    return [(name, "model", "base model") for name in found]
-
-
-class _Ids:
-    def __init__(self, base: str) -> None:
-        self.base = base
-
-    def __call__(self, kind: str, name: str = "") -> str:
-        return NAMES[kind].format(base=self.base, name=slug(name) if name else "")
 
 
 class _Layout:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import RepoCard
+
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from . import facts
 from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, read_record, space_card
@@ -40,10 +42,6 @@ class PushOptions:
     space_hardware: str | None = None
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
 def _published_base(
     files: dict[str, Path | bytes], base_model: str | None, what: str, fallback: str | None = None
 ) -> str | None:
@@ -64,7 +62,8 @@ def _published_base(
                 "first and give its id as base_model (--base_model)."
             )
         if base != config["base_model_name_or_path"]:
-            files[name] = _json(config | {"base_model_name_or_path": base})
+            text = json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True)
+            files[name] = (text + "\n").encode()
     return base
 
 
@@ -171,11 +170,13 @@ def plan_policy(
     facts_of_run.update("policy", name=name)
     if base is None and not is_hub_id(facts_of_run.policy.get("base_model")):
         base = fallback_base
+    # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
+    on_it = Path(str(facts_of_run.policy.get("reward_model", ""))).name == "mixture"
     context = CardContext(
         repo_id,
         license=options.license,
         base_model=base,
-        mixture=mixture if _from_this_mixture(facts_of_run) else None,
+        mixture=mixture if on_it else None,
         dataset=dataset,
         figure=figure is not None,
         tags=list(tags),
@@ -184,11 +185,6 @@ def plan_policy(
     if figure is not None:
         files[FIGURE] = figure
     return RepoPlan(repo_id, kind, name, _with_record(files, facts_of_run, card), private=options.private)
-
-
-def _from_this_mixture(record: RunRecord) -> bool:
-    """Whether the record says that the policy was trained on the mixture beside it; else nothing is said of it."""
-    return Path(str(record.policy.get("reward_model", ""))).name == "mixture"
 
 
 def plan_dataset(
@@ -205,7 +201,7 @@ def plan_dataset(
             "The run record holds no results by group, so there is no evaluation set to push. Evaluate first, or "
             "leave the data set out."
         )
-    files: dict[str, Path | bytes] = {"results.jsonl": _lines(rows)}
+    files: dict[str, Path | bytes] = {"results.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
     configs = {"results": "results.jsonl"}
     for path in sorted(Path(folder).iterdir()) if folder is not None and Path(folder).is_dir() else ():
         if path.is_file() and matches(path.name, DATASET_FILES) and path.name not in ("README.md", "results.jsonl"):
@@ -241,21 +237,11 @@ def result_rows(record: RunRecord) -> list[dict[str, Any]]:
     for policy in facts.policies_of(record.evaluation):
         for group in dict.fromkeys([*rates.get(policy, {}), *utility.get(policy, {})]):
             rate = rates.get(policy, {}).get(group) or {}
-            values = {
-                "policy": policy,
-                "group": group,
-                "win_rate": rate.get("mean"),
-                "win_rate_low": rate.get("low"),
-                "win_rate_high": rate.get("high"),
-                "utility": utility.get(policy, {}).get(group),
-            }
             # Every row has every column: readers take the columns from the first rows.
-            rows.append(values)
+            row = {"policy": policy, "group": group, "win_rate": rate.get("mean")}
+            row |= {"win_rate_low": rate.get("low"), "win_rate_high": rate.get("high")}
+            rows.append(row | {"utility": utility.get(policy, {}).get(group)})
     return rows
-
-
-def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def plan_space(
@@ -282,33 +268,18 @@ def plan_space(
         hidden = any(part.startswith((".", "__")) for part in name.parts)
         if path.is_file() and not hidden and matches(path.name, _SPACE_FILES):
             files[name.as_posix()] = path
+    readme = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
     card = space_card(
         CardContext(repo_id, license=options.license),
         models=models,
         datasets=datasets,
-        front_matter=_front_matter(folder / "README.md"),
+        front_matter=RepoCard(readme, ignore_metadata_errors=True).data.to_dict() if readme else {},
         sdk=options.space_sdk,
         groups=groups,
     )
     files["README.md"] = str(card).encode()
-    sdk = card.data.to_dict()["sdk"]
-    return RepoPlan(
-        repo_id,
-        "space",
-        "",
-        files,
-        private=options.private,
-        space_sdk=sdk,
-        space_hardware=options.space_hardware,
-    )
-
-
-def _front_matter(readme: Path) -> dict[str, Any]:
-    from huggingface_hub import RepoCard
-
-    if not readme.is_file():
-        return {}
-    return RepoCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    hosting = {"space_sdk": card.data.to_dict()["sdk"], "space_hardware": options.space_hardware}
+    return RepoPlan(repo_id, "space", "", files, private=options.private, **hosting)
 
 
 def figure_in(folder: str | os.PathLike[str], record: RunRecord) -> Path | None:

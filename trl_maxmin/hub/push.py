@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def publish_repo(
     remote = _look(api, plan, revision)
     status = "updated"
     if remote is None:
-        ask(f"Creating {plan.title}", lambda: _create(api, plan))
+        space = {"space_sdk": plan.space_sdk, "space_hardware": plan.space_hardware} if plan.kind == "space" else {}
+        options = {"repo_type": plan.repo_type, "private": plan.private, "exist_ok": True, **space}
+        ask(f"Creating {plan.title}", lambda: api.create_repo(plan.repo_id, **options))
         status, remote = "created", _look(api, plan, revision)
         if remote is None:
             raise HubError("it was created but is not shown", "Try again in a minute.", f"Creating {plan.title}")
@@ -140,6 +143,7 @@ def publish_repo(
     operations = _operations(plan, remote)
     if not operations:
         return Published(plan, url, remote.sha, "unchanged")
+    after = None
     try:
         commit = ask(
             f"Uploading {plan.title}",
@@ -154,16 +158,12 @@ def publish_repo(
         )
     except HubError:
         # The answer may have been lost on its way back, after the commit was made.
-        after = _after(api, plan, revision)
+        with suppress(HubError):
+            after = _look(api, plan, revision)
         if after is None or _operations(plan, after):
             raise
         return Published(plan, url, after.sha, status)
     return Published(plan, url, commit.oid, status)
-
-
-def _create(api: HfApi, plan: RepoPlan) -> None:
-    space = {"space_sdk": plan.space_sdk, "space_hardware": plan.space_hardware} if plan.kind == "space" else {}
-    api.create_repo(plan.repo_id, repo_type=plan.repo_type, private=plan.private, exist_ok=True, **space)
 
 
 def _look(api: HfApi, plan: RepoPlan, revision: str | None) -> _Remote | None:
@@ -180,13 +180,6 @@ def _look(api: HfApi, plan: RepoPlan, revision: str | None) -> _Remote | None:
         return None
     names = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in info.siblings or ()}
     return _Remote(info.sha, bool(info.private), names)
-
-
-def _after(api: HfApi, plan: RepoPlan, revision: str | None) -> _Remote | None:
-    try:
-        return _look(api, plan, revision)
-    except HubError:
-        return None
 
 
 def _operations(plan: RepoPlan, remote: _Remote) -> list[CommitOperationAdd | CommitOperationDelete]:

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
-from ..data.texts import distinct_texts, prompts_of
+from ..data.texts import distinct_texts, prompts_of, text_of
 
 
 GROUP_FACTS_NAME = "groups.json"
@@ -88,7 +88,7 @@ def typical_pairs(
     others = [j for j in range(margin.shape[1]) if j != k]
     contrast = margin[:, k] - margin[:, others].mean(-1) if others else margin[:, k]
     ranked = ((prompts[row], chosen[row], rejected[row]) for row in sorted(rows, key=lambda r: -float(contrast[r])))
-    return _varied([dict(zip(PARTS, map(_text, pair), strict=True)) for pair in ranked], num_examples)
+    return _varied([dict(zip(PARTS, map(text_of, pair), strict=True)) for pair in ranked], num_examples)
 
 
 def _varied(examples: list[dict[str, str]], count: int) -> list[dict[str, str]]:
@@ -102,10 +102,6 @@ def _varied(examples: list[dict[str, str]], count: int) -> list[dict[str, str]]:
                 shown.append(example)
                 seen |= texts
     return shown
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
 
 
 def write_group_facts(facts: Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:

@@ -182,19 +182,11 @@ def group_page(studio: Studio, group: str) -> str:
     run = studio.run
     facts, parts = run.group_facts.get(group, {}), []
     share = facts.get("share", facts.get("pair_share"))
-    known = (
-        [
-            (f"{facts['annotators']:,} annotators", "annotators" in facts),
-            (f"{facts['pairs']:,} preference pairs" if "pairs" in facts else "", "pairs" in facts),
-            (
-                f"{100 * share:.0f} % of the {'people' if 'share' in facts else 'pairs'}" if share is not None else "",
-                True,
-            ),
-        ]
-        if "annotators" in facts
-        else [(f"{100 * share:.0f} % of the people" if share is not None else "", True)]
-    )
-    words = ", ".join(text for text, there in known if there and text)
+    known = [f"{facts['annotators']:,} annotators"] if "annotators" in facts else []
+    known += [f"{facts['pairs']:,} preference pairs"] if known and "pairs" in facts else []
+    if share is not None:
+        known.append(f"{100 * share:.0f} % of the {'people' if 'share' in facts or not known else 'pairs'}")
+    words = ", ".join(known)
     role = " The majority." if group == run.majority else " The minority." if group == run.minority else ""
     parts.append(
         f"<p>{escape(f'{words[:1].upper()}{words[1:]}.' if words else 'Nothing is recorded of its people.')}{role}</p>"
@@ -206,7 +198,7 @@ def group_page(studio: Studio, group: str) -> str:
     parts.append(_examples(facts))
     rows = [
         [escape(label(policy)), *(_cell(numbers.get(policy, {}).get(group)) for _, numbers in _measures(run))]
-        for policy in _policies(run)
+        for policy in dict.fromkeys([*run.utility, *run.win_rate])
         if any(group in numbers.get(policy, {}) for _, numbers in _measures(run))
     ]
     if rows:
@@ -219,10 +211,6 @@ def _measures(run: RunData) -> list[tuple[str, dict]]:
     against = f"win rate against {label(run.reference)} [95 %]"
     kind = f"{run.utility_kind} utility" if run.utility_kind else "utility"
     return [(title, numbers) for title, numbers in ((against, run.win_rate), (kind, run.utility)) if numbers]
-
-
-def _policies(run: RunData) -> list[str]:
-    return list(dict.fromkeys([*run.utility, *run.win_rate]))
 
 
 def _examples(facts: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 
 class Refused(ValueError):
@@ -62,8 +63,8 @@ class RateLimit:
         return len(self._left)
 
 
-def check_request(prompt: str, temperature: float, seed: float, length: float, characters: int, tokens: int) -> int:
-    """Check what the visitor set; returns the seed.
+def check_request(prompt: str, settings: Any, characters: int, tokens: int) -> None:
+    """Check what the visitor asked and set: `temperature`, `length` and `seed`, of whatever type they came as.
 
     Raises:
         Refused: a prompt that is empty, overlong or no text, or settings outside their range.
@@ -74,11 +75,7 @@ def check_request(prompt: str, temperature: float, seed: float, length: float, c
         raise Refused("This prompt holds a part of a character that is no text. Please type it again.")
     if len(prompt) > characters:
         raise Refused(f"This prompt has {len(prompt):,} characters; please shorten it to {characters:,}.")
-    for name, value, least, most in (
-        ("temperature", temperature, 0, 2),
-        ("length", length, 1, tokens),
-        ("seed", seed, 0, 2**31 - 1),
-    ):
+    for name, least, most in (("temperature", 0, 2), ("length", 1, tokens), ("seed", 0, 2**31 - 1)):
+        value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise Refused(f"The {name} must be a number from {least} to {most}.")
-    return int(seed)

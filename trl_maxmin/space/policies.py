@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,14 +165,15 @@ def pick_device(device: str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_or_explain(what: str, source: str, load: Any) -> tuple[Any, str | None]:
-    """`(loaded, None)`, or `(None, a sentence for the page)`; the whole error goes to the log."""
+def load_or_explain(what: str, source: str, problems: list[str], load: Callable[[], Any]) -> Any:
+    """What `load` loads, or `None` and a sentence more for the page; the whole error goes to the log."""
     try:
-        return load(), None
+        return load()
     except Exception as error:  # whatever a damaged or missing model raises, the page must come up
         logger.exception("could not load %s from %s", what, source)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return None, (
+        problems.append(
             f"{what} could not be loaded, so it is not shown here ({reason}). If it lives on the Hub, the Hub may be "
             "down, or the model private: come back later, or tell the owner of this page."
         )
+        return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.texts import text_of
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .config import SpaceConfig
 from .groups import GROUP_FACTS_NAME, read_group_facts
@@ -158,11 +159,11 @@ class RunData:
         """What `trl-maxmin evaluate` (parquet) or the demo (lines of JSON) recorded."""
         replies: dict[str, list[tuple[str, str, bool]]] = {}
         for row in _recorded(folder):
-            prompt = _text(row["prompt"])
+            prompt = text_of(row["prompt"])
             if prompt not in replies and len(replies) >= _MAX_PROMPTS:
                 continue
             known = {(policy, text) for policy, text, _ in replies.get(prompt, [])}
-            reply = (row["policy"], _text(row["completion"]), row.get("finished") is not False)
+            reply = (row["policy"], text_of(row["completion"]), row.get("finished") is not False)
             if reply[:2] not in known:  # the demo draws prompts, so one may come twice
                 replies.setdefault(prompt, []).append(reply)
         if replies:
@@ -238,7 +239,3 @@ def _record(source: str) -> RunRecord | None:
     from huggingface_hub import hf_hub_download
 
     return RunRecord.load(hf_hub_download(source, RUN_RECORD_NAME))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)

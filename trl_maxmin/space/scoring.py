@@ -10,18 +10,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..data.tokenization import Prompt
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS, zscore_utility
+from ..models import MixtureRewardModel
+from ..models.loading import load_tokenizer
 from ..trainer.scoring.batch import RewardBatch
 from ..trainer.scoring.models import MixtureReward
 from ..trainer.scoring.reference_statistics import ReferenceStatistics, truncated_are_left_out
 from .config import MAX_POLICIES, SpaceConfig
 from .limits import Refused, check_request
-from .policies import Policy, Settings, load_or_explain
+from .policies import Policy, Settings, load_or_explain, pick_device
 from .run_data import RunData
 
 
@@ -64,13 +67,12 @@ class Scale:
                 "Scale: the learned rewards as they are, in log-odds. Groups have no zero in common, so compare "
                 "policies only."
             )
-        zero = {
-            "prompt": "what the reference policy's answers to this prompt get on average",
-            "stored": "what the answers that the reward mixture was calibrated on get on average",
+        zero, those = {
+            "prompt": ("the reference policy's answers to this prompt", "its answers"),
+            "stored": ("the answers that the reward mixture was calibrated on", "those answers"),
         }[self.zero]
-        those = {"prompt": "its answers", "stored": "those answers"}[self.zero]
         unit = f"one standard deviation of {those}" if self.unit else "one log-odds of the learned rewards"
-        return f"Scale: 0 is {zero}, 1 is {unit}; the same scale for all policies and groups."
+        return f"Scale: 0 is what {zero} get on average, 1 is {unit}; the same scale for all policies and groups."
 
 
 @dataclass(frozen=True)
@@ -170,17 +172,6 @@ def featured(names: Sequence[str]) -> tuple[str, str] | None:
     return ours, "single" if "single" in others else others[0]
 
 
-def sentence(answers: Sequence[Answer]) -> str:
-    """The comparison as one plain sentence (not escaped); empty where there is nothing to compare."""
-    rows = compare_words(answers)
-    if not rows:
-        return ""
-    ours, theirs = featured([answer.policy for answer in answers]) or ("", "")
-    parts = [f"{words} for {group} ({value:+.1f})" for group, words, value in rows]
-    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return f"Compared with {label(theirs)}, {label(ours)} is {listed}."
-
-
 class Studio:
     """Models and results of one Space, loaded once; every method may be called from several threads.
 
@@ -223,23 +214,17 @@ class Studio:
             ValueError: the settings name nothing.
         """
         config.check()
-        policies, problems, mixture = {}, [], None
+        problems: list[str] = []
+        policies, mixture = {}, None
         for name, source in config.policies.items():
-            policy, problem = load_or_explain(
-                f"The policy {name!r}",
-                source,
-                lambda name=name, source=source: Policy.load(
-                    name, source, config.dtype, config.device, config.chat_template_kwargs
-                ),
-            )
-            if policy is not None:
+            load = partial(Policy.load, name, source, config.dtype, config.device, config.chat_template_kwargs)
+            if (policy := load_or_explain(f"The policy {name!r}", source, problems, load)) is not None:
                 policies[name] = policy
-            problems += [problem] if problem else []
         if config.mixture is not None:
-            mixture, problem = load_or_explain("The reward mixture", config.mixture, lambda: _load_mixture(config))
-            problems += [problem] if problem else []
-        run, found = RunData.load(config)
-        studio = cls(config, policies, mixture, run, problems + found)
+            load = partial(_load_mixture, config)
+            mixture = load_or_explain("The reward mixture", config.mixture, problems, load)
+        run, unread = RunData.load(config)
+        studio = cls(config, policies, mixture, run, problems + unread)
         studio.prepare()
         return studio
 
@@ -343,20 +328,14 @@ class Studio:
         Raises:
             Refused: with a sentence for the visitor.
         """
-        check_request(
-            prompt,
-            settings.temperature,
-            settings.seed,
-            settings.length,
-            self.config.max_prompt_characters,
-            self.max_length,
-        )
+        check_request(prompt, settings, self.config.max_prompt_characters, self.max_length)
+        length = int(settings.length)
         names = [name for name in self.policies if name in set(names)]
         if not min(2, len(self.policies)) <= len(names) <= MAX_POLICIES or not names:
             raise Refused(f"Please choose two to {MAX_POLICIES} policies.")
-        encoded = {name: self._encode(name, prompt, settings.length) for name in names}
+        encoded = {name: self._encode(name, prompt, length) for name in names}
         if self._has_baseline and self.config.reference not in encoded:
-            self._encode(self.config.reference, prompt, settings.length)  # it answers too, for the zero
+            self._encode(self.config.reference, prompt, length)  # it answers too, for the zero
         return encoded
 
     def _encode(self, name: str, prompt: str, length: int) -> list[int]:
@@ -487,11 +466,9 @@ class Studio:
         for policy, rows in self.recorded.items():
             known = ((p, text, values[group]) for p, text, values in rows if group in values)
             ranked = sorted(known, key=lambda row: -row[2])
-            if not ranked:
-                continue
-            own = min(count, max(1, len(ranked) // 2))
-            worst = ranked[::-1][:own] if len(ranked) > 1 else []
-            result[policy] = (ranked[:own], worst)
+            if ranked:
+                own = min(count, max(1, len(ranked) // 2))
+                result[policy] = (ranked[:own], ranked[::-1][:own] if len(ranked) > 1 else [])
         return result
 
     def score_recorded(self) -> Scored:
@@ -502,17 +479,10 @@ class Studio:
             for answer in self.with_utilities(prompt, answers):
                 if answer.utilities is not None:
                     found.setdefault(answer.policy, []).append((prompt, answer.text, answer.utilities))
-        order = list(self.policies)
-        return {
-            name: found[name] for name in sorted(found, key=lambda n: order.index(n) if n in order else len(order))
-        }
+        return {name: found[name] for name in [*self.policies, *found] if name in found}
 
 
 def _load_mixture(config: SpaceConfig) -> Any:
-    from ..models import MixtureRewardModel
-    from ..models.loading import load_tokenizer
-    from .policies import pick_device
-
     load_tokenizer(config.mixture, "mixture")
     mixture = MixtureRewardModel.from_pretrained(config.mixture, use_safetensors=True, argument="mixture")
     return mixture.eval().requires_grad_(False).to(pick_device(config.device))

@@ -15,7 +15,7 @@ import gradio as gr
 from . import html
 from .limits import RateLimit, Refused
 from .policies import Settings
-from .scoring import Answer, Studio, label
+from .scoring import Studio, label
 from .visits import Comparison, Visits
 from .votes import Ballot
 
@@ -76,11 +76,10 @@ class Handlers:
         shown, answers, session = 0.0, [], request.session_hash or ""
         try:
             self.limit.check(session)
-            settings = Settings(_number(temperature), _whole(seed), _whole(length))
-            self.studio.check(prompt, list(policies or []), settings)
-            if blind:
-                # Answers that were seen with their names, here or by whoever knows the seed, would be known again.
-                settings = replace(settings, seed=random.SystemRandom().randrange(2**31))
+            self.studio.check(prompt, list(policies or []), Settings(temperature, seed, length))
+            # Answers that were seen with their names, here or by whoever knows the seed, would be known again.
+            seed = random.SystemRandom().randrange(2**31) if blind else int(seed)
+            settings = Settings(temperature, seed, int(length))
             order: list[int] | None = None
             for answers in self._compare(prompt, list(policies or []), settings):
                 if order is None:
@@ -113,7 +112,8 @@ class Handlers:
 
     def _shown(self, seen: Comparison, message: str = "") -> tuple[str, str, str]:
         panel = html.answers_panel(seen.answers, seen.prompt, seen.hidden)
-        answers, expected = _in_order(seen.answers, self.studio), bool(self.studio.groups)
+        order, expected = list(self.studio.policies), bool(self.studio.groups)
+        answers = sorted(seen.answers, key=lambda answer: order.index(answer.policy))
         line = "" if seen.hidden else html.comparison_line(answers, expected)
         done = "" if message else html.heard("The answers are complete.")
         if seen.hidden and not message:
@@ -202,21 +202,3 @@ def _said(error: Exception) -> str:
     """
     said = error.message if isinstance(error, gr.Error) else "Something went wrong on our side, sorry."
     return f"{said} Please try again."
-
-
-def _in_order(answers: Sequence[Answer], studio: Studio) -> list[Answer]:
-    order = list(studio.policies)
-    return sorted(answers, key=lambda answer: order.index(answer.policy))
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Refused("Temperature, seed and length must be numbers.")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    number = _number(value)
-    if number != number or abs(number) > 2**53:
-        raise Refused("Seed and length must be whole numbers of a reasonable size.")
-    return int(number)
