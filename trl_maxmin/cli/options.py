@@ -36,7 +36,7 @@ _DATA = (
     ),
     Refusal("ignore_bias_buffers", "it mends models of other scripts under DDP. Leave it out."),
 )
-_ONE_SPLIT = (Refusal("dataset_test_split", "the command reads one split: name it by --dataset_train_split."),)
+_ONE_SPLIT = (Refusal("dataset_test_split", "the command reads one split. Name it by --dataset_train_split."),)
 
 _TRAINING = (
     Refusal("do_train do_predict", "the command trains and nothing else. Leave it out."),
@@ -88,7 +88,8 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         *_DATA,
         *_TRAINING,
         Refusal(
-            _LORA_REST, "adapters of reward components have a head of their own and the layers --lora_target_modules."
+            _LORA_REST,
+            "adapters of components are beside heads, on whole layers. Leave it out, or use --lora_target_modules.",
         ),
         Refusal("pad_token", "a mixture has a pad token of its own, apart from EOS, by which it pools. Leave it out."),
         Refusal(
