@@ -54,10 +54,11 @@ def odd(completion_ids, **kwargs):
 def measure(base, folder, tokenizer, size):
     """Metrics of an evaluation of each trainer, with `size` rows a batch."""
     from datasets import Dataset
-    from tests.trainer.ppo_helpers import PROMPTS, build_ppo_trainer, gpt2
+    from transformers import AutoModelForCausalLM
+
+    from tests.trainer.ppo_helpers import build_ppo_trainer, gpt2
     from tests.trainer.trl_helpers import CONFIG_OF, build_trl_trainer
     from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
-    from transformers import AutoModelForCausalLM
 
     found = {}
     rows = Dataset.from_dict({"prompt": WORDS})

@@ -119,6 +119,11 @@ def pull(
         raise HubError(
             f"the Hub shows neither a repository nor a collection {name}", "Check the spelling and the token."
         )
+    if revision is not None:
+        raise ValueError(
+            f"revision={revision!r} is of one repository, and {name} is a whole push, whose repositories have "
+            "histories of their own. Leave it out, or name one repository."
+        )
     pulled = []
     own = [i for i in collection.items if i.item_type in ("model", "dataset") and i.note != "base model"]
     for item in own:
