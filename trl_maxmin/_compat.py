@@ -13,7 +13,7 @@ from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
-from trl.trainer.utils import disable_dropout_in_model, use_adapter
+from trl.trainer.utils import use_adapter
 
 
 #: What classes of the package override of a host, and by which parameters the host calls it (`None`: a value; `...`:
@@ -75,7 +75,6 @@ __all__ = [
     "DataCollatorForPreference",
     "_BaseConfig",
     "_BaseTrainer",
-    "disable_dropout_in_model",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
     "use_adapter",

@@ -11,7 +11,6 @@ import statistics
 
 import pytest
 import torch
-
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 

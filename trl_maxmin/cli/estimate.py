@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..models.families import get_family
+from ..models.families import get_family, lora_targets
 from ..models.loading import load_config
 from ..models.lora import PAPER_LORA
 from .io import print_table
-from .parser import CommandParser
+from .parser import CommandParser, UsageError
 
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.55}
@@ -70,7 +70,7 @@ def count_parameters(config: Any) -> tuple[int, int]:
     """Weights of the language model of a configuration, and what rank 1 of an adapter on its default layers adds."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    targets = get_family(config.model_type).lora_targets
+    targets = lora_targets(config)
     per_rank = sum(
         sum(module.weight.shape) for name, module in model.named_modules() if name.rpartition(".")[2] in targets
     )
@@ -128,7 +128,8 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): options of [`EstimateArguments`].
 
     Raises:
-        ValueError: no model, an unsupported family, or sizes below 1.
+        UsageError: no model named, or sizes below 1.
+        ValueError: a model that is not there, or of an unsupported family.
     """
     (arguments,) = CommandParser(
         (EstimateArguments,),
@@ -136,12 +137,12 @@ def run(argv: Sequence[str]) -> None:
         description="Say what fits into the memory of one device, from the configuration of the base alone.",
     ).parse_args_and_config(list(argv))
     if not arguments.model:
-        raise ValueError("--model is required: a Hub id or folder; only its configuration is read.")
+        raise UsageError("--model is required: a Hub id or folder; only its configuration is read.")
     for name in ("num_components", "lora_r", "batch_size", "sequence_length", "memory_gb"):
         if getattr(arguments, name) <= 0:
-            raise ValueError(f"--{name} must be positive, got {getattr(arguments, name)}.")
+            raise UsageError(f"--{name} must be positive, got {getattr(arguments, name)}.")
     config = load_config(arguments.model, "--model", weights=False)
-    get_family(config.model_type)
+    get_family(config)
     rows = []
     for item in estimate_memory(arguments, config):
         fits = "yes" if item.total < 0.9 * arguments.memory_gb * 1e9 else "no"

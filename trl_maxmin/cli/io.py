@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from trl import ScriptArguments
 
+from .parser import UsageError
+
 
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -38,12 +40,13 @@ def read_dataset(
         `tuple[Dataset, Dataset | None]`: the training split, and the test split where there is one.
 
     Raises:
-        ValueError: no name, a file that holds no rows or is of a type that is not read, or no such split.
+        UsageError: no name.
+        ValueError: a file that holds no rows or is of a type that is not read, or no such split.
         OSError: the file or the Hub cannot be reached.
     """
     name = arguments.dataset_name
     if not name:
-        raise ValueError("--dataset_name is required: a .jsonl, .json, .csv or .parquet file, a folder, or a Hub id.")
+        raise UsageError("--dataset_name is required: a .jsonl, .json, .csv or .parquet file, a folder, or a Hub id.")
     path = Path(name)
     # A compressed file keeps the type of what is in it.
     suffix = next((s for s in reversed(path.suffixes) if s not in (".gz", ".xz", ".bz2", ".zst")), "")
@@ -57,13 +60,19 @@ def read_dataset(
         raise FileNotFoundError(f"There is no file {name}. Give an existing file or a Hub id.")
     else:
         data = load_dataset(name, arguments.dataset_config)
-    if isinstance(data, Dataset):
-        data = DatasetDict({arguments.dataset_train_split: data})
-    if arguments.dataset_train_split not in data:
+    if path.exists() and arguments.dataset_config is not None:
         raise ValueError(
-            f"{name} has no split {arguments.dataset_train_split!r}; it has {', '.join(data)}. Set "
-            "--dataset_train_split."
+            f"--dataset_config {arguments.dataset_config} is for a data set on the Hub, {name} is a file or folder. "
+            "Leave it out."
         )
+    if isinstance(data, Dataset):
+        data = DatasetDict({"train": data})
+    for option in ("dataset_train_split", "dataset_test_split"):
+        split = getattr(arguments, option)
+        # No test split is no error, unless one was asked for.
+        wanted = option == "dataset_train_split" or split != ScriptArguments.dataset_test_split
+        if wanted and split not in data:
+            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(data)}. Set --{option}.")
     return data[arguments.dataset_train_split], data.get(arguments.dataset_test_split)
 
 

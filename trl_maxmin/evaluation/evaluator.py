@@ -21,13 +21,7 @@ from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.reference_statistics import ReferenceStatistics
 from ..trainer.scoring.sources import RewardBatch, build_reward_source
-from .generation import (
-    Replies,
-    Sampling,
-    diversity_of_replies,
-    generate_replies,
-    reply_logprobs,
-)
+from .generation import Replies, Sampling, diversity_of_replies, generate_replies, reply_logprobs
 from .judges import PairwiseJudge, judge_pairs
 from .results import GroupScores, summarise
 
@@ -138,9 +132,6 @@ def evaluate_policies(
         num_resamples, level: see [`summarise`].
         progress (`Callable[[str, int, int], None]`, *optional*): called with what is being done, how much of it is
             done on this rank and how much there is.
-
-    Returns:
-        [`Evaluation`]
 
     Raises:
         ValueError: a reference that is no policy, nobody to judge, groups named twice, no prompts where they are

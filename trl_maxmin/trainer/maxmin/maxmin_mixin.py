@@ -18,6 +18,7 @@ import torch
 from ...distributed import gather_objects, gather_rows
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..scoring.reference_statistics import RECORD_FILE, ReferenceStatistics
+from ..scoring.sources import refuse_infinite
 from .calibration import CALIBRATION_FOLDER, ReferenceReplies, digest, distinct_prompts, report, weights_digest
 from .maxmin_config import resolve_utility
 from .welfare import Welfare, WelfareState
@@ -86,6 +87,7 @@ class MaxMinMixin(AtomicCheckpointMixin):
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list
     ) -> torch.Tensor:
         rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
+        refuse_infinite(rewards, self.reward_func_names)
         utilities = self._utilities(rewards, inputs)
         group_utilities = utilities.detach().double().nanmean(dim=0).cpu()
         mode = "train" if self.model.training else "eval"

@@ -638,7 +638,10 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """
         if self.eval_dataset is None:
             raise ValueError("No pairs are held out. Give `eval_dataset` or set `heldout_fraction` above 0.")
-        scores = self._log_likelihood(self.eval_dataset)
+        return self.predictive_log_likelihood(self._log_likelihood(self.eval_dataset))
+
+    def predictive_log_likelihood(self, scores: torch.Tensor) -> torch.Tensor:
+        """`(N,)` of the held-out pairs, given what each component says of them: `(N, K)`, nats."""
         return (self._eval_responsibilities().log() + scores).logsumexp(-1)
 
     def posterior(self) -> AnnotatorPosterior:

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.base import base_model
 from ...models.loading import load_tokenizer
 from ...models.modeling_mixture_reward import MixtureRewardModel
-from .batch import RewardBatch, RewardSource
+from .batch import RewardBatch, RewardSource, refuse_infinite
 from .functions import CallableReward, StackedReward, unique_names
-from .models import MixtureReward, SequenceClassificationReward
+from .models import MixtureReward, SequenceClassificationReward, is_scorer
 
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "SequenceClassificationReward",
     "StackedReward",
     "build_reward_source",
+    "models_of",
+    "refuse_infinite",
     "unique_names",
 ]
 
@@ -85,26 +89,27 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
         return sources[0] if len(sources) == 1 else StackedReward(sources)
     is_pair = isinstance(reward_model, tuple) and len(reward_model) == 2
     model, tokenizer = reward_model if is_pair else (reward_model, None)
-    if tokenizer is None and isinstance(model, PreTrainedModel) and policy_tokenizer is not None:
+    if tokenizer is None and isinstance(model, PreTrainedModel | PeftModel) and policy_tokenizer is not None:
         tokenizer = _own_tokenizer(model)
     if isinstance(model, MixtureRewardModel):
         return MixtureReward(model, policy_tokenizer, tokenizer)
-    if isinstance(model, PreTrainedModel):
+    if is_scorer(model):
         return SequenceClassificationReward(model, policy_tokenizer, tokenizer)
     if callable(reward_model) and not isinstance(reward_model, nn.Module | type):
         return CallableReward(reward_model, policy_tokenizer)
     raise TypeError(
         f"A reward of type {type(reward_model).__name__} cannot score replies. Pass a `MixtureRewardModel`, a "
-        "sequence-classification model with one label (loaded, not its name; an adapter merged with "
-        "`merge_and_unload()`), a pair `(model, tokenizer)`, a function `f(prompts, completions, **kwargs)`, a list "
-        "of these, or a dict of them by group."
+        "sequence-classification model with one label (loaded, not its name; with or without an adapter), a module "
+        "with a `score` layer and the name of its trunk in `base_model_prefix`, a pair `(model, tokenizer)`, a "
+        "function `f(prompts, completions, **kwargs)`, a list of these, or a dict of them by group."
     )
 
 
-def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _own_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
     """The tokenizer of a reward model that came without: what lies where it was loaded from. Never the policy's: two
-    vocabularies of one size give every reply a reward, and a wrong one."""
-    attached, name = getattr(model, "processing_class", None), model.config.name_or_path
+    vocabularies of one size give every reply a reward, and a wrong one. A bare module is of nobody's vocabulary, and
+    reads the policy's ids as in TRL."""
+    attached, name = getattr(model, "processing_class", None), base_model(model).config.name_or_path
     if attached is not None:
         return attached
     found = None
@@ -118,8 +123,21 @@ def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
     return found
 
 
-def _no_tokenizer(model: PreTrainedModel, why: str) -> str:
+def _no_tokenizer(model: nn.Module, why: str) -> str:
     return (
         f"The reward {type(model).__name__} came without its tokenizer{why}, and nothing shows that it reads the ids "
         "of the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its own."
     )
+
+
+def models_of(source: RewardSource) -> list[nn.Module]:
+    """The models that a source holds; those inside users' functions are theirs.
+
+    Args:
+        source ([`RewardSource`]): of [`build_reward_source`].
+
+    Returns:
+        `list[nn.Module]`
+    """
+    parts = [source, *getattr(source, "sources", ())]
+    return [value for part in parts for value in vars(part).values() if isinstance(value, nn.Module)]
