@@ -223,11 +223,11 @@ def test_the_best_checkpoint_is_the_best_for_the_worst_group(make, worst):
     """Chosen by the smallest group utility on the evaluation prompts, though the score would choose another."""
 
     class Planned(MaxMinPPOTrainer):
-        def _log_welfare(self, mode, rewards, group_utilities):
+        def _log_welfare(self, mode, rewards, utilities, optimised):
             if mode == "eval":
                 value = worst[self.state.global_step - 1]
-                group_utilities = torch.tensor([value, 10.0 * self.state.global_step])
-            super()._log_welfare(mode, rewards, group_utilities)
+                utilities = torch.tensor([[value, 10.0 * self.state.global_step]])
+            super()._log_welfare(mode, rewards, utilities, optimised)
 
     trainer = make(
         Planned, eval_dataset=Dataset.from_dict({"prompt": PROMPTS}), eval_strategy="steps", eval_steps=1, max_steps=3,

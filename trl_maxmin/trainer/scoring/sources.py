@@ -8,6 +8,8 @@ said by lengths, never inferred from the pad id: many tokenizers pad with EOS.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ from .batch import RewardBatch, RewardSource, refuse_infinite
 from .functions import CallableReward, StackedReward, unique_names
 from .models import MixtureReward, SequenceClassificationReward, is_scorer
 
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "CallableReward",
@@ -105,29 +109,29 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
     )
 
 
-def _own_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a reward model that came without: what lies where it was loaded from. Never the policy's: two
-    vocabularies of one size give every reply a reward, and a wrong one. A bare module is of nobody's vocabulary, and
-    reads the policy's ids as in TRL."""
+def _own_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a reward model that came without: what lies where it was loaded from. Two vocabularies of one
+    size give every reply a reward, and a wrong one, so the policy's is taken only of a model that was loaded from
+    nowhere, and said."""
     attached, name = getattr(model, "processing_class", None), base_model(model).config.name_or_path
     if attached is not None:
         return attached
-    found = None
-    if name:
-        try:
-            found = load_tokenizer(name, "`reward_model`", optional=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(_no_tokenizer(model, f" ({error})")) from error
+    try:
+        found = load_tokenizer(name, "`reward_model`", optional=True) if name else None
+    except OSError:  # a Hub id that nobody answers for
+        found = None
+    if found is None and name and os.path.isdir(name):
+        raise ValueError(
+            f"The reward {type(model).__name__} came without its tokenizer: there is none in {name!r}, and nothing "
+            "shows that it reads the ids of the policy. Pass the pair `(model, tokenizer)`; with the policy's "
+            "tokenizer, if that is its own."
+        )
     if found is None:
-        raise ValueError(_no_tokenizer(model, f": there is none in {name!r}" if name else ", and has no name"))
+        logger.warning(
+            f"The reward {type(model).__name__} came without its tokenizer and is taken to share the policy's "
+            "vocabulary. Pass the pair `(model, tokenizer)` to be sure."
+        )
     return found
-
-
-def _no_tokenizer(model: nn.Module, why: str) -> str:
-    return (
-        f"The reward {type(model).__name__} came without its tokenizer{why}, and nothing shows that it reads the ids "
-        "of the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its own."
-    )
 
 
 def models_of(source: RewardSource) -> list[nn.Module]:
