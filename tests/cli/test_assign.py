@@ -66,5 +66,5 @@ def test_lora_components_from_the_command_line(files):
 
 
 def test_the_mixture_must_be_named(files, capsys):
-    assert main(["assign", "--dataset_name", "new.jsonl", "--annotator_column", "worker"]) == 1
+    assert main(["assign", "--dataset_name", "new.jsonl", "--annotator_column", "worker"]) == 2
     assert "--reward_model is required" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_command(tmp_path, capsys):
     )
     assert main(["estimate", "--model", str(tmp_path), "--num_components", "3"]) == 0
     assert "one base for all" in capsys.readouterr().out
-    assert main(["estimate"]) == 1
+    assert main(["estimate"]) == 2
     assert "--model is required" in capsys.readouterr().err
-    assert main(["estimate", "--model", str(tmp_path), "--batch_size", "0"]) == 1
+    assert main(["estimate", "--model", str(tmp_path), "--batch_size", "0"]) == 2
     assert "--batch_size must be positive, got 0" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_a_recipes_values_have_the_options_type(value, capsys, tmp_path):
     assert main(["diagnose", "--config", str(tmp_path / "r.yaml")]) == 2
     assert "seed" in (error := capsys.readouterr().err) and len(error.strip().splitlines()) == 1
     (tmp_path / "r.yaml").write_text("beta: 1\nheldout_fraction: 1e-1\nmax_groups: 2\n")
-    assert main(["diagnose", "--config", str(tmp_path / "r.yaml")]) == 1
+    assert main(["diagnose", "--config", str(tmp_path / "r.yaml")]) == 2
     assert "--dataset_name is required" in capsys.readouterr().err
 
 
@@ -158,7 +158,7 @@ class TestLaunch:
         started = []
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         monkeypatch.setattr(
-            subprocess, "run", lambda words, check: started.append(words) or subprocess.CompletedProcess(words, 3)
+            subprocess, "run", lambda words, check, env: started.append(words) or subprocess.CompletedProcess(words, 3)
         )
         argv = ["ppo", "--accelerate_config", "fsdp2", "--num_processes", "2", "--seed", "1", "--quiet"]
         assert main(argv) == 3
@@ -175,7 +175,7 @@ class TestLaunch:
     )
     def test_mistakes(self, argv, message, capsys, monkeypatch):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
-        assert main(argv) == 1 and message in capsys.readouterr().err
+        assert main(argv) == 2 and message in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_two_processes_agree(self, tmp_path, monkeypatch):

@@ -66,15 +66,11 @@ def test_every_command_has_help(command, capsys):
         (["reward", "--output_dir", "x", "--model_name_or_path", "y", "--em", "hard", "--n_init", "-1"], "n_init"),
         (["ppo", "--output_dir", "x"], "--model_name_or_path and --reward_model required"),
         (["ppo", "--output_dir", "x", "--welfare", "minmax"], "'minmax'"),
-        (
-            ["reward", "--output_dir", "x", "--model_name_or_path", "y", "--dataset_name", "no.jsonl"],
-            "no file no.jsonl",
-        ),
     ],
 )
-def test_user_errors_are_one_line_and_status_one(argv, message, capsys, tmp_path, monkeypatch):
+def test_wrong_calls_are_one_line_and_status_two(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(argv) == 1
+    assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
 

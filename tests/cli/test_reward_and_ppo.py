@@ -159,5 +159,5 @@ def test_policies_with_trls_trainers(files, command):
 
 @pytest.mark.parametrize("command", ["ppo", "grpo", "rloo"])
 def test_what_is_missing_is_named(files, command, capsys):
-    assert main([command, "--dataset_name", "prompts.jsonl", "--output_dir", "p", *COMMON]) == 1
+    assert main([command, "--dataset_name", "prompts.jsonl", "--output_dir", "p", *COMMON]) == 2
     assert "--model_name_or_path and --reward_model required" in capsys.readouterr().err

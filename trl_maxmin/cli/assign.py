@@ -19,7 +19,8 @@ from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..models import AnnotatorPosterior, MixtureRewardModel
 from .io import print_table, read_dataset
 from .loading import require_model
-from .parser import CommandParser
+from .output_folder import require_writable
+from .parser import CommandParser, UsageError
 
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,15 @@ def run(argv: Sequence[str]) -> None:
         description="Say which component describes annotators who were not in the training data.",
     ).parse_args_and_config(list(argv))
     if not arguments.reward_model:
-        raise ValueError(
+        raise UsageError(
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."
         )
-    rows, _ = read_dataset(arguments)
+    rows, _ = read_dataset(arguments, [arguments.annotator_column])
     rows = prepare_preferences(rows, arguments.annotator_column)
     require_model(arguments.reward_model, "--reward_model")
+    if Path(arguments.output_file).is_dir():
+        raise ValueError(f"--output_file {arguments.output_file} is a folder. Name a file, such as annotators.json.")
+    require_writable(Path(arguments.output_file).parent, "--output_file: the folder")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
     log_likelihood = mixture.preference_log_likelihood(rows, batch_size=arguments.batch_size)
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])
@@ -115,9 +119,7 @@ def write_posterior(posterior: AnnotatorPosterior, names: list[str], path: str |
             "entropy_nats": round(entropy, 6),
             "num_pairs": int(count),
         }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def print_curve(

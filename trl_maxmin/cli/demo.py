@@ -7,7 +7,6 @@ import json
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from .demo_stages import (
     select_components,
 )
 from .io import print_table
+from .output_folder import OVERWRITE_HELP, prepare_output_folder
 from .parser import CommandParser
 from .reward import save_mixture
 
@@ -64,6 +64,7 @@ class DemoArguments:
         trainer (`str`): algorithm of the policies, `"ppo"`, `"grpo"` or `"rloo"`.
         welfare (`str`): welfare rule of the MaxMin policy.
         oracle (`bool`): also train max-min on the gold utilities, as the ceiling.
+        overwrite_output_dir (`bool`): remove an earlier run from `output_dir`.
     """
 
     output_dir: str = field(default="maxmin-demo", metadata={"help": "Folder for everything the demo writes."})
@@ -74,6 +75,7 @@ class DemoArguments:
     trainer: str = field(default="ppo", metadata={"help": "Algorithm of the policies: 'ppo', 'grpo' or 'rloo'."})
     welfare: str = field(default="maxmin", metadata={"help": "Welfare rule of the MaxMin policy."})
     oracle: bool = field(default=False, metadata={"help": "Also train max-min on the gold utilities, the ceiling."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
     def __post_init__(self) -> None:
         if not 0 <= self.minority_share < 1:
@@ -379,7 +381,8 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): options of [`DemoArguments`].
 
     Raises:
-        ValueError: an option outside its range.
+        UsageError: an option outside its range, or a folder that holds another run.
+        OSError: a folder that cannot be written.
     """
     parser = CommandParser(
         DemoArguments,
@@ -389,10 +392,10 @@ def run(argv: Sequence[str]) -> None:
         "  trl-maxmin demo --minority_share 0",
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
+    prepare_output_folder("demo", arguments.output_dir, arguments.overwrite_output_dir)
     # The models are tiny: a second thread gains a tenth on an idle machine and loses everything on a busy one.
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     Demo(arguments, Console()).run()

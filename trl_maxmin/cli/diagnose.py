@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from ..evaluation.plots import plot_diagnosis
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
 from .loading import require_model
-from .parser import CommandParser
+from .output_folder import require_writable
+from .parser import QUIET_VARIABLE, CommandParser
 
 
 @dataclass
@@ -79,10 +81,14 @@ def run(argv: Sequence[str]) -> None:
         "      --model_name_or_path Qwen/Qwen3-0.6B",
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
-    train, _ = read_dataset(arguments)
+    train, _ = read_dataset(arguments, [arguments.annotator_column, arguments.group_column])
     if arguments.model_name_or_path:
         require_model(arguments.model_name_or_path, "--model_name_or_path")
-    with Console(stderr=True).status("fitting rewards for one, two and more groups"):
+    folder = Path(arguments.output_dir)
+    require_writable(folder)
+    with Console(stderr=True, quiet=bool(os.environ.get(QUIET_VARIABLE))).status(
+        "fitting rewards for one, two and more groups"
+    ):
         found = diagnose(
             train,
             annotator_column=arguments.annotator_column,
@@ -94,8 +100,6 @@ def run(argv: Sequence[str]) -> None:
             seed=arguments.seed,
             **({"batch_size": arguments.batch_size} if arguments.model_name_or_path else {}),
         )
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "diagnosis.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     (folder / "diagnosis.md").write_text(found.to_markdown(), encoding="utf-8")
     plot_diagnosis(found.to_dict(), folder / "diagnosis.png")

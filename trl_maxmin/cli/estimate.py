@@ -14,7 +14,7 @@ from ..models.families import get_family, lora_targets
 from ..models.loading import load_config
 from ..models.lora import PAPER_LORA
 from .io import print_table
-from .parser import CommandParser
+from .parser import CommandParser, UsageError
 
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.55}
@@ -128,7 +128,8 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): options of [`EstimateArguments`].
 
     Raises:
-        ValueError: no model, an unsupported family, or sizes below 1.
+        UsageError: no model named, or sizes below 1.
+        ValueError: a model that is not there, or of an unsupported family.
     """
     (arguments,) = CommandParser(
         (EstimateArguments,),
@@ -136,10 +137,10 @@ def run(argv: Sequence[str]) -> None:
         description="Say what fits into the memory of one device, from the configuration of the base alone.",
     ).parse_args_and_config(list(argv))
     if not arguments.model:
-        raise ValueError("--model is required: a Hub id or folder; only its configuration is read.")
+        raise UsageError("--model is required: a Hub id or folder; only its configuration is read.")
     for name in ("num_components", "lora_r", "batch_size", "sequence_length", "memory_gb"):
         if getattr(arguments, name) <= 0:
-            raise ValueError(f"--{name} must be positive, got {getattr(arguments, name)}.")
+            raise UsageError(f"--{name} must be positive, got {getattr(arguments, name)}.")
     config = load_config(arguments.model, "--model", weights=False)
     get_family(config)
     rows = []

@@ -28,7 +28,8 @@ from ..models.loading import require_model_folder
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
 from .loading import require_model
-from .parser import CommandParser
+from .output_folder import EVALUATION_FILES, require_writable
+from .parser import CommandParser, UsageError
 from .policy import load_reward_models, reward_model_names
 
 
@@ -84,7 +85,11 @@ class EvaluateArguments(ScriptArguments):
     max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many rows."})
     max_new_tokens: int = field(default=128, metadata={"help": "Length limit of a reply, in tokens."})
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Prompts keep their last so many tokens; by default a long one is an error."}
+        default=None,
+        metadata={
+            "help": "Longer prompts are cut: text keeps BOS and its last tokens, a conversation loses its oldest "
+            "turns. By default a long one is an error."
+        },
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "JSON of keywords for the chat template, as in the policies' training."}
@@ -128,6 +133,7 @@ def run(argv: Sequence[str]) -> None:
     prompts = _prompts(arguments) if generated else None
     gold = {name: function for name, function in map(_gold, arguments.gold or [])}
     _require_models(policies, arguments.reward_model)
+    require_writable(arguments.output_dir)
     with Progress(console=Console(stderr=True), disable=not _shows_progress(accelerator), transient=True) as bars:
         found = evaluate_policies(
             policies,
@@ -156,15 +162,22 @@ def run(argv: Sequence[str]) -> None:
 
 def _check(arguments: EvaluateArguments) -> None:
     if not arguments.policies and not arguments.completions:
-        raise ValueError("--policies or --completions is required: what should be measured?")
+        raise UsageError("--policies or --completions is required: what should be measured?")
     if not arguments.reference:
-        raise ValueError("--reference is required: the folder, Hub id or name of the policy to compare with.")
+        raise UsageError("--reference is required: the folder, Hub id or name of the policy to compare with.")
     if not (arguments.reward_model or arguments.gold or arguments.judge_url):
-        raise ValueError("Nobody to ask: give --reward_model, --gold, or --judge_url with --criteria.")
+        raise UsageError("Nobody to ask: give --reward_model, --gold, or --judge_url with --criteria.")
     if bool(arguments.judge_url) != bool(arguments.criteria) or bool(arguments.judge_url) != bool(
         arguments.judge_model
     ):
-        raise ValueError("A judge needs --judge_url, --judge_model and --criteria together.")
+        raise UsageError("A judge needs --judge_url, --judge_model and --criteria together.")
+    if arguments.policies and arguments.completions:
+        raise UsageError(
+            "--completions and policies that sample cannot be mixed: replies must be to the same prompts. Give one of "
+            "the two."
+        )
+    if arguments.max_prompts is not None and arguments.max_prompts < 2:
+        raise UsageError(f"--max_prompts must be at least 2, got {arguments.max_prompts}.")
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -173,7 +186,7 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(
+        raise UsageError(
             f"--chat_template_kwargs must be a JSON object such as '{{\"enable_thinking\": false}}', got {text!r}."
         )
     return found
@@ -189,7 +202,7 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
         # A Hub id and a path have no `=`; where a path does, name it.
         name, _, source = word.rpartition("=") if "=" in word else (Path(word).name, "", word)
         if not name or name in policies:
-            raise ValueError(f"The policy {word!r} has no name of its own; write NAME=FOLDER_OR_HUB_ID.")
+            raise UsageError(f"The policy {word!r} has no name of its own; write NAME=FOLDER_OR_HUB_ID.")
         policies[name] = _source(source, "--policies", load)
     reference = arguments.reference
     if reference in policies:
@@ -201,7 +214,7 @@ def _policies(arguments: EvaluateArguments) -> tuple[dict[str, Policy], str]:
         return policies, same[0]
     name = "reference" if "reference" not in policies else Path(reference).name
     if name in policies:
-        raise ValueError(f"--reference {reference} has no name of its own; add it to --policies as NAME={reference}.")
+        raise UsageError(f"--reference {reference} has no name of its own; add it to --policies as NAME={reference}.")
     return {name: _source(reference, "--reference", load)} | policies, name
 
 
@@ -225,13 +238,7 @@ def _prompts(arguments: EvaluateArguments) -> list[Any]:
     data = train if test is None else test
     if "prompt" not in data.column_names:
         raise ValueError(f"{arguments.dataset_name} has no column 'prompt'; it has {', '.join(data.column_names)}.")
-    if arguments.max_prompts is not None and arguments.max_prompts < 2:
-        raise ValueError(f"--max_prompts must be at least 2, got {arguments.max_prompts}.")
     prompts = list(data["prompt"])[: arguments.max_prompts]
-    if arguments.completions:
-        raise ValueError(
-            "--completions and policies that sample cannot be mixed: replies must be to the same prompts."
-        )
     return prompts
 
 
@@ -240,7 +247,7 @@ def _gold(word: str) -> tuple[str, Callable[..., Any]]:
     where, _, name = word.rpartition(":")
     if where == "world":
         if name not in GOLD_UTILITIES:
-            raise ValueError(f"--gold {word}: groups of the embedded world are {', '.join(GOLD_UTILITIES)}.")
+            raise UsageError(f"--gold {word}: groups of the embedded world are {', '.join(GOLD_UTILITIES)}.")
         from ..data.world import FilmReviewWorld
 
         return name, FilmReviewWorld(groups=(name,)).gold_reward_functions()[0]
@@ -284,7 +291,9 @@ def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
 
 def _write(found: Evaluation, arguments: EvaluateArguments, generated: bool) -> None:
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    for file in (folder / name for name in EVALUATION_FILES):  # of an earlier evaluation, of other policies or groups
+        if not arguments.completions or file.resolve() != Path(arguments.completions).resolve():
+            file.unlink(missing_ok=True)
     results, written = found.results, ["evaluation.json", "evaluation.md"]
     (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (folder / "evaluation.md").write_text(results_to_markdown(results), encoding="utf-8")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .faults import UsageError
 
 
 LAUNCHED = ("reward", "ppo", "grpo", "rloo", "evaluate")
@@ -35,7 +38,8 @@ def split_launch_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]
         `tuple[dict[str, str], list[str]]`: name -> value, and the rest in order.
 
     Raises:
-        ValueError: an option without its value, or as [`read_recipe`].
+        UsageError: an option without its value.
+        ValueError: as [`read_recipe`].
         FileNotFoundError: as [`read_recipe`].
 
     Example:
@@ -51,7 +55,7 @@ def split_launch_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]
             rest.append(word)
             continue
         if not value and not words:
-            raise ValueError(f"{word} needs a value.")
+            raise UsageError(f"{word} needs a value.")
         options[name] = value or words.pop(0)
     return options, rest
 
@@ -64,11 +68,12 @@ def _from_recipe(argv: Sequence[str]) -> dict[str, str]:
     return {name: str(recipe[name]) for name in OPTIONS if name in recipe}
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, option: str = "--config") -> dict[str, Any]:
     """Options of a YAML recipe; an empty file has none.
 
     Args:
         name (`str`): the file.
+        option (`str`): what named it, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,16 +81,16 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"--config {name}: there is no such file.")
+        raise FileNotFoundError(f"{option} {name}: there is no such file.")
     try:
         recipe: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         problem = getattr(error, "problem", None) or "it is not text"
-        raise ValueError(f"--config {name} is not YAML: {problem}{where}.") from error
+        raise ValueError(f"{option} {name} is not YAML: {problem}{where}.") from error
     if recipe is not None and not isinstance(recipe, dict):
-        raise ValueError(f"--config {name} must hold `option: value` lines, got a {type(recipe).__name__}.")
+        raise ValueError(f"{option} {name} must hold `option: value` lines, got a {type(recipe).__name__}.")
     return recipe or {}
 
 
@@ -93,14 +98,14 @@ def resolve_config(name: str) -> Path:
     """File of an accelerate configuration: a path, or one of those that TRL brings (`zero2`, `fsdp2`, ...).
 
     Raises:
-        ValueError: neither; the message names those that exist.
+        UsageError: neither; the message names those that exist.
     """
     if Path(name).is_file():
         return Path(name)
     folder = importlib.resources.files("trl") / "accelerate_configs"
     known = sorted(Path(str(entry)).stem for entry in folder.iterdir() if str(entry).endswith(".yaml"))
     if name not in known:
-        raise ValueError(f"--accelerate_config {name}: no such file, and none of {', '.join(known)}.")
+        raise UsageError(f"--accelerate_config {name}: no such file, and none of {', '.join(known)}.")
     return Path(str(folder / f"{name}.yaml"))
 
 
@@ -116,14 +121,36 @@ def launch(command: str, options: dict[str, str], argv: Sequence[str]) -> int:
         `int`: exit status of the launcher.
 
     Raises:
-        ValueError: a command that runs on one process only, or an unknown configuration.
+        UsageError: a command that runs on one process only, or an unknown configuration.
     """
     if command not in LAUNCHED:
-        raise ValueError(f"`{command}` runs on one process; --accelerate_config is for {', '.join(LAUNCHED)}.")
+        raise UsageError(f"`{command}` runs on one process; --accelerate_config is for {', '.join(LAUNCHED)}.")
     options = dict(options)
-    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    words, config = [sys.executable, "-m", "accelerate.commands.launch"], {}
     if "accelerate_config" in options:
-        words += ["--config_file", str(resolve_config(options.pop("accelerate_config")))]
+        file = resolve_config(options.pop("accelerate_config"))
+        config = read_recipe(str(file), "--accelerate_config")
+        words += ["--config_file", str(file)]
+    count = int(options.get("num_processes", config.get("num_processes") or 1))
+    cpus = count > 1 and _is_for_cpus(config, argv)
     for name, value in options.items():
         words += [f"--{name}", value]
-    return subprocess.run([*words, "-m", "trl_maxmin.cli", command, *argv], check=False).returncode
+    words += ["--multi_gpu"] * cpus
+    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpus else {})
+    done = subprocess.run([*words, "-m", "trl_maxmin.cli", command, *argv], check=False, env=environment)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def _is_for_cpus(config: dict[str, Any], argv: Sequence[str]) -> bool:
+    """Whether the processes are to be those of CPUs.
+
+    `accelerate launch` (1.15) starts one process for a configuration of the type MULTI_CPU, and for `--cpu`, whatever
+    `num_processes` says. It starts several for `--multi_gpu`, which are on CPUs where ACCELERATE_USE_CPU says so.
+    """
+    import torch
+
+    if config.get("distributed_type", "NO") not in ("NO", "MULTI_CPU"):
+        return False
+    words = " ".join(argv).replace("=", " ").split()
+    asked = "--use_cpu" in words and words[words.index("--use_cpu") + 1 :][:1] != ["false"]
+    return bool(config.get("use_cpu")) or asked or not torch.accelerator.is_available()

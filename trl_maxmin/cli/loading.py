@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the subcommands look at what they will load, and load a base that is to be quantised."""
+"""How the subcommands look at what they will load, and what they load it with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, get_quantization_config
 
 from ..models.loading import load_config, load_tokenizer
+from .parser import UsageError
 
 
 def require_model(name: str, argument: str, **place: Any) -> PreTrainedTokenizerBase:
@@ -28,6 +29,26 @@ def require_model(name: str, argument: str, **place: Any) -> PreTrainedTokenizer
     """
     load_config(name, argument, **place)
     return load_tokenizer(name, argument, **place)
+
+
+def init_options(model: ModelConfig, more: dict[str, Any] | str | None = None) -> dict[str, Any]:
+    """What `from_pretrained` takes for `--model_revision`, `--dtype` and `--attn_implementation`.
+
+    Args:
+        model ([`~trl.ModelConfig`]): the options.
+        more (`dict`, *optional*): `--model_init_kwargs`; what it says of the same options goes before.
+
+    Raises:
+        UsageError: `--model_init_kwargs` that is no JSON object.
+    """
+    if isinstance(more, str):
+        raise UsageError(
+            f"--model_init_kwargs must be a JSON object such as '{{\"use_cache\": false}}', got {more!r}."
+        )
+    options = {"revision": model.model_revision, "dtype": model.dtype}
+    if model.attn_implementation is not None:
+        options["attn_implementation"] = model.attn_implementation
+    return options | (more or {})
 
 
 def quantization_options(model: ModelConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 
 
@@ -31,8 +32,7 @@ COMMANDS = {
     "completion": "print a completion script for bash, zsh or fish",
 }
 
-USER_ERRORS = (ValueError, OSError, TypeError)
-"""What a user's mistake raises, with a message of its own; anything else is shown with the name of its class."""
+_TRAINS = ("reward", "ppo", "grpo", "rloo")
 
 
 def commands() -> dict[str, str]:
@@ -122,21 +122,24 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
         importlib.import_module(f".{command}", __package__).run(rest)
         _leave_process_group()
     except KeyboardInterrupt:
-        print(f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder.", file=sys.stderr)
+        hint = " (--resume_from_checkpoint true goes on)" if command in _TRAINS else ""
+        print(
+            f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder{hint}.", file=sys.stderr
+        )
         return 130
     except Exception as error:
         if debug or isinstance(error, BrokenPipeError):
             raise
-        name = "" if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: "
-        hint = "" if isinstance(error, USER_ERRORS) else " (--debug shows where)"
-        print(f"trl-maxmin {command}: {name}{error}{hint}", file=sys.stderr)
-        return 2 if type(error).__name__ == "UsageError" else 1
+        from .faults import UsageError, told
+
+        print(f"trl-maxmin {command}: {told(command, argv, error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing on standard output, no progress bars, of the log only errors. Standard error stays."""
+    """Nothing on standard output, no progress bars, no warnings, of the log only errors, which standard error gets."""
     from datasets import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -148,7 +151,12 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)

@@ -9,13 +9,16 @@ import difflib
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from transformers import TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
+from .faults import UsageError
 from .launch import OPTIONS as LAUNCH_OPTIONS
 from .launch import read_recipe
+from .options import never_taken, refusal
 
 
 QUIET_VARIABLE = "TRL_MAXMIN_QUIET"
@@ -30,10 +33,6 @@ _COMMON = (
     "use_cpu seed logging_steps report_to run_name eval_strategy eval_steps save_strategy save_steps "
     "save_total_limit resume_from_checkpoint push_to_hub hub_model_id hub_private_repo disable_tqdm"
 ).split()
-
-
-class UsageError(ValueError):
-    """The command was called with options it does not have: exit status 2."""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -91,6 +90,8 @@ class CommandParser(TrlParser):
         types = list(dataclass_types) if isinstance(dataclass_types, Iterable) else [dataclass_types]
         super().__init__(types, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
         self.examples = epilog
+        self.command = prog.split()[-1]
+        self._unlisted = never_taken(self.command)
         self._titles = {name: _title(kind, name) for kind in types for name in kind.__dataclass_fields__}
 
     def format_usage(self) -> str:
@@ -104,7 +105,7 @@ class CommandParser(TrlParser):
         hidden = 0
         for action in self._actions:
             title = self._titles.get(action.dest, "")
-            if not title or action.option_strings[0].startswith("--no_"):
+            if not title or action.option_strings[0].startswith("--no_") or action.dest in self._unlisted:
                 continue
             if title == _TRAINING and action.dest not in _COMMON and not everything:
                 hidden += 1
@@ -149,7 +150,8 @@ class CommandParser(TrlParser):
         """See [`~trl.TrlParser.parse_args_and_config`].
 
         Raises:
-            UsageError: an option that does not exist; the message names the closest one that does.
+            UsageError: an option that does not exist (the message names the closest one that does) or that the command
+                does not take (why, and what to do), or a value that an option cannot have.
         """
         args = list(args or [])
         if "--help_all" in args:
@@ -160,12 +162,21 @@ class CommandParser(TrlParser):
         # First of all: building the options may fail for another reason (no GPU), which would hide the misspelt word.
         words, recipe = _without_recipe(args)
         known = {action.dest for action in self._actions} | {*LAUNCH_OPTIONS, "env"}
-        names = [f"--{name}" for name in (read_recipe(recipe) if recipe else {}) if name not in known]
-        self._refuse(names + self.parse_known_args(words)[1])
-        parsed = super().parse_args_and_config(args, return_remaining_strings=True, **kwargs)
+        in_recipe = list(read_recipe(recipe) if recipe else {})
+        self._refuse([f"--{name}" for name in in_recipe if name not in known] + self.parse_known_args(words)[1])
+        try:
+            parsed = super().parse_args_and_config(args, return_remaining_strings=True, **kwargs)
+        except (ValueError, TypeError) as error:
+            # What dataclasses, ours and the hosts', say of values.
+            raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
         self._refuse(parsed[-1])
-        if any(getattr(arguments, "trust_remote_code", False) for arguments in parsed[:-1]):
+        values = {
+            field.name: getattr(arguments, field.name) for arguments in parsed[:-1] for field in fields(arguments)
+        }
+        if values.get("trust_remote_code"):
             raise UsageError(_NO_REMOTE_CODE)
+        if problem := refusal(self.command, [*in_recipe, *map(_name_of, words)], values):
+            raise UsageError(problem)
         if os.environ.get(QUIET_VARIABLE):
             for arguments in parsed[:-1]:
                 if hasattr(arguments, "disable_tqdm"):
@@ -198,6 +209,10 @@ class CommandParser(TrlParser):
         )
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"unknown option {unknown[0]}.{hint} `{self.prog} --help` lists the options.")
+
+
+def _name_of(word: str) -> str:
+    return word.split("=")[0].lstrip("-").replace("-", "_").removeprefix("no_") if word.startswith("--") else ""
 
 
 def _without_recipe(words: list[str]) -> tuple[list[str], str | None]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +13,23 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
+from ..data.tokenization import asked, encode_prompt
 from ..models import MixtureRewardModel
-from ..models.loading import load_pretrained
+from ..models.base import context_length
+from ..models.loading import load_config, load_pretrained
 from ..trainer.scoring.callables import load_reward_model
 from .io import read_dataset
-from .loading import quantization_options, require_model
-from .parser import CommandParser
+from .loading import init_options, quantization_options, require_model
+from .output_folder import OVERWRITE_HELP, prepare_output_folder
+from .parser import CommandParser, UsageError
 
+
+logger = logging.getLogger(__name__)
 
 POLICY = "--model_name_or_path"
+REWARD = "--reward_model"
+# Tokens of a reply below which a default is not lowered in passing.
+_SHORTEST = 32
 
 
 @dataclass
@@ -29,6 +39,7 @@ class PolicyArguments(ScriptArguments):
     Args:
         reward_model (`str`): folder or Hub id of a `MixtureRewardModel` or of a one-label sequence classifier;
             several, separated by commas, are the rewards of several groups.
+        overwrite_output_dir (`bool`): remove an earlier run from `output_dir`.
     """
 
     reward_model: str | None = field(
@@ -38,6 +49,7 @@ class PolicyArguments(ScriptArguments):
             "base of a LoRA mixture is quantised as it was when the mixture was trained."
         },
     )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
 
 def reward_model_names(name: str) -> list[str]:
@@ -48,13 +60,13 @@ def reward_model_names(name: str) -> list[str]:
     """
     names = [part.strip() for part in name.split(",") if part.strip()]
     for part in names:
-        require_model(part, "--reward_model")
+        require_model(part, REWARD)
     return names
 
 
 def load_reward_models(name: str) -> Any:
     """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds."""
-    models = [load_reward_model(part, "--reward_model") for part in reward_model_names(name)]
+    models = [load_reward_model(part, REWARD) for part in reward_model_names(name)]
     return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
 
 
@@ -78,7 +90,8 @@ def run_policy(
             `ref_model`; `None` where the trainer can make it from the policy.
 
     Raises:
-        ValueError: no policy or no reward model was named, a quantised policy without adapters, or as the trainer.
+        UsageError: no policy or no reward model was named, or `--output_dir` holds another run.
+        ValueError: what is named is not there or broken, or as the trainer.
     """
     parser = CommandParser(
         (PolicyArguments, config_class, ModelConfig),
@@ -97,42 +110,90 @@ def run_policy(
         if not value
     ]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} required.")
+        raise UsageError(f"{' and '.join(missing)} required. `trl-maxmin {command} --help` lists the options.")
+    options = init_options(model, args.model_init_kwargs) | quantization_options(model)
+    args.model_init_kwargs = None  # they are for `_load_policy`
     train, test = read_dataset(script)
+    for data in filter(None, (train, test)):
+        _require_prompts(data, script.dataset_name, takes_ids=takes_reference)
     # What is named wrongly is said before the first model is loaded.
     tokenizer = require_model(model.model_name_or_path, POLICY, revision=model.model_revision)
-    reward_model_names(script.reward_model)
+    rewards = reward_model_names(script.reward_model)
+    if not takes_reference:  # PPO looks at its prompts itself
+        _fit_completions(args, tokenizer, train, [(model.model_name_or_path, POLICY)] + [(r, REWARD) for r in rewards])
+    checkpoint = prepare_output_folder(
+        command, args.output_dir, script.overwrite_output_dir, args.resume_from_checkpoint
+    )
     trainer = build(
         args=args,
-        model=_load_policy(model),
+        model=_load_policy(model, options),
         reward_model=load_reward_models(script.reward_model),
         processing_class=tokenizer,
         train_dataset=train,
         eval_dataset=test,
         peft_config=get_peft_config(model),
-        **({"ref_model": _load_reference(model)} if takes_reference else {}),
+        **({"ref_model": _load_reference(model, options)} if takes_reference else {}),
     )
     trainer.dataset_name, trainer.reward_model_name = script.dataset_name, script.reward_model
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.create_model_card()
-    print(f"saved to {args.output_dir}")
+    if trainer.is_world_process_zero():
+        print(f"saved to {args.output_dir}")
 
 
-def _load_reference(model: ModelConfig) -> PreTrainedModel | None:
+def _require_prompts(data: Any, name: str, takes_ids: bool) -> None:
+    columns = ["prompt", "input_ids"] if takes_ids else ["prompt"]
+    if not set(columns) & set(data.column_names):
+        raise ValueError(
+            f"{name} has no column {' or '.join(map(repr, columns))}; it has {', '.join(data.column_names)}. Rename "
+            "the column of the prompts."
+        )
+
+
+def _fit_completions(args: Any, tokenizer: Any, data: Any, models: list[tuple[str, str]]) -> None:
+    """Prompt and reply have to fit what policy and rewards read, which TRL finds out in the midst of training.
+
+    The default of `max_completion_length` gives way, and it is said; a length that was asked for is an error.
+
+    Raises:
+        ValueError: a prompt, or a prompt with such a reply, is longer than a model reads.
+    """
+    limits = {}
+    for name, argument in models:
+        config = load_config(name, argument)
+        limits[f"{argument} {name}"] = context_length(getattr(config, "base_config", config)) or sys.maxsize
+    who, limit = min(limits.items(), key=lambda item: item[1])
+    longest = 0
+    for prompt, options in asked(data):
+        text = prompt if isinstance(prompt, str) else "".join(str(message.get("content", "")) for message in prompt)
+        # A token has at least one byte, so short texts need not be tokenised; a template adds some.
+        if isinstance(prompt, str) and len(text.encode()) <= longest:
+            continue
+        chat = {**(args.chat_template_kwargs or {}), **options}
+        longest = max(longest, len(encode_prompt(tokenizer, prompt, chat)))
+    room, asked_for = limit - longest, args.max_completion_length
+    if asked_for <= room:
+        return
+    default = type(args).__dataclass_fields__["max_completion_length"].default
+    if asked_for != default or room < _SHORTEST:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens, and {who} reads {limit}: that leaves {max(room, 0)} for a "
+            f"reply, and --max_completion_length is {asked_for}. Lower it, or shorten the prompts."
+        )
+    args.max_completion_length = room
+    logger.warning(
+        f"--max_completion_length is {room} instead of {default}: the longest prompt has {longest} tokens, and {who} "
+        f"reads {limit}."
+    )
+
+
+def _load_reference(model: ModelConfig, options: dict[str, Any]) -> PreTrainedModel | None:
     """The reference, where the policy is loaded in shards (DeepSpeed ZeRO-3), which cannot be copied."""
     if model.use_peft or not is_deepspeed_zero3_enabled():
         return None
-    return _load_policy(model)
+    return _load_policy(model, options)
 
 
-def _load_policy(model: ModelConfig) -> PreTrainedModel:
-    """The policy; in 4 or 8 bits (`--load_in_4bit`) it needs adapters to be trained."""
-    quantization = quantization_options(model)
-    if quantization and not model.use_peft:
-        raise ValueError(
-            "--load_in_4bit and --load_in_8bit load frozen weights, so there is nothing to train: add --use_peft, or "
-            "leave them out."
-        )
-    options = {"revision": model.model_revision, "dtype": model.dtype, **quantization}
+def _load_policy(model: ModelConfig, options: dict[str, Any]) -> PreTrainedModel:
     return load_pretrained(AutoModelForCausalLM, model.model_name_or_path, argument=POLICY, **options)

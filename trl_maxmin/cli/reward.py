@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import LoraConfig
@@ -12,8 +13,21 @@ from trl import ModelConfig, ScriptArguments
 
 from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 from .io import print_table, read_dataset
-from .loading import quantization_options, require_model
-from .parser import CommandParser
+from .loading import init_options, quantization_options, require_model
+from .output_folder import OVERWRITE_HELP, prepare_output_folder
+from .parser import CommandParser, UsageError
+from .reward_report import print_report
+
+
+@dataclass
+class RewardArguments(ScriptArguments):
+    """What the trainer's configuration does not hold.
+
+    Args:
+        overwrite_output_dir (`bool`): remove an earlier run from `output_dir`.
+    """
+
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
 
 
 def run(argv: Sequence[str]) -> None:
@@ -24,9 +38,13 @@ def run(argv: Sequence[str]) -> None:
 
     Args:
         argv (`Sequence[str]`): `--dataset_name`, `--model_name_or_path`, and the fields of [`MixtureRewardConfig`].
+
+    Raises:
+        UsageError: no base model was named, or `--output_dir` holds another run.
+        ValueError: what is named is not there or broken, or as the trainer.
     """
     parser = CommandParser(
-        (ScriptArguments, MixtureRewardConfig, ModelConfig),
+        (RewardArguments, MixtureRewardConfig, ModelConfig),
         prog="trl-maxmin reward",
         description="Learn a mixture of reward models by EM from preferences with annotator ids.",
         epilog="  trl-maxmin reward --dataset_name preferences.jsonl --model_name_or_path Qwen/Qwen3-0.6B \\\n"
@@ -34,18 +52,21 @@ def run(argv: Sequence[str]) -> None:
     )
     script, args, model = parser.parse_args_and_config(list(argv))
     if not model.model_name_or_path:
-        raise ValueError("--model_name_or_path is required: the base model of the reward components.")
-    args.model_init_kwargs = {"revision": model.model_revision, "dtype": model.dtype}
+        raise UsageError("--model_name_or_path is required: the base model of the reward components.")
+    args.model_init_kwargs = init_options(model, args.model_init_kwargs)
     peft_config = None
     if args.component_type == "lora":
         args.model_init_kwargs |= quantization_options(model)
         peft_config = lora_config(model)
-    train, test = read_dataset(script)
+    train, test = read_dataset(script, [args.annotator_column, args.group_column])
     require_model(model.model_name_or_path, "--model_name_or_path", revision=model.model_revision)
+    checkpoint = prepare_output_folder(
+        "reward", args.output_dir, script.overwrite_output_dir, args.resume_from_checkpoint
+    )
     trainer = MixtureRewardTrainer(
         model.model_name_or_path, args, train_dataset=train, eval_dataset=test, peft_config=peft_config
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     save_mixture(trainer, args.output_dir)
     if trainer.selection is not None and trainer.accelerator.is_main_process:
         trainer.selection.save(args.output_dir)
@@ -58,18 +79,9 @@ def run(argv: Sequence[str]) -> None:
         print(trainer.selection.verdict())
     trainer.dataset_name = script.dataset_name
     trainer.create_model_card()
-    names = trainer.mixture.component_names
-    weights = trainer.mixture.mixing_weights.tolist()
-    rows = [[name, f"{weight:.2f}"] for name, weight in zip(names, weights, strict=True)]
-    print_table("Components", ["component", "share of annotators"], rows)
-    if trainer.eval_dataset is not None:
-        heldout = trainer.heldout_log_likelihood()
-        accuracy = (heldout.exp() > 0.5).double().mean()
-        print(
-            f"on {len(trainer.eval_dataset)} held-out pairs: accuracy {accuracy:.4f}, log-likelihood "
-            f"{heldout.mean():.4f}"
-        )
-    print(f"saved to {args.output_dir}")
+    print_report(trainer)
+    if trainer.accelerator.is_main_process:
+        print(f"saved to {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()
 

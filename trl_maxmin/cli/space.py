@@ -65,7 +65,14 @@ def run(argv: Sequence[str]) -> None:
         ValueError: options that do not exist, or settings that do not fit together.
         OSError: a file, port or Hub that cannot be used.
     """
-    arguments = parser().parse_args(list(argv))
+    from .options import refusal
+    from .parser import UsageError
+
+    words = list(argv)
+    arguments = parser().parse_args(words)
+    given = [word[2:].split("=")[0] for word in words if word.startswith("--")]
+    if problem := refusal("space", given, vars(arguments)):
+        raise UsageError(problem)
     from ..space.config import SpaceConfig, parse_policies
 
     names = ("run", "mixture", "reference", "record", "title", "votes_dir", "votes_dataset")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .tokenization import plain_messages
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +75,7 @@ def distinct_texts(prompts: Sequence[Any], *sides: Sequence[Any]) -> tuple[list[
     texts = [(prompt, reply) for prompt, *replies in zip(prompts, *sides, strict=True) for reply in replies]
     numbers: dict[str, int] = {}
     # Messages are no keys of a dictionary; their text form is.
-    rows = number_values(map(repr, texts), numbers)
+    rows = number_values((repr(plain_messages(text)) for text in texts), numbers)
     distinct: list[Any] = [None] * len(numbers)
     for row, text in zip(rows, texts, strict=True):
         distinct[row] = text

@@ -406,6 +406,8 @@ def _telling(argument: str, name: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, NotImplementedError):
         raise
+    except TypeError as error:  # a keyword that no such model takes
+        raise ValueError(f"{argument}: {name} cannot be loaded: {_first_line(error)}") from error
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         if os.path.isdir(name):
             raise ValueError(f"{argument}: {name} cannot be loaded: {_first_line(error)}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,40 @@ def describe_groups(
     facts = {}
     for k, name in enumerate(mixture.component_names):
         rows = (own == k).nonzero().flatten().tolist()
-        others = [j for j in range(margin.shape[1]) if j != k]
-        contrast = margin[:, k] - margin[:, others].mean(-1) if others else margin[:, k]
-        ranked = (
-            (prompts[row], chosen[row], rejected[row]) for row in sorted(rows, key=lambda r: -float(contrast[r]))
-        )
-        examples = [dict(zip(PARTS, map(text_of, pair), strict=True)) for pair in ranked]
         facts[name] = {
             "annotators": sum(component == k for component in of.values()),
             "pairs": len(rows),
             "pair_share": len(rows) / len(pairs),
-            "examples": _varied(examples, num_examples),
+            "examples": typical_pairs(prompts, chosen, rejected, margin, rows, k, num_examples),
         }
     return facts
+
+
+def typical_pairs(
+    prompts: Sequence[Any],
+    chosen: Sequence[Any],
+    rejected: Sequence[Any],
+    margin: torch.Tensor,
+    rows: Sequence[int],
+    k: int,
+    num_examples: int = 3,
+) -> list[dict[str, str]]:
+    """The pairs of a component's own annotators that it sees as they do and the other components least.
+
+    Args:
+        prompts, chosen, rejected (`Sequence`): of N pairs, texts or messages.
+        margin (`torch.Tensor` of shape `(N, K)`): reward of the chosen minus that of the rejected reply.
+        rows (`Sequence[int]`): pairs of the component's annotators.
+        k (`int`): number of the component.
+        num_examples (`int`): as of [`describe_groups`].
+
+    Returns:
+        `list[dict]`: `prompt`, `chosen`, `rejected`, the most typical first.
+    """
+    others = [j for j in range(margin.shape[1]) if j != k]
+    contrast = margin[:, k] - margin[:, others].mean(-1) if others else margin[:, k]
+    ranked = ((prompts[row], chosen[row], rejected[row]) for row in sorted(rows, key=lambda r: -float(contrast[r])))
+    return _varied([dict(zip(PARTS, map(text_of, pair), strict=True)) for pair in ranked], num_examples)
 
 
 def _varied(examples: list[dict[str, str]], count: int) -> list[dict[str, str]]:

@@ -68,6 +68,50 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     return None
 
 
+def checkpoint_to_resume(
+    resume_from_checkpoint: str | os.PathLike | bool | None, output_dir: str | os.PathLike
+) -> str | None:
+    """The folder that a run goes on from.
+
+    Args:
+        resume_from_checkpoint (`str`, path or `bool`, *optional*): a checkpoint; `True` (or "true", as it is written
+            on a command line) is the latest complete one of `output_dir`; `False` and `None` are none.
+        output_dir (`str` or `os.PathLike`): of the run.
+
+    Returns:
+        `str` or `None`
+
+    Raises:
+        `ValueError`: no complete checkpoint below `output_dir`, a folder that is not there, or one that is no
+            checkpoint or was not written to its end.
+    """
+    if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() in ("true", "false"):
+        resume_from_checkpoint = resume_from_checkpoint.lower() == "true"
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint is True:
+        found = last_complete_checkpoint(output_dir)
+        if found is None:
+            raise ValueError(
+                f"No complete checkpoint found in output_dir={os.fspath(output_dir)!r}; leave "
+                "`resume_from_checkpoint` out to start anew, or name the folder of one."
+            )
+        return found
+    folder = Path(resume_from_checkpoint)
+    if not folder.is_dir():
+        problem = "there is no such folder"
+    elif not (folder / STATE_FILE).is_file():
+        problem = f"the folder holds no checkpoint ({STATE_FILE} is missing)"
+    elif not is_complete_checkpoint(folder):
+        problem = "the checkpoint was not written to its end, or is damaged"
+    else:
+        return str(folder)
+    raise ValueError(
+        f"resume_from_checkpoint={os.fspath(resume_from_checkpoint)!r}: {problem}. Name a checkpoint-N folder of a "
+        "run, say `true` for the latest complete one of output_dir, or leave it out to start anew."
+    )
+
+
 class AtomicCheckpointMixin(HubPushMixin):
     """Put before a trainer: its checkpoints are written into a folder aside and renamed when they are complete.
 
@@ -81,15 +125,9 @@ class AtomicCheckpointMixin(HubPushMixin):
         """As `Trainer.train`; `True` resumes from the latest complete checkpoint of `args.output_dir`.
 
         Raises:
-            `ValueError`: `True`, and there is none.
+            `ValueError`: as [`checkpoint_to_resume`].
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"No complete checkpoint found in output_dir={self.args.output_dir!r}; leave "
-                    "`resume_from_checkpoint` out to start anew, or name the folder of one."
-                )
+        resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_run_state(self, folder: Path) -> None:

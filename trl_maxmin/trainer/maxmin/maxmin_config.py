@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...functional.welfare import WELFARE_RULES
+from ..common.host_defaults import settle_host_defaults
 from ..scoring.reference_statistics import UTILITY_KINDS
 
 
@@ -136,6 +137,7 @@ class MaxMinConfigMixin:
         self._validate_maxmin()
         host = getattr(super(), "__post_init__", None)
         if host is not None:
+            settle_host_defaults(self)
             host()
 
     def _validate_maxmin(self) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
 
 from ..._compat import _BaseConfig
 from ...functional.ppo import KL_ESTIMATORS
 from ..common.config_help import help_from_docstring
+from ..common.host_defaults import settle_host_defaults
 from .old_scripts import FIELDS, knows_old_names
 
 
@@ -42,7 +42,8 @@ class PPOConfig(_BaseConfig):
         response_length (`int`, *optional*, defaults to `53`):
             Length limit of a reply, in tokens. The limit is terminal: nothing is bootstrapped behind it.
         max_prompt_length (`int`, *optional*):
-            Prompts keep their last so many tokens. Default: a prompt that does not fit is an error.
+            Longer prompts are cut: text keeps BOS and its last tokens, a conversation loses its oldest turns.
+            Default: a prompt that does not fit is an error.
         chat_template_kwargs (`dict`, *optional*):
             What the chat template is given beside the messages, such as `{"enable_thinking": False}`; a
             `chat_template_kwargs` column of the data wins.
@@ -215,8 +216,7 @@ class PPOConfig(_BaseConfig):
     ]
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
-            self.bf16 = False
+        settle_host_defaults(self)
         super().__post_init__()
         self.remove_unused_columns = False
         # `None` means "do not clip", as 0 does; the loop of transformers 5.23 compares it with a number.

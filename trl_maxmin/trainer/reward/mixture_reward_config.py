@@ -7,11 +7,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
 from ...data.columns import require_group_column
 from ...models.configuration_mixture_reward import POOLINGS
+from ..common.host_defaults import settle_host_defaults
 from .component_selection import parse_candidates
 
 
@@ -201,9 +201,7 @@ class MixtureRewardConfig(RewardConfig):
     )
 
     def __post_init__(self) -> None:
-        # TRL's default asks for bfloat16 and refuses to start where the hardware has none.
-        if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
-            self.bf16 = False
+        settle_host_defaults(self)
         super().__post_init__()
         if self.select is not None:
             self.num_components = "auto"

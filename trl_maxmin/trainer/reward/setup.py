@@ -81,6 +81,10 @@ def require_effect(
             f"heldout_fraction={args.heldout_fraction} holds out a part of the training pairs only where no "
             "`eval_dataset` is given, and here there is one. Leave one of the two out."
         )
+    if args.pad_token is not None:
+        raise ValueError(
+            f"pad_token={args.pad_token!r}: a mixture pools by a pad token of its own, apart from EOS. Leave it out."
+        )
     if not isinstance(model, MixtureRewardModel):
         return
     config = model.config

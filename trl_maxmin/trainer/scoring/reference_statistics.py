@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ...data.tokenization import Prompt
+from ...data.tokenization import Prompt, plain_messages
 from ...functional.utility import win_rate_utility, within_prompt_scale, zscore_utility
 from .batch import refuse_infinite
 
@@ -47,7 +47,7 @@ def prompt_key(prompt: Prompt | Sequence[int]) -> str:
 
     ```
     """
-    plain = prompt if isinstance(prompt, str) else list(prompt)
+    plain = plain_messages(prompt if isinstance(prompt, str) else list(prompt))
     canonical = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
