@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: Rates of dropout, layer dropping and router noise, whatever a family calls them.
 RATES = re.compile("drop|jitter|noise")
-#: Largest difference of log-probabilities (nats) and values between training and evaluation mode in half precision; 1e-5
-#: otherwise, and ten times what two passes in evaluation mode differ by, where kernels add up in no fixed order.
+#: Largest difference of log-probabilities (nats) and values between training and evaluation mode in half precision;
+#: 1e-5 otherwise, and ten times what two passes in evaluation mode differ by: not all kernels add up in a fixed order.
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
