@@ -96,6 +96,7 @@ def run(tmp_path, monkeypatch, capsys):
     gpt2().save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
     critic_model(1).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
     Dataset.from_dict({"prompt": PROMPTS * 4}).to_json(tmp_path / "prompts.jsonl")
 
     def run(import_line, *more):

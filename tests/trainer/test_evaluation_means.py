@@ -11,9 +11,15 @@ import statistics
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
+from tests.conftest import build_word_tokenizer
 from tests.launcher import launch
-from tests.trainer.trl_helpers import save_base
+from tests.trainer.ppo_helpers import build_ppo_trainer, gpt2
+from tests.trainer.trl_helpers import CONFIG_OF, build_trl_trainer, save_base
+from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
+from trl_maxmin.trainer.ppo.rollout import Rollout
 
 
 COUNT = 7  # divided by neither 2 processes nor 2 rows
@@ -51,15 +57,19 @@ def odd(completion_ids, **kwargs):
     return [None if sum(ids) % 3 == 0 else float(sum(ids) % 5) for ids in completion_ids]
 
 
+def replayed(trainer_class, generations):
+    """One of TRL's trainers with injected replies; the rows of a prompt are neighbours."""
+
+    class Replayed(trainer_class):
+        def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+            replies = [reply_to(ids, i % generations) for i, ids in enumerate(prompt_ids)]
+            return replies if trainer_class.__name__.endswith("RLOOTrainer") else (replies, None)
+
+    return Replayed
+
+
 def measure(base, folder, tokenizer, size):
     """Metrics of an evaluation of each trainer, with `size` rows a batch."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM
-
-    from tests.trainer.ppo_helpers import build_ppo_trainer, gpt2
-    from tests.trainer.trl_helpers import CONFIG_OF, build_trl_trainer
-    from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
-
     found = {}
     rows = Dataset.from_dict({"prompt": WORDS})
     for trainer_class in CONFIG_OF:
@@ -67,15 +77,8 @@ def measure(base, folder, tokenizer, size):
             if size % generations:
                 continue
 
-            class Replayed(trainer_class):
-                def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-                    # Rows of a prompt are neighbours; across ranks, too.
-                    number = range(len(prompt_ids)) if generations > 1 else [0] * len(prompt_ids)
-                    replies = [reply_to(ids, i % generations) for i, ids in zip(number, prompt_ids)]
-                    return replies if trainer_class.__name__.endswith("RLOOTrainer") else (replies, None)
-
             trainer = build_trl_trainer(
-                Replayed,
+                replayed(trainer_class, generations),
                 base,
                 tokenizer,
                 folder,
@@ -94,8 +97,6 @@ def measure(base, folder, tokenizer, size):
 
     class Sampled(MaxMinPPOTrainer):
         def _sample(self, rows, *stream):
-            from trl_maxmin.trainer.ppo.rollout import Rollout
-
             ids = [self._read_prompt(row) for row in rows]
             replies = [(reply_to(own), reply_to(own)[-1] == 2) for own in ids]
             return Rollout.build(rows, ids, replies, self._tokenizer, 0, self.accelerator.device)
@@ -151,8 +152,6 @@ def measure(base, folder, tokenizer, size):
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    from tests.conftest import build_word_tokenizer
-
     folder = tmp_path_factory.mktemp("evaluation")
     base = save_base(folder / "base", build_word_tokenizer())
     return str(base), {size: measure(str(base), str(folder / str(size)), build_word_tokenizer(), size)
@@ -180,8 +179,6 @@ def test_two_processes_change_nothing(single, tmp_path):
 
 
 def test_the_numbers_are_those_of_the_replies(single):
-    from tests.conftest import build_word_tokenizer
-
     tokenizer = build_word_tokenizer()
     replies = [reply_to(tokenizer(text)["input_ids"]) for text in WORDS]
     assert len({len(ids) for ids in replies}) > 2 and any(ids[-1] != 2 for ids in replies)

@@ -94,8 +94,8 @@ def prepare_preferences(
         TypeError: something else than a `Dataset`.
         ValueError: no rows; a column missing; a prompt or a reply that is neither text nor messages, or messages that
             lack a role or content or end with the wrong role; a missing or non-finite margin; an annotator id that
-            names nobody (None, NaN, blank, "nan", "none", "null") or is no text and no whole number; only ties; fewer annotators than
-            components, or a single annotator for more than one component.
+            names nobody (None, NaN, blank, "nan", "none", "null") or is no text and no whole number; only ties; fewer
+            annotators than components, or a single annotator for more than one component.
 
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.

@@ -109,7 +109,8 @@ class SequenceClassificationReward(RewardSource):
         policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer. Without one the model is taken to share the policy's vocabulary.
+            The model's tokenizer. Without one the model is taken to share the policy's vocabulary;
+            [`build_reward_source`] never leaves it out.
         name (`str`, *optional*):
             Name of the column. Default: last part of the name that the model was loaded by, or `"reward"`.
         batch_size (`int`, *optional*, defaults to 64):

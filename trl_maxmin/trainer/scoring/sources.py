@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.base import base_model
+from ...models.loading import load_tokenizer
 from ...models.modeling_mixture_reward import MixtureRewardModel
 from .batch import RewardBatch, RewardSource, refuse_infinite
 from .functions import CallableReward, StackedReward, unique_names
@@ -86,6 +89,8 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
         return sources[0] if len(sources) == 1 else StackedReward(sources)
     is_pair = isinstance(reward_model, tuple) and len(reward_model) == 2
     model, tokenizer = reward_model if is_pair else (reward_model, None)
+    if tokenizer is None and isinstance(model, PreTrainedModel | PeftModel) and policy_tokenizer is not None:
+        tokenizer = _own_tokenizer(model)
     if isinstance(model, MixtureRewardModel):
         return MixtureReward(model, policy_tokenizer, tokenizer)
     if is_scorer(model):
@@ -97,6 +102,31 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
         "sequence-classification model with one label (loaded, not its name; with or without an adapter), a module "
         "with a `score` layer and the name of its trunk in `base_model_prefix`, a pair `(model, tokenizer)`, a "
         "function `f(prompts, completions, **kwargs)`, a list of these, or a dict of them by group."
+    )
+
+
+def _own_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model that came without: what lies where it was loaded from. Never the policy's: two
+    vocabularies of one size give every reply a reward, and a wrong one. A bare module is of nobody's vocabulary, and
+    reads the policy's ids as in TRL."""
+    attached, name = getattr(model, "processing_class", None), base_model(model).config.name_or_path
+    if attached is not None:
+        return attached
+    found = None
+    if name:
+        try:
+            found = load_tokenizer(name, "`reward_model`", optional=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(_no_tokenizer(model, f" ({error})")) from error
+    if found is None:
+        raise ValueError(_no_tokenizer(model, f": there is none in {name!r}" if name else ", and has no name"))
+    return found
+
+
+def _no_tokenizer(model: nn.Module, why: str) -> str:
+    return (
+        f"The reward {type(model).__name__} came without its tokenizer{why}, and nothing shows that it reads the ids "
+        "of the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its own."
     )
 
 
