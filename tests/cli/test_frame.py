@@ -205,7 +205,7 @@ class TestLaunch:
 
     @pytest.mark.slow
     def test_how_accelerate_starts_processes_on_cpus(self, tmp_path, monkeypatch):
-        """`docs/performance.md`: accelerate's own type for CPUs starts one process, whatever it is told."""
+        """`docs/commands.md`: accelerate's own type for CPUs starts one process, whatever it is told."""
         monkeypatch.chdir(tmp_path)
         (tmp_path / "where.py").write_text(WHERE)
         (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")

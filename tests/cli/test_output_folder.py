@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One output folder holds one run: what is cleared, what stays; and a run that was cut off goes on as if it had not."""
+"""One output folder holds one run: what is cleared, what stays; and a run that was cut off goes on as if nothing had
+happened."""
 
 import errno
 import json
