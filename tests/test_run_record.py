@@ -199,20 +199,6 @@ class TestUpdate:
             full_record.update(stage, **facts)
         assert full_record.to_dict() == before
 
-    def test_points_are_appended_and_nan_leaves_a_gap(self):
-        record = RunRecord()
-        for step, value in [(1, 0.5), (2, float("nan")), (3, torch.tensor(0.25))]:
-            record.add_point("policy", "maxmin/utility/a", step, value)
-        assert record.policy["curves"] == {"maxmin/utility/a": [[1, 0.5], [3, 0.25]]}
-
-    def test_points_need_a_stage_with_curves(self):
-        with pytest.raises(ValueError, match="'evaluation' has no curves"):
-            RunRecord().add_point("evaluation", "kl", 1, 0.5)
-        with pytest.raises(ValueError, match="unknown stage 'training'"):
-            RunRecord().add_point("training", "kl", 1, 0.5)
-        with pytest.raises(ValueError, match="must be a number, got 'high'"):
-            RunRecord().add_point("policy", "kl", 1, "high")
-
     def test_validate_checks_stages_filled_by_hand(self, full_record):
         assert full_record.validate() is full_record
         full_record.policy["algorithm"] = 3

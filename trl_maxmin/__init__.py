@@ -44,20 +44,14 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from .trainer import PPOConfig as PPOConfig
     from .trainer import PPOTrainer as PPOTrainer
 
-_REMOVED_FROM_TRL = (
-    "AutoModelForCausalLMWithValueHead",
-    "AutoModelForSeq2SeqLMWithValueHead",
-    "PreTrainedModelWrapper",
-)
-
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    if name in _REMOVED_FROM_TRL:
+    old_scripts = importlib.import_module(".trainer.ppo.old_scripts", __name__)
+    if name in old_scripts.IMPORTS:
         raise ImportError(
-            f"{name} is not part of trl_maxmin. Pass a plain AutoModelForCausalLM as `model` to PPOTrainer: the "
-            "critic is a head that the trainer adds (`value_model=None`), or your own `value_model`."
+            f"{name} is not part of trl_maxmin. Use {old_scripts.IMPORTS[name]}. See {old_scripts.GUIDE}."
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -13,10 +13,11 @@ from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
-from trl.trainer.utils import disable_dropout_in_model, use_adapter
+from trl.trainer.utils import use_adapter
 
 
-#: What classes of the package override of a host, and by which parameters the host calls it (`None`: a value). Every
+#: What classes of the package override of a host, and by which parameters the host calls it (`None`: a value; `...`:
+#: and more, which differ between releases and are passed on). Every
 #: private one is here, and the public ones whose parameters the package repeats.
 OVERRIDES: dict[str, dict[str, str | None]] = {
     "transformers.Trainer": {
@@ -48,10 +49,14 @@ OVERRIDES: dict[str, dict[str, str | None]] = {
     },
     "trl.GRPOTrainer": {
         "_calculate_rewards": "self inputs prompts completions completion_ids_list",
+        "_generate_single_turn": "self prompt_ids images multimodal_fields ...",
+        "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep ...",
         "_tokenize_prompts": "self prompts",
     },
     "trl.RLOOTrainer": {
         "_calculate_rewards": "self inputs prompts completions completion_ids_list",
+        "_generate_single_turn": "self prompt_ids images multimodal_fields ...",
+        "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep ...",
         "_tokenize_prompts": "self prompts",
     },
     "transformers.PreTrainedModel": {
@@ -70,7 +75,6 @@ __all__ = [
     "DataCollatorForPreference",
     "_BaseConfig",
     "_BaseTrainer",
-    "disable_dropout_in_model",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
     "use_adapter",

@@ -292,7 +292,7 @@ class RunRecord:
 
     >>> import tempfile
     >>> record = RunRecord(seed=0).update("reward", num_components=2, mixing_weights=[0.8, 0.2], converged=None)
-    >>> record.add_point("reward", "lower_bound", step=20, value=-310.5)
+    >>> record = record.update("reward", curves={"lower_bound": [[20, -310.5]]})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = record.save(folder)
     ...     RunRecord.load(folder).reward
@@ -368,19 +368,6 @@ class RunRecord:
             setattr(self, stage, before)
             raise
 
-    def add_point(self, stage: str, curve: str, step: int, value: float) -> None:
-        """Append (step, value) to a curve of the stage; a NaN is unknown and leaves a gap.
-
-        Raises:
-            ValueError: an unknown stage, a stage without curves, or a value that is not a number.
-        """
-        if "curves" not in FIELDS.get(stage, {"curves": None}):
-            raise ValueError(f"the stage {stage!r} has no curves")
-        value = _plain(value, f"{stage}.curves.{curve}")
-        points = self._stage(stage).get("curves", {}).get(curve, [])
-        if not _is_unknown(value):
-            self.update(stage, curves={curve: [*points, [step, value]]})
-
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON types; empty stages are absent."""
         facts = {"schema_version": SCHEMA_VERSION, "seed": self.seed, "versions": self.versions}
@@ -414,9 +401,6 @@ class RunRecord:
         Args:
             path (`str` or `os.PathLike`): A folder (created if missing; the file is then `run_record.json` in it) or a
                 file ending in `.json`.
-
-        Returns:
-            `Path` of the file.
 
         Raises:
             ValueError: the record is not valid; nothing is written.

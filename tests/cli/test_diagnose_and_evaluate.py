@@ -88,10 +88,8 @@ def test_evaluate_policies_and_again_from_their_cached_replies(folder, capsys):
     world = FilmReviewWorld(seed=0)
     for seed, name in enumerate(("base", "one", "two")):
         save_policy(world, folder / name, seed)
-    record = RunRecord()
-    for step in range(3):
-        record.add_point("policy", "maxmin/worst_utility", step, 0.1 * step)
-    record.save(folder / "one")
+    curve = [[step, 0.1 * step] for step in range(3)]
+    RunRecord().update("policy", curves={"maxmin/worst_utility": curve}).save(folder / "one")
     Dataset.from_dict({"prompt": world.sample_prompts(8)}).to_json(folder / "prompts.jsonl")
     # With a dataclass and postponed annotations, which look their module up by its name.
     (folder / "groups.py").write_text(

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 OURS = (
     "config.json model.safetensors model-00001-of-00002.safetensors value_head.safetensors README.md "
     "run_record.json assignments.json components/component_2/config.json components/component_2/model.safetensors "
-    "value_model/config.json checkpoint-20/trainer_state.json checkpoint-20/optimizer.pt _incomplete/checkpoint-30/x completions/"
-    "completions_00005.parquet policies/oracle/model.safetensors evaluation.json"
+    "value_model/config.json checkpoint-20/trainer_state.json checkpoint-20/optimizer.pt _incomplete/checkpoint-30/x "
+    "completions/completions_00005.parquet policies/oracle/model.safetensors evaluation.json"
 ).split()
 THEIRS = (
     "notes.txt data.jsonl my-model.safetensors components/notes.txt checkpoint-best/config.txt checkpoints/x.json "

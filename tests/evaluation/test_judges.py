@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from trl_maxmin.evaluation.judges import CRITERIA, FAILED, TIE, EndpointJudge, judge_pairs, parse_verdict, prompt_text
+from trl_maxmin.data.texts import text_of
+from trl_maxmin.evaluation.judges import CRITERIA, FAILED, TIE, EndpointJudge, judge_pairs, parse_verdict
 
 
 class Scripted:
@@ -65,7 +66,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_messages_are_shown_with_their_roles():
-    assert prompt_text([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm"}]) == (
+    assert text_of([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm"}], True) == (
         "user: Hi\nassistant: Hm"
     )
 

@@ -68,8 +68,8 @@ def test_win_rate_by_hand():
     rewards = torch.tensor([[math.log(3.0)]])
     references = torch.tensor([[[0.0], [math.log(3.0)]]])
     assert win_rate_utility(rewards, references).item() == pytest.approx(0.625)
-    masked = win_rate_utility(rewards, references, torch.tensor([[True, False]]))
-    assert masked.item() == pytest.approx(0.75)
+    references[0, 1] = NAN
+    assert win_rate_utility(rewards, references).item() == pytest.approx(0.75)
 
 
 def test_win_rate_of_unscored_replies_and_references():
@@ -107,11 +107,6 @@ def test_win_rate_passes_gradients_without_nan():
         (lambda: zscore_utility(torch.zeros(2, 2), torch.zeros(2), torch.tensor([1.0, 0.0])), "finite and positive"),
         (lambda: win_rate_utility(torch.zeros(2), torch.zeros(2, 1, 1)), "`rewards` has shape"),
         (lambda: win_rate_utility(torch.zeros(2, 1), torch.zeros(3, 1, 1)), "`reference_rewards` has shape"),
-        (
-            lambda: win_rate_utility(torch.zeros(2, 1), torch.zeros(2, 3, 1), torch.ones(2, 2).bool()),
-            "`reference_mask` has shape",
-        ),
-        (lambda: win_rate_utility(torch.zeros(2, 1), torch.zeros(2, 3, 1), torch.ones(2, 3)), "must be bool"),
     ],
 )
 def test_refusals(call, message):

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from tests.conftest import build_word_tokenizer
+from tests.families import DECODERS, ENCODERS
 from trl_maxmin.models import MixtureRewardModel
-from trl_maxmin.models.families import FAMILIES
 from trl_maxmin.models.loading import (
     load_config,
     load_pretrained,
@@ -44,7 +44,7 @@ OTHER_NAMES = {
 
 
 def small_config(model_type, **kwargs):
-    more = {"num_key_value_heads": 1, "head_dim": 8} if FAMILIES[model_type].is_decoder else {}
+    more = {"num_key_value_heads": 1, "head_dim": 8} if model_type in DECODERS else {}
     return AutoConfig.for_model(model_type, **{**SMALL, **more, **OTHER_NAMES.get(model_type, {}), **kwargs})
 
 
@@ -261,7 +261,7 @@ class Silence(logging.Handler):
         logging.getLogger("transformers").removeHandler(self)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", [*DECODERS, *ENCODERS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_intact_classifiers_load_in_silence(tmp_path, model_type, dtype):
     torch.manual_seed(0)
@@ -274,7 +274,7 @@ def test_intact_classifiers_load_in_silence(tmp_path, model_type, dtype):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", sorted(t for t, family in FAMILIES.items() if family.is_decoder))
+@pytest.mark.parametrize("model_type", DECODERS)
 def test_intact_policies_load_in_silence(tmp_path, model_type, tied):
     model = AutoModelForCausalLM.from_config(small_config(model_type, tie_word_embeddings=tied))
     model.save_pretrained(tmp_path / "policy")
@@ -464,12 +464,12 @@ def test_an_intact_mixture_loads_in_silence(mixtures, source):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", [*DECODERS, *ENCODERS])
 def test_every_family_is_built_and_loaded_in_silence(tmp_path, model_type, kind):
     """Of a language model: what an encoder has in front of its head is new, and nothing to speak of."""
     torch.manual_seed(0)
     tokenizer = build_word_tokenizer()
-    auto = AutoModelForCausalLM if FAMILIES[model_type].is_decoder else AutoModelForMaskedLM
+    auto = AutoModelForCausalLM if model_type in DECODERS else AutoModelForMaskedLM
     auto.from_config(small_config(model_type)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     ids = torch.tensor([[4, 5, 6, 2]])

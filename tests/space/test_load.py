@@ -23,7 +23,11 @@ gradio_client = pytest.importorskip("gradio_client", reason="Gradio is not insta
 def test_the_same_seed_gives_everyone_the_same_answer(run_folder):
     policies = [Policy.load("p", str(run_folder / "policies" / "maxmin")) for _ in range(2)]
     prompt = "war film with dogs and spies :"
-    answers = [policy.answer(prompt, Settings(1.0, seed, 12)) for seed in (3, 3, 4) for policy in policies]
+    answers = [
+        policy.sample(policy.encode(prompt), Settings(1.0, seed, 12), 1)[0]
+        for seed in (3, 3, 4)
+        for policy in policies
+    ]
     assert len({answer.text for answer in answers[:4]}) == 1 and answers[4].text != answers[0].text
     # Other visitors' requests in between change nothing.
     streams = [policies[0].stream(policies[0].encode(prompt), Settings(1.0, seed, 12)) for seed in (3, 9)]
@@ -121,7 +125,9 @@ def test_fifty_sessions_two_hundred_requests(server, run_folder):
     assert len(results) == 200
     for seed, prompt, panel, _ in results:
         texts = [html.unescape(text) for text in re.findall(r'<p class="mm-answer"[^>]*>(.*?)</p>', panel, re.S)]
-        expected = [policy.answer(prompt, Settings(1.0, seed, 16)).text for policy in policies.values()]
+        expected = [
+            policy.sample(policy.encode(prompt), Settings(1.0, seed, 16), 1)[0].text for policy in policies.values()
+        ]
         assert texts == [text or "<em>(empty answer)</em>" for text in expected]
     print("memory in KiB after requests", memory, "slowest", max(row[-1] for row in results))
     assert memory[200] < 1.1 * memory[50]

@@ -128,7 +128,10 @@ class TestWeights:
 
     def test_one_component_is_the_hosts_run_exactly(self, trl_make, trl_class):
         host, config = (GRPOTrainer, GRPOConfig) if trl_class is MaxMinGRPOTrainer else (RLOOTrainer, RLOOConfig)
-        same = {"beta": 0.04} | ({"scale_rewards": "none"} if host is GRPOTrainer else {})
+        # Of prompts of one length: TRL reads GPT-2's positions wrongly behind padding.
+        rows = Dataset.from_dict({"prompt": ["the film", "bad ending", "a story"] * 8})
+        same = {"beta": 0.04, "disable_dropout": True, "train_dataset": rows}
+        same |= {"scale_rewards": "none"} if host is GRPOTrainer else {}
         maxmin = trl_make(reward_funcs=brevity, **same)
         assert maxmin.utility == "raw"
         maxmin.train()

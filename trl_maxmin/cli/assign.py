@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."
         )
-    rows, _ = read_dataset(arguments)
+    rows, _ = read_dataset(arguments, [arguments.annotator_column])
     rows = prepare_preferences(rows, arguments.annotator_column)
     require_model(arguments.reward_model, "--reward_model")
     if Path(arguments.output_file).is_dir():

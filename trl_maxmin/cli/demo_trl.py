@@ -20,10 +20,7 @@ from .demo_stages import DemoSettings, quiet
 
 # Replies to a prompt that are compared with each other.
 NUM_GENERATIONS = 8
-TRAINERS = {
-    "grpo": (MaxMinGRPOTrainer, MaxMinGRPOConfig),
-    "rloo": (MaxMinRLOOTrainer, MaxMinRLOOConfig),
-}
+TRAINERS = {"grpo": (MaxMinGRPOTrainer, MaxMinGRPOConfig), "rloo": (MaxMinRLOOTrainer, MaxMinRLOOConfig)}
 
 
 def trl_policy_trainer(

@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
         "      --model_name_or_path Qwen/Qwen3-0.6B",
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
-    train, _ = read_dataset(arguments)
+    train, _ = read_dataset(arguments, [arguments.annotator_column, arguments.group_column])
     if arguments.model_name_or_path:
         require_model(arguments.model_name_or_path, "--model_name_or_path")
     folder = Path(arguments.output_dir)

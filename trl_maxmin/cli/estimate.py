@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..models.families import get_family
+from ..models.families import get_family, lora_targets
 from ..models.loading import load_config
 from ..models.lora import PAPER_LORA
 from .io import print_table
@@ -70,7 +70,7 @@ def count_parameters(config: Any) -> tuple[int, int]:
     """Weights of the language model of a configuration, and what rank 1 of an adapter on its default layers adds."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    targets = get_family(config.model_type).lora_targets
+    targets = lora_targets(config)
     per_rank = sum(
         sum(module.weight.shape) for name, module in model.named_modules() if name.rpartition(".")[2] in targets
     )
@@ -142,7 +142,7 @@ def run(argv: Sequence[str]) -> None:
         if getattr(arguments, name) <= 0:
             raise UsageError(f"--{name} must be positive, got {getattr(arguments, name)}.")
     config = load_config(arguments.model, "--model", weights=False)
-    get_family(config.model_type)
+    get_family(config)
     rows = []
     for item in estimate_memory(arguments, config):
         fits = "yes" if item.total < 0.9 * arguments.memory_gb * 1e9 else "no"

@@ -85,7 +85,11 @@ class EvaluateArguments(ScriptArguments):
     max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many rows."})
     max_new_tokens: int = field(default=128, metadata={"help": "Length limit of a reply, in tokens."})
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Prompts keep their last so many tokens; by default a long one is an error."}
+        default=None,
+        metadata={
+            "help": "Longer prompts are cut: text keeps BOS and its last tokens, a conversation loses its oldest "
+            "turns. By default a long one is an error."
+        },
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "JSON of keywords for the chat template, as in the policies' training."}

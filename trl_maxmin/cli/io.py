@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from rich.console import Console
@@ -17,11 +20,21 @@ from .parser import UsageError
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
+# What stands for an empty cell, as in pandas.
+_UNKNOWN = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
+# Columns that hold text, whatever it looks like.
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "policy", "annotator_id", "group")
+
+
+def read_dataset(
+    arguments: ScriptArguments, text_columns: Sequence[str | None] = ()
+) -> tuple[Dataset, Dataset | None]:
     """Training and test rows of `--dataset_name`: a file, a folder written by `save_to_disk`, or a Hub id.
 
     Args:
         arguments ([`~trl.ScriptArguments`]): name, config and split names.
+        text_columns (`Sequence[str]`): further columns of a CSV file, which has no types, that are text: the annotator
+            `1e5` is not 100000, and the reply "None" is one.
 
     Returns:
         `tuple[Dataset, Dataset | None]`: the training split, and the test split where there is one.
@@ -40,7 +53,7 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
     if path.is_file():
         if suffix not in _READERS:
             raise ValueError(f"Cannot read {name}: type {suffix or 'unknown'}. Allowed: {', '.join(_READERS)}.")
-        data = _read_file(path, _READERS[suffix])
+        data = _read_file(path, _READERS[suffix], text_columns)
     elif path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         data = load_from_disk(str(path))
     elif suffix in _READERS:
@@ -63,17 +76,26 @@ def read_dataset(arguments: ScriptArguments) -> tuple[Dataset, Dataset | None]:
     return data[arguments.dataset_train_split], data.get(arguments.dataset_test_split)
 
 
-def _read_file(path: Path, kind: str) -> DatasetDict:
+def _read_file(path: Path, kind: str, text_columns: Sequence[str | None]) -> DatasetDict:
     # What is wrong with a file comes out of its reader as anything from StopIteration to an error of pyarrow.
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty. Give a file with rows.")
     try:
-        return load_dataset(kind, data_files=str(path))
+        options = _keeping_text(path, {*_TEXT_COLUMNS, *text_columns}) if kind == "csv" else {}
+        return load_dataset(kind, data_files=str(path), **options)
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{path} holds no rows, only a header. Give a file with rows.") from error
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"Cannot read {path} as {kind}: {reason}") from error
+
+
+def _keeping_text(path: Path, text_columns: set[str | None]) -> dict[str, Any]:
+    """Options for pandas: some columns are read as they stand, the others with its guesses."""
+    columns = pandas.read_csv(path, nrows=0).columns
+    as_text = [name for name in columns if name in text_columns]
+    unknown = {name: [*_UNKNOWN] for name in columns if name not in text_columns}
+    return {"converters": dict.fromkeys(as_text, str), "keep_default_na": False, "na_values": unknown}
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console | None = None) -> None:

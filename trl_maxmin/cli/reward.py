@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     if args.component_type == "lora":
         args.model_init_kwargs |= quantization_options(model)
         peft_config = lora_config(model)
-    train, test = read_dataset(script)
+    train, test = read_dataset(script, [args.annotator_column, args.group_column])
     require_model(model.model_name_or_path, "--model_name_or_path", revision=model.model_revision)
     checkpoint = prepare_output_folder(
         "reward", args.output_dir, script.overwrite_output_dir, args.resume_from_checkpoint

@@ -26,6 +26,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .texts import distinct_texts, number_values, prompts_of
+from .tokenization import plain_messages
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 _MAX_FAMILIAR_SHARE = 0.1
 
 ANNOTATOR_COLUMN = "annotator_id"
+# Ends the message about ties that are none as text.
+AS_TOKENS = " once they are tokenised (as unknown words, or behind what the tokenizer normalises)"
 
 # What pandas, a CSV file or `str` leave where nobody was named, in lower case. A person of such a name needs a prefix:
 # one renamed person costs less than many unnamed ones who are taken for one.
@@ -91,7 +94,7 @@ def prepare_preferences(
         TypeError: something else than a `Dataset`.
         ValueError: no rows; a column missing; a prompt or a reply that is neither text nor messages, or messages that
             lack a role or content or end with the wrong role; a missing or non-finite margin; an annotator id that
-            names nobody (None, NaN, blank, "nan", "none", "null") or is a list; only ties; fewer annotators than
+            names nobody (None, NaN, blank, "nan", "none", "null") or is no text and no whole number; only ties; fewer annotators than
             components, or a single annotator for more than one component.
 
     Warns:
@@ -118,7 +121,7 @@ def prepare_preferences(
     _check_texts(dataset)
     dataset = _with_annotators(dataset, annotator_column)
     _check_margin(dataset)
-    dataset = _without_ties(dataset)
+    dataset = without_ties(dataset, *(list(map(plain_messages, dataset[side])) for side in ("chosen", "rejected")))
     _check_annotators(dataset, num_components)
     return dataset
 
@@ -154,7 +157,8 @@ def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
 def _names_somebody(annotator: Any) -> bool:
     if isinstance(annotator, str):
         return annotator.strip().lower() not in _NOBODY
-    return isinstance(annotator, numbers.Real) and math.isfinite(annotator)
+    # True and False are answers of somebody, and a fraction is a measurement.
+    return isinstance(annotator, numbers.Real) and not isinstance(annotator, bool) and annotator % 1 == 0
 
 
 def _check_texts(dataset: Dataset) -> None:
@@ -211,14 +215,25 @@ def _check_margin(dataset: Dataset) -> None:
             )
 
 
-def _without_ties(dataset: Dataset) -> Dataset:
-    chosen, rejected = dataset["chosen"], dataset["rejected"]
+def without_ties(dataset: Dataset, chosen: Sequence[Any], rejected: Sequence[Any], reading: str = "") -> Dataset:
+    """The pairs whose two replies differ; a warning says how many do not.
+
+    Args:
+        dataset (`Dataset`): N pairs.
+        chosen, rejected (`Sequence`, N each): the replies as they are read, such as their token ids.
+        reading (`str`): what makes them equal, for the message.
+
+    Raises:
+        ValueError: no pair is left.
+    """
     keep = [i for i, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if a != b]
     ties = len(dataset) - len(keep)
     if not keep:
-        raise ValueError(f"In all {ties} rows `chosen` equals `rejected`: there is no preference to learn from.")
+        raise ValueError(
+            f"In all {ties} rows `chosen` equals `rejected`{reading}: there is no preference to learn from."
+        )
     if ties:
-        logger.warning(f"Dropped {ties} of {len(dataset)} pairs whose `chosen` equals `rejected`.")
+        logger.warning(f"Dropped {ties} of {len(dataset)} pairs whose `chosen` equals `rejected`{reading}.")
         dataset = dataset.select(keep)
     return dataset
 

@@ -37,6 +37,10 @@ def _require(row: Row, names: Iterable[str], source: str) -> None:
         )
 
 
+def _pair(prompt: Any, chosen: Any, rejected: Any, annotator: Any, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "annotator_id": annotator, **more}
+
+
 def _dataset(pairs: list[dict[str, Any]], source: str, left_out: int) -> Dataset:
     if not pairs:
         raise ValueError(f"No preference was found in these rows of {source} ({left_out} ties or unclear judgements).")
@@ -69,12 +73,7 @@ def from_prism(rows: Iterable[Row]) -> Dataset:
         others = [row for row in answers if not row["if_chosen"]]
         left_out += not (chosen and others)
         pairs += [
-            {
-                "prompt": best["user_prompt"],
-                "chosen": best["model_response"],
-                "rejected": other["model_response"],
-                "annotator_id": best["user_id"],
-            }
+            _pair(best["user_prompt"], best["model_response"], other["model_response"], best["user_id"])
             for best in chosen
             for other in others
         ]
@@ -107,15 +106,8 @@ def from_multipref(rows: Iterable[Row], aspect: str = "overall_pref", annotator_
                 if sides is None or "better" not in verdict:
                     left_out += 1
                     continue
-                pairs.append(
-                    {
-                        "prompt": row["text"],
-                        "chosen": row[sides[0]],
-                        "rejected": row[sides[1]],
-                        "annotator_id": annotation[annotator_key],
-                        "worker_kind": kind,
-                    }
-                )
+                replies = (row[side] for side in sides)
+                pairs.append(_pair(row["text"], *replies, annotation[annotator_key], worker_kind=kind))
     return _dataset(pairs, "MultiPref", left_out)
 
 
@@ -177,14 +169,8 @@ def from_helpsteer(rows: Iterable[Row]) -> Dataset:
                 left_out += 1
                 continue
             first, second = ("response1", "response2") if score < 0 else ("response2", "response1")
-            pairs.append(
-                {
-                    "prompt": list(row["context"]),
-                    "chosen": [{"role": "assistant", "content": row[first]}],
-                    "rejected": [{"role": "assistant", "content": row[second]}],
-                    "annotator_id": f"judgement-{number}-{position}",
-                }
-            )
+            replies = ([{"role": "assistant", "content": row[side]}] for side in (first, second))
+            pairs.append(_pair(list(row["context"]), *replies, f"judgement-{number}-{position}"))
     return _dataset(pairs, "HelpSteer3", left_out)
 
 
@@ -235,7 +221,7 @@ def from_ratings(
     pairs = []
     for person, judged in people.items():
         own = [
-            {"prompt": first[0], "chosen": first[1], "rejected": second[1], "annotator_id": person}
+            _pair(first[0], first[1], second[1], person)
             for first in judged
             for second in judged
             if first[0] == second[0] and first[2] > second[2]

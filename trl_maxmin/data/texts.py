@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .tokenization import plain_messages
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,15 +34,21 @@ def number_values(values: Iterable[Hashable], numbers: dict[Any, int] | None = N
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
-def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
+def text_of(value: str | Sequence[Mapping[str, Any]], with_roles: bool = False) -> str:
     """A text, or the contents of messages, a line each.
+
+    Args:
+        value (`str` or messages): what is read.
+        with_roles (`bool`): whether each line begins with who speaks.
 
     Example:
 
-    >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    'a\\nb'
+    >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], with_roles=True)
+    'user: a\\nassistant: b'
     """
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
+    if isinstance(value, str):
+        return value
+    return "\n".join(f"{turn.get('role', '')}: " * with_roles + str(turn.get("content", "")) for turn in value)
 
 
 def prompts_of(preferences: Dataset) -> list[Any]:
@@ -67,7 +75,7 @@ def distinct_texts(prompts: Sequence[Any], *sides: Sequence[Any]) -> tuple[list[
     texts = [(prompt, reply) for prompt, *replies in zip(prompts, *sides, strict=True) for reply in replies]
     numbers: dict[str, int] = {}
     # Messages are no keys of a dictionary; their text form is.
-    rows = number_values(map(repr, texts), numbers)
+    rows = number_values((repr(plain_messages(text)) for text in texts), numbers)
     distinct: list[Any] = [None] * len(numbers)
     for row, text in zip(rows, texts, strict=True):
         distinct[row] = text

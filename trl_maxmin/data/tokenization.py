@@ -66,7 +66,12 @@ def asked(dataset: Any) -> list[tuple[Any, dict[str, Any]]]:
     return [(row.get("prompt"), chat_options(row)) for row in rows]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: ChatOptions | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    options: ChatOptions | None = None,
+    max_length: int | None = None,
+) -> list[int]:
     """Token ids of a prompt, ready for a reply to be appended.
 
     Args:
@@ -74,16 +79,89 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: C
         prompt (`str` or `list[dict]`): plain text, or messages, to which the chat template with its generation prompt
             is applied.
         options (`dict`, *optional*): for the chat template, see [`chat_options`].
+        max_length (`int`, *optional*): a longer prompt is cut, and its frame stays: text loses its beginning, but no
+            leading special token; a conversation loses its oldest turns, each whole with what answered it, but not
+            what the system said.
 
     Returns:
         `list[int]`: ids, with the tokenizer's own leading special tokens (BOS) and no trailing ones.
 
     Raises:
-        ValueError: messages, and a tokenizer without a chat template.
+        ValueError: messages, and a tokenizer without a chat template; a last turn that is too long by itself.
     """
     if isinstance(prompt, str):
-        return list(_frame(tokenizer)[0]) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return _ids(tokenizer, _rendered(tokenizer, prompt, options, add_generation_prompt=True))
+        ids = list(_frame(tokenizer)[0]) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return cut_ids(tokenizer, ids, max_length)
+    ids = _ids(tokenizer, _rendered(tokenizer, prompt, options, add_generation_prompt=True))
+    kept, turns = _system_turns(prompt)
+    while max_length is not None and len(ids) > max_length:
+        later = next((row for row, turn in enumerate(turns) if row and turn.get("role") == "user"), None)
+        if later is None:
+            raise ValueError(
+                f"The last turn of a conversation has {len(ids)} tokens with its frame, but prompts may have "
+                f"{max_length}: {str(turns)[:80]}. Older turns are dropped whole, but this one cannot be cut. Raise "
+                "`max_prompt_length`, shorten the message, or leave the row out."
+            )
+        turns = turns[later:]
+        ids = _ids(tokenizer, _rendered(tokenizer, [*kept, *turns], options, add_generation_prompt=True))
+    return ids
+
+
+def cut_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], max_length: int | None) -> list[int]:
+    """Ids of a text without their beginning, behind the leading special tokens (BOS, `[CLS]`) that they came with:
+    without BOS some models no longer read what follows.
+
+    Args:
+        tokenizer: that made the ids.
+        ids (`list[int]`): of any length.
+        max_length (`int`, *optional*): to keep, frame and all.
+
+    Returns:
+        `list[int]`: at most `max_length`, the last ones.
+
+    Raises:
+        ValueError: a limit that leaves no room behind the frame.
+
+    Example:
+
+    >>> from trl_maxmin.data.world import FilmReviewWorld
+    >>> tokenizer = FilmReviewWorld(seed=0).tokenizer
+    >>> cut_ids(tokenizer, [7, 8, 9], 2)
+    [8, 9]
+    """
+    ids = list(ids)
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    head = list(_frame(tokenizer)[0])
+    head = head if ids[: len(head)] == head else []
+    if max_length <= len(head):
+        raise ValueError(
+            f"A limit of {max_length} tokens leaves no room behind the {len(head)} that every text begins with; set "
+            f"`max_prompt_length` to at least {len(head) + 1}."
+        )
+    return head + ids[len(ids) - (max_length - len(head)) :]
+
+
+def plain_messages(value: Any) -> Any:
+    """Messages without keys that hold nothing: where rows have different keys, a table fills them up with `None`.
+
+    Args:
+        value: messages, or parts of one; text stays as it is.
+
+    Example:
+
+    >>> plain_messages([{"role": "user", "content": "Hi", "tool_calls": None}])
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_messages(part) for name, part in value.items() if part is not None}
+    return [plain_messages(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _system_turns(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the system says at the beginning of a conversation, and the turns that follow."""
+    count = next((row for row, turn in enumerate(messages) if turn.get("role") not in ("system", "developer")), 0)
+    return list(messages[:count]), list(messages[count:])
 
 
 def encode_reply(
@@ -190,7 +268,8 @@ def stop_token(
     if not conversational or not getattr(tokenizer, "chat_template", None):
         return tokenizer.eos_token_id
     given = json.dumps(dict(options or {}), sort_keys=True, default=str)
-    return _template_stop(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id, given, _Unhashed(options))
+    eos, template = tokenizer.eos_token_id, str(tokenizer.chat_template)
+    return _template_stop(tokenizer, _vocabulary(tokenizer), template, eos, given, _Unhashed(options))
 
 
 def stop_tokens(
@@ -224,7 +303,7 @@ def _content(completion: Prompt) -> str | None:
     """The text of a reply that is one plain turn; `None` where it is more (several turns, tool calls, images)."""
     if isinstance(completion, str):
         return completion
-    filled = [{name: value for name, value in turn.items() if value is not None} for turn in completion]
+    filled = plain_messages(completion)
     if len(filled) != 1 or set(filled[0]) - {"role", "content", "name"}:
         return None
     content = filled[0].get("content", "")
@@ -250,9 +329,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Prompt, options: Cha
             f"The data are conversational (lists of messages), but {type(tokenizer).__name__} has no chat template. "
             "Set `tokenizer.chat_template`, or give plain text."
         )
-    # Where rows have different keys, a table fills them up with None, which some templates print.
-    plain = [{name: value for name, value in turn.items() if value is not None} for turn in messages]
-    return tokenizer.apply_chat_template(plain, tokenize=False, **kwargs, **(options or {}))
+    # Some templates print a `None`.
+    return tokenizer.apply_chat_template(plain_messages(messages), tokenize=False, **kwargs, **(options or {}))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -274,7 +352,12 @@ class _Unhashed:
 
 @lru_cache(maxsize=256)
 def _template_stop(
-    tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None, given: str, options: _Unhashed
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: tuple[Any, ...],
+    template: str,
+    eos: int | None,
+    given: str,
+    options: _Unhashed,
 ) -> int | None:
     for form in (str, lambda text: [{"type": "text", "text": text}]):
         turns = [{"role": "user", "content": form("?")}, {"role": "assistant", "content": form(_MARK)}]
@@ -296,11 +379,23 @@ def _first_special(tokenizer: PreTrainedTokenizerBase, ids: list[int], eos: int 
     return next((token for kind in (special - none, words - none) for token in ids if token in kind), eos)
 
 
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """What a script may change of a tokenizer after the first call, as a part of a cache's key."""
+    names = ("bos_token_id", "eos_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    processor = getattr(backend, "post_processor", None)
+    return (
+        *(getattr(tokenizer, name, None) for name in names),
+        tuple(map(str, getattr(tokenizer, "extra_special_tokens", None) or ())),
+        len(tokenizer),
+        None if processor is None else repr(processor),
+    )
+
+
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Special tokens that a tokenizer puts before and after one text, such as `[BOS]`, or `[CLS]` and `[SEP]`."""
-    # What a script may change after the first call is part of the key.
-    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "add_bos_token", "add_eos_token")
-    return _measured_frame(tokenizer, tuple(getattr(tokenizer, name, None) for name in names))
+    names = ("add_bos_token", "add_eos_token")
+    return _measured_frame(tokenizer, _vocabulary(tokenizer) + tuple(getattr(tokenizer, name, None) for name in names))
 
 
 @lru_cache(maxsize=64)

@@ -186,19 +186,19 @@ class FilmReviewWorld:
         Raises:
             ValueError: an unknown group.
         """
-        return [self._gold_reward_function(group) for group in (self.groups if groups is None else groups)]
 
-    def _gold_reward_function(self, group: str) -> Callable[..., list[float]]:
-        self._check_group(group)
-        eos_token_id = self.tokenizer.eos_token_id
+        def reward_of(group: str) -> Callable[..., list[float]]:
+            self._check_group(group)
 
-        def reward(prompts=None, completions=(), completion_ids=None, finished=None, **kwargs) -> list[float]:
-            if finished is None and completion_ids is not None:
-                finished = [eos_token_id in list(ids) for ids in completion_ids]
-            return self.gold_utility(group, completions, finished).tolist()
+            def reward(prompts=None, completions=(), completion_ids=None, finished=None, **kwargs) -> list[float]:
+                if finished is None and completion_ids is not None:
+                    finished = [self.tokenizer.eos_token_id in list(ids) for ids in completion_ids]
+                return self.gold_utility(group, completions, finished).tolist()
 
-        reward.__name__ = reward.__qualname__ = group
-        return reward
+            reward.__name__ = reward.__qualname__ = group
+            return reward
+
+        return [reward_of(group) for group in (self.groups if groups is None else groups)]
 
     # --- annotators ---
 
@@ -294,18 +294,15 @@ class FilmReviewWorld:
                 log_odds = (utility[0] - utility[1]) / (scale[group] * temperature)
                 # A logistic draw above -log_odds has probability sigmoid(log_odds).
                 chosen = 0 if rng.logistic() < log_odds else 1
-                rows.append(
-                    {
-                        "prompt": prompt,
-                        "chosen": pair[chosen],
-                        "rejected": pair[1 - chosen],
-                        "annotator_id": f"annotator_{number:0{width}d}",
-                        "group": group,
-                    }
-                )
+                row = {"prompt": prompt, "chosen": pair[chosen], "rejected": pair[1 - chosen]}
+                rows.append(row | {"annotator_id": f"annotator_{number:0{width}d}", "group": group})
         return Dataset.from_list([rows[index] for index in rng.permutation(len(rows))])
 
     # --- the reference policy ---
+
+    @property
+    def _special_ids(self) -> dict[str, int]:
+        return {f"{kind}_token_id": getattr(self.tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
 
     def reference_config(self) -> GPT2Config:
         """Configuration of the reference policy: GPT-2 of 3 layers, width 96, 4 heads, without dropout."""
@@ -320,9 +317,7 @@ class FilmReviewWorld:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
+            **self._special_ids,
         )
 
     def pretrain(
@@ -383,9 +378,7 @@ class FilmReviewWorld:
             top_k=0,
             top_p=1.0,
             max_new_tokens=MAX_COMPLETION_LENGTH,
-            bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
+            **self._special_ids,
         )
 
     def _language_model_batch(self, prompts: list[str], reviews: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ prompts are compared on the same resamples, and several replies to one prompt do
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -130,14 +131,11 @@ class PromptBootstrap:
         Args:
             values (`Sequence[float]` of shape `(N,)`): NaN: not scored, does not count.
 
-        Returns:
-            [`Interval`]
-
         Raises:
             ValueError: a wrong shape, nothing but NaN, or infinite values.
         """
-        difference = self._symmetric(*self._influence(self._checked(values, "values")[:, None]))
-        return Interval(difference.mean, difference.low, difference.high)
+        own = self._symmetric(*self._influence(self._checked(values, "values")[:, None]))
+        return Interval(own.mean, own.low, own.high)
 
     def difference(self, values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
         """Mean of `values - baseline`, row by row.
@@ -146,9 +144,6 @@ class PromptBootstrap:
             values (`Sequence[float]` of shape `(N,)`): of one policy.
             baseline (`Sequence[float]` of shape `(N,)`): of the other, for the same prompts. A row in which either is
                 NaN does not count.
-
-        Returns:
-            [`PairedDifference`]
 
         Raises:
             ValueError: as [`~PromptBootstrap.mean`].
@@ -206,7 +201,9 @@ class PromptBootstrap:
         shares = _shares(weights, np.asarray(values).shape[-1])
         mean, influence = self._influence(self._checked(values, "values", 2))
         result = {"group_min": self._minimum(mean, influence, bounds)}
-        first, second = (list(side) for side in zip(*_pairs(len(mean)), strict=True))
+        # Ordered pairs of different groups; one group is its own pair.
+        pairs = list(itertools.permutations(range(len(mean)), 2)) or [(0, 0)]
+        first, second = (list(side) for side in zip(*pairs, strict=True))
         width = None if bounds is None else (bounds[0] - bounds[1], 0.0)
         gap = self._minimum(mean[first] - mean[second], influence[:, first] - influence[:, second], width)
         result["difference"] = Interval(0.0 - gap.mean, max(0.0, -gap.high), 0.0 - gap.low)
@@ -276,14 +273,9 @@ class PromptBootstrap:
         return result
 
 
-def _pairs(size: int) -> list[tuple[int, int]]:
-    """Ordered pairs of different groups; one group is its own pair."""
-    return [(i, j) for i in range(size) for j in range(size) if i != j] or [(0, 0)]
-
-
-def _root(function: Callable[[float], float], largest: float = 100.0) -> float:
-    """Where a falling function that is positive at 0 reaches 0; infinite beyond `largest`."""
-    low, high = 0.0, largest
+def _root(function: Callable[[float], float]) -> float:
+    """Where a falling function that is positive at 0 reaches 0; infinite beyond 100."""
+    low, high = 0.0, 100.0
     if function(high) > 0:
         return np.inf
     for _ in range(50):

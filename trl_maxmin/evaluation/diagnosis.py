@@ -30,6 +30,7 @@ from .diversity import (
     preference_probability,
     total_variation,
 )
+from .results import shown, table
 
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
@@ -100,30 +101,28 @@ class Diagnosis:
         """The answer in words."""
         kind = "groups you named" if self.known else "groups of annotators"
         if self.num_groups == 1:
-            return (
-                f"No: one reward suffices. {self._evidence(2)}Nothing in these {self.num_pairs} pairs supports more "
-                f"than one of the {kind}; conventional RLHF is the simpler choice."
-                if not self.known
-                else f"No: one reward suffices. {self._evidence(self._most())}Separate rewards for the {kind} do not "
-                "predict held-out pairs better than a single one."
+            evidence = self._evidence(max(map(int, self.selection)) if self.known else 2)
+            why = (
+                f"Separate rewards for the {kind} do not predict held-out pairs better than a single one."
+                if self.known
+                else f"Nothing in these {self.num_pairs} pairs supports more than one of the {kind}; conventional "
+                "RLHF is the simpler choice."
             )
+            return f"No: one reward suffices. {evidence}{why}"
         worst = self.measured_order[0]
         entry = self.by_group[worst]
         shares = ", ".join(f"{name} {100 * facts['share']:.0f} %" for name, facts in self.by_group.items())
-        accuracy = ""
-        if "accuracy_own" in entry:
-            accuracy = (
-                f" On its held-out pairs a single reward is right in {100 * entry['accuracy_single']['mean']:.0f} % "
-                f"of the cases, its own in {100 * entry['accuracy_own']['mean']:.0f} %."
-            )
+        accuracy = (
+            f" On its held-out pairs a single reward is right in {100 * entry['accuracy_single']['mean']:.0f} % "
+            f"of the cases, its own in {100 * entry['accuracy_own']['mean']:.0f} %."
+            if "accuracy_own" in entry
+            else ""
+        )
         return (
             f"Yes: the data hold {self.num_groups} {kind} ({shares}). {self._evidence(1)}The most diverse two "
             f"disagree by {max(map(max, self.diversity)):.2f} in total variation. A policy for the single reward "
             f"costs {worst} the most: {entry['gap']['mean']:.2f} log-odds.{accuracy}"
         )
-
-    def _most(self) -> int:
-        return max(int(k) for k in self.selection)
 
     def _evidence(self, other: int) -> str:
         if str(other) not in self.selection or other == self.num_groups:
@@ -139,17 +138,18 @@ class Diagnosis:
             f"{self.num_pairs} pairs of {self.num_annotators} annotators on {self.num_prompts} prompts; rewards "
             f"linear in {self.features}, D = {self.feature_bound:.2f}, beta = {self.beta:g}.",
             "",
-            "| K | held-out log-likelihood (nats a pair) | below the best by | standard error |",
-            "|---|---|---|---|",
         ]
-        for k, facts in self.selection.items():
-            lines.append(f"| {k} | {facts['mean']:.4f} | {facts['difference']:.4f} | {facts['standard_error']:.4f} |")
+        measures = {"mean": "held-out log-likelihood (nats a pair)", "difference": "below the best by"}
+        measures |= {"standard_error": "standard error"}
+        rows = [[k, *(f"{facts[name]:.4f}" for name in measures)] for k, facts in self.selection.items()]
+        lines += table(["K", *measures.values()], rows)
         if self.num_groups > 1:
             columns = ["share", "mismatch", "accuracy_own", "accuracy_single", "predicted", "gap"]
             columns += ["parameter_distance", "parameter_bound", "predicted_bound"]
-            lines += ["", "| group | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-            for name, facts in self.by_group.items():
-                lines.append(f"| {name} | " + " | ".join(_shown(facts.get(column)) for column in columns) + " |")
+            rows = [
+                [name, *(_shown(facts.get(column)) for column in columns)] for name, facts in self.by_group.items()
+            ]
+            lines += ["", *table(["group", *columns], rows)]
             lines += [
                 "",
                 "`mismatch`: total variation between the single reward's preferences and the group's. `predicted`: "
@@ -165,11 +165,7 @@ class Diagnosis:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value:.3g}"
+    return shown(value) if value is None or isinstance(value, dict) else f"{value:.3g}"
 
 
 def diagnose(
@@ -203,9 +199,6 @@ def diagnose(
         seed (`int`, *optional*, defaults to 0): of splits, restarts and resamples.
         **model_kwargs: passed to `from_pretrained`.
 
-    Returns:
-        [`Diagnosis`]
-
     Raises:
         ValueError: data that break the column contract, no group column of that name, `max_groups`, `beta` or
             `heldout_fraction` out of range, or annotators who all gave one pair (without a group column).
@@ -218,7 +211,7 @@ def diagnose(
     require_group_column(group_column, annotator_column, dataset.column_names)
     dataset = prepare_preferences(dataset, annotator_column)
     known = group_column is not None
-    pairs = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
+    pairs, dataset = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
     if not pairs.heldout.any():
         raise ValueError(
             f"{len(pairs.annotator)} pairs of {pairs.annotator.max() + 1} annotators leave no held-out pair: nearly "
@@ -301,24 +294,18 @@ def _measure(
 
 
 def _curves(
-    pairs: Pairs,
-    memberships: np.ndarray,
-    own: np.ndarray,
-    names: list[str],
-    candidates: list[np.ndarray],
-    beta: float,
+    pairs: Pairs, memberships: np.ndarray, own: np.ndarray, names: list[str], candidates: list[np.ndarray], beta: float
 ) -> dict[str, list[list[float]]]:
     """Gap of each group where its pairs are weighted so that they make up a given share, the others in proportion."""
     learn = pairs.learn
     mass = memberships[learn].mean(axis=0)
-    curves: dict[str, list[list[float]]] = {}
-    for k, name in enumerate(names):
-        curves[name] = []
-        for share in SHARES:
-            factors = np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
-            single = fit_reward(pairs, learn, memberships[learn] @ factors)
-            curves[name].append([share, float(_gaps(candidates, own[k], single, beta).mean())])
-    return curves
+
+    def point(k: int, share: float) -> list[float]:
+        factors = np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
+        single = fit_reward(pairs, learn, memberships[learn] @ factors)
+        return [share, float(_gaps(candidates, own[k], single, beta).mean())]
+
+    return {name: [point(k, share) for share in SHARES] for k, name in enumerate(names)}
 
 
 def _candidates(pairs: Pairs) -> list[np.ndarray]:

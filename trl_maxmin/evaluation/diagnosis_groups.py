@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group
+from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, without_ties
 from ..data.texts import distinct_texts, number_values, prompts_of
 from ..functional.em import NumComponentsSelection, predictive_log_likelihood, select_num_components
 from ..functional.em_features import deal_texts
@@ -53,8 +53,9 @@ class Pairs:
 
 def read_pairs(
     dataset: Dataset, heldout_fraction: float, model: str | None, seed: int, known: bool, **model_kwargs: Any
-) -> Pairs:
-    """The preferences as arrays, split into pairs that train and pairs that are held out.
+) -> tuple[Pairs, Dataset]:
+    """The preferences as arrays, split into pairs that train and pairs that are held out, and the rows behind them:
+    without those whose replies read alike.
 
     Args:
         dataset (`Dataset`): as [`prepare_preferences`] returns it.
@@ -64,13 +65,16 @@ def read_pairs(
         known (`bool`): whether groups are known, so that nobody has to be placed.
         **model_kwargs: passed to `from_pretrained`.
     """
+    raw = _raw_features(dataset, model, **model_kwargs)
+    differ = np.flatnonzero((raw[: len(dataset)] != raw[len(dataset) :]).any(1))
+    if len(differ) < len(dataset):
+        sides = np.split(raw, 2)
+        raw = np.concatenate([side[differ] for side in sides])
+        ties = ([row.tobytes() for row in side] for side in sides)
+        dataset = without_ties(dataset, *ties, " in all that is read of them (their words, or a model's states)")
     count = len(dataset)
     replies = [*dataset["chosen"], *dataset["rejected"]]
     given = prompts_of(dataset)
-    if model is None:
-        raw = word_features(replies)
-    else:
-        raw = model_features(model, [*given, *given], replies, **model_kwargs)
     features = principal_features(raw)
     index = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
     annotator = np.array(index.encode(dataset[ANNOTATOR_COLUMN]))
@@ -81,7 +85,15 @@ def read_pairs(
     texts = list(zip(map(str, replies[:count]), map(str, replies[count:]), strict=True))
     numbers = distinct_texts(given, replies[:count], replies[count:])[1]
     learn, heldout = _split(annotator, numbers, heldout_fraction, seed, known)
-    return Pairs(features[:count], features[count:], margin, annotator, prompt, learn, heldout, texts)
+    return Pairs(features[:count], features[count:], margin, annotator, prompt, learn, heldout, texts), dataset
+
+
+def _raw_features(dataset: Dataset, model: str | None, **model_kwargs: Any) -> np.ndarray:
+    """What is read of the chosen replies, then of the rejected ones, (2N, F)."""
+    replies, given = [*dataset["chosen"], *dataset["rejected"]], prompts_of(dataset)
+    if model is None:
+        return word_features(replies)
+    return model_features(model, [*given, *given], replies, **model_kwargs)
 
 
 def _split(

@@ -232,7 +232,7 @@ def alignment_gap(
 
 
 def feature_curvature(
-    features: Sequence[np.ndarray], group: np.ndarray, single: np.ndarray, beta: float = 1.0, num_points: int = 9
+    features: Sequence[np.ndarray], group: np.ndarray, single: np.ndarray, beta: float = 1.0
 ) -> float:
     """Least eigenvalue of the within-prompt feature covariance under the optimal policies between two rewards.
 
@@ -244,13 +244,12 @@ def feature_curvature(
         group (`np.ndarray` of shape `(D,)`): the group's parameters.
         single (`np.ndarray` of shape `(D,)`): the single reward's.
         beta (`float`, *optional*, defaults to 1.0): KL coefficient.
-        num_points (`int`, *optional*, defaults to 9): points of the segment between them that are looked at.
 
     Returns:
         `float`, not negative; 0 where some direction of the features never varies within a prompt.
     """
     least = np.inf
-    for position in np.linspace(0, 1, num_points):
+    for position in np.linspace(0, 1, 9):
         parameters = (1 - position) * group + position * single
         covariance = np.zeros((len(parameters), len(parameters)))
         for psi in features:

@@ -14,20 +14,14 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from ..data.tokenization import Prompt, same_vocabulary
+from ..data.tokenization import Prompt, plain_messages, same_vocabulary
 from ..distributed import gather_objects
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.reference_statistics import ReferenceStatistics
 from ..trainer.scoring.sources import RewardBatch, build_reward_source
-from .generation import (
-    Replies,
-    Sampling,
-    diversity_of_replies,
-    generate_replies,
-    reply_logprobs,
-)
+from .generation import Replies, Sampling, diversity_of_replies, generate_replies, reply_logprobs
 from .judges import PairwiseJudge, judge_pairs
 from .results import GroupScores, summarise
 
@@ -75,7 +69,9 @@ class Evaluation:
     def samples(self, count: int = 4) -> list[dict[str, Any]]:
         """The first replies of every policy to the first different prompts, as the run record holds them."""
         anyone = next(iter(self.replies.values()))
-        rows = list({repr(prompt): row for row, prompt in reversed(list(enumerate(anyone.prompts)))}.values())[::-1]
+        rows = list(
+            {repr(plain_messages(prompt)): row for row, prompt in reversed(list(enumerate(anyone.prompts)))}.values()
+        )[::-1]
         return [
             {
                 "prompt": prompt if isinstance(prompt := anyone.prompts[row], str) else prompt[-1]["content"],
@@ -136,9 +132,6 @@ def evaluate_policies(
         num_resamples, level: see [`summarise`].
         progress (`Callable[[str, int, int], None]`, *optional*): called with what is being done, how much of it is
             done on this rank and how much there is.
-
-    Returns:
-        [`Evaluation`]
 
     Raises:
         ValueError: a reference that is no policy, nobody to judge, groups named twice, no prompts where they are
@@ -239,7 +232,7 @@ def _score(
     """What components and known groups think of every reply, and the latter's utility in its own unit."""
     groups: dict[str, str] = {}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in replies}
-    keys = [repr(prompt) for prompt in replies[reference].prompts]
+    keys = [repr(plain_messages(prompt)) for prompt in replies[reference].prompts]
     gold_utility: dict[str, dict[str, float]] = {}
     weights = dict(weights or {})
     for kind, rewards in given.items():

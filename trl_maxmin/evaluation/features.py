@@ -54,22 +54,15 @@ def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int 
 
 
 def model_features(
-    model_name_or_path: str,
-    prompts: Sequence[Any],
-    replies: Sequence[Any],
-    batch_size: int = 32,
-    device: str | torch.device | None = None,
-    max_length: int | None = None,
-    **model_kwargs: Any,
+    model_name_or_path: str, prompts: Sequence[Any], replies: Sequence[Any], **model_kwargs: Any
 ) -> np.ndarray:
     """Last hidden state of a frozen language model (or encoder) at the end of each reply.
+
+    Of a prompt and reply that are longer than the model reads, the beginning is left out.
 
     Args:
         model_name_or_path (`str`): folder or Hub id of a model of a supported family.
         prompts, replies (`Sequence` of length N): text or messages.
-        batch_size (`int`, *optional*, defaults to 32): sequences a forward.
-        device (`str` or `torch.device`, *optional*): default: a GPU where there is one.
-        max_length (`int`, *optional*): longer sequences lose their beginning. Default: what the model reads.
         **model_kwargs: passed to `from_pretrained`.
 
     Returns:
@@ -78,42 +71,32 @@ def model_features(
     Raises:
         ValueError: an unsupported family, a model or tokenizer that is not there whole, or as the tokenizer.
     """
-    from ..data.tokenization import encode_reply
+    from accelerate import Accelerator
+
+    from ..data.tokenization import cut_ids, encode_reply
     from ..models import MixtureRewardModel
     from ..models.base import context_length
-    from ..models.scoring import pad_sequences
+    from ..trainer.reward.text_features import TextFeatures
 
     model_kwargs.setdefault("argument", "`model_name_or_path`")
-    mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).eval()
-    mixture.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    limit = max_length or context_length(mixture.config.base_config) or 4096
-    sequences = [
-        encode_reply(mixture.processing_class, prompt, reply)[-limit:]
-        for prompt, reply in zip(prompts, replies, strict=True)
-    ]
-    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    features: list[np.ndarray] = [np.empty(0)] * len(sequences)
-    pad_token_id = mixture.config.get_text_config().pad_token_id or 0
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        input_ids, mask = pad_sequences([sequences[row] for row in rows], pad_token_id)
-        with torch.no_grad():
-            states = mixture.features(input_ids.to(mixture.device), mask.to(mixture.device))[:, 0]
-        for row, state in zip(rows, states.float().cpu().numpy(), strict=True):
-            features[row] = state
-    return np.stack(features)
+    accelerator = Accelerator()
+    mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).to(accelerator.device)
+    limit, pad = context_length(mixture.config.base_config) or 4096, mixture.config.get_text_config().pad_token_id or 0
+    encoder = TextFeatures(mixture, pad, 32, accelerator)
+    tokenizer, pairs = mixture.processing_class, zip(prompts, replies, strict=True)
+    rows = encoder.rows([cut_ids(tokenizer, encode_reply(tokenizer, *pair), limit) for pair in pairs])[0]
+    return encoder.vectors[rows].numpy()
 
 
-def principal_features(features: np.ndarray, max_directions: int = MAX_DIRECTIONS) -> np.ndarray:
+def principal_features(features: np.ndarray) -> np.ndarray:
     """Leading principal directions of centred features, on one common scale so that `|psi|^2` is 1 on average per
     direction kept.
 
     Args:
         features (`np.ndarray` of shape `(N, D)`): any numbers.
-        max_directions (`int`, *optional*): most directions to keep.
 
     Returns:
-        `np.ndarray` of shape `(N, d)`, d at most `max_directions`.
+        `np.ndarray` of shape `(N, d)`, d at most `MAX_DIRECTIONS`.
 
     Raises:
         ValueError: features that are the same in every row.
@@ -121,4 +104,4 @@ def principal_features(features: np.ndarray, max_directions: int = MAX_DIRECTION
     centred = np.asarray(features, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
     directions, squares = principal_directions(torch.from_numpy(centred.T @ centred / len(centred)))
-    return centred @ directions[:, -max_directions:].numpy() / np.sqrt(squares.mean().item())
+    return centred @ directions[:, -MAX_DIRECTIONS:].numpy() / np.sqrt(squares.mean().item())

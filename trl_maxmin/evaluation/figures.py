@@ -114,9 +114,6 @@ def plot_comparison(report: Mapping[str, Any], path: str | os.PathLike[str]) -> 
             panel.
         path (`str` or `os.PathLike`): where to write the PNG file; its folder is created.
 
-    Returns:
-        `Path` of the file.
-
     Raises:
         ValueError: the report has no groups or no win rates, or a policy lacks a group.
 

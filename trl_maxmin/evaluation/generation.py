@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.texts import text_of
-from ..data.tokenization import Prompt, encode_prompt
+from ..data.tokenization import Prompt, encode_prompt, plain_messages
 from ..distributed import gather_objects
 from ..models.base import context_length
 from ..trainer.common.sampling import pad, resolve_stop_tokens, sample_completions, sampling_config, seeded
@@ -62,7 +62,7 @@ class Sampling:
         num_completions (`int`): replies a prompt.
         batch_size (`int`): prompts generated for together.
         seed (`int`): of the random streams.
-        max_prompt_length (`int`, *optional*): longer prompts lose their beginning.
+        max_prompt_length (`int`, *optional*): longer prompts are cut, see [`encode_prompt`].
         chat_template_kwargs (`dict`, *optional*): what chat templates are given, as in the policies' training.
     """
 
@@ -108,9 +108,8 @@ def generate_replies(
     Raises:
         ValueError: a prompt that is empty, or too long for the model.
     """
-    prompt_ids = [encode_prompt(tokenizer, prompt, sampling.chat_template_kwargs) for prompt in prompts]
-    if sampling.max_prompt_length is not None:
-        prompt_ids = [ids[-sampling.max_prompt_length :] for ids in prompt_ids]
+    options, limit = sampling.chat_template_kwargs, sampling.max_prompt_length
+    prompt_ids = [encode_prompt(tokenizer, prompt, options, limit) for prompt in prompts]
     _require_room(model, prompt_ids, sampling.max_new_tokens)
     greedy = {"do_sample": False} if sampling.temperature == 0 else None
     config = sampling_config(sampling.temperature or 1.0, sampling.max_new_tokens, greedy)
@@ -237,7 +236,7 @@ def read_completions(dataset: Dataset) -> dict[str, Replies]:
         )
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in dataset:
-        rows.setdefault(str(row["policy"]), {}).setdefault(repr(row["prompt"]), []).append(row)
+        rows.setdefault(str(row["policy"]), {}).setdefault(repr(plain_messages(row["prompt"])), []).append(row)
     first, *others = rows
     counts = {prompt: len(found) for prompt, found in rows[first].items()}
     for name in others:

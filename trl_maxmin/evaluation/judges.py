@@ -12,18 +12,20 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..data.texts import text_of
 from ..data.tokenization import Prompt
 
 
 FAILED = -1
 TIE = 2
+_KNOWN = {None: FAILED, -1: FAILED, 0: 0, 1: 1, TIE: TIE, 0.5: TIE}
 
 CRITERIA: dict[str, str] = {
     "P1A": "A child in primary school should understand the reply: everyday words, short sentences, nothing assumed.",
@@ -93,9 +95,6 @@ def judge_pairs(
         prompts (`Sequence` of N texts or messages): prompts.
         first, second (`Sequence[str]`, N each): replies.
 
-    Returns:
-        [`JudgedPairs`]
-
     Raises:
         ValueError: lengths that differ, or a judge that returns another number of verdicts or an unknown one.
 
@@ -109,11 +108,15 @@ def judge_pairs(
     """
     if not len(prompts) == len(first) == len(second):
         raise ValueError(f"{len(prompts)} prompts, {len(first)} and {len(second)} replies; give one of each a row.")
-    texts = [prompt_text(prompt) for prompt in prompts]
+    texts = [text_of(prompt, with_roles=True) for prompt in prompts]
     pairs = list(zip(first, second, strict=True))
     # One call: a judge that batches or runs in parallel then has everything at hand.
     completions = [[a, b] for a, b in pairs] + [[b, a] for a, b in pairs]
-    verdicts = [_verdict(value) for value in judge.judge(texts + texts, completions, shuffle_order=False)]
+    verdicts = []
+    for value in judge.judge(texts + texts, completions, shuffle_order=False):
+        if value not in _KNOWN:
+            raise ValueError(f"The judge returned {value!r}; allowed: 0, 1, {TIE} or 0.5 (tie), -1 or None (failed).")
+        verdicts.append(_KNOWN[value])
     if len(verdicts) != len(completions):
         raise ValueError(f"The judge returned {len(verdicts)} verdicts for {len(completions)} comparisons.")
     outcomes = np.full(len(pairs), np.nan)
@@ -130,20 +133,6 @@ def judge_pairs(
         counts["inconsistent"] += straight != turned
         outcomes[row] = {0: 1.0, 1: 0.0, TIE: 0.5}[agreed]
     return JudgedPairs(outcomes, counts)
-
-
-def _verdict(value: int | float | None) -> int:
-    known = {None: FAILED, -1: FAILED, 0: 0, 1: 1, TIE: TIE, 0.5: TIE}
-    if value not in known:
-        raise ValueError(f"The judge returned {value!r}; allowed: 0, 1, {TIE} or 0.5 (tie), -1 or None (failed).")
-    return known[value]
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as a judge reads it: text, or messages with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def parse_verdict(answer: str) -> int:
@@ -192,23 +181,11 @@ class EndpointJudge:
         self.criterion = CRITERIA.get(criterion, criterion)
         self.max_tokens, self.timeout, self.num_workers = max_tokens, timeout, num_workers
 
-    def judge(
-        self,
-        prompts: list[str],
-        completions: list[list[str]],
-        shuffle_order: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[int]:
+    def judge(self, prompts: list[str], completions: list[list[str]], shuffle_order: bool = False) -> list[int]:
         """See [`PairwiseJudge`]; the order given is kept, see [`judge_pairs`]."""
-
-        def one(pair: tuple[str, list[str]]) -> int:
-            verdict = parse_verdict(self._ask(pair[0], *pair[1]))
-            if progress is not None:
-                progress(1)
-            return verdict
-
+        pairs = zip(prompts, completions, strict=True)
         with ThreadPoolExecutor(max_workers=self.num_workers) as pool:
-            return list(pool.map(one, zip(prompts, completions, strict=True)))
+            return list(pool.map(lambda pair: parse_verdict(self._ask(pair[0], *pair[1])), pairs))
 
     def _ask(self, prompt: str, first: str, second: str) -> str:
         content = _INSTRUCTIONS.format(criterion=self.criterion, prompt=prompt, first=first, second=second)

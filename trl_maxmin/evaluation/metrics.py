@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.texts import number_values
 from .bootstrap import Interval
 
 
@@ -58,9 +59,6 @@ def win_rate(
         clusters (`Sequence` of P hashable values, *optional*): the prompt of each row. `None`: every row is a prompt
             of its own.
 
-    Returns:
-        `GroupWinRate`.
-
     Raises:
         ValueError: shapes that differ, no prompts, or NaN utilities.
 
@@ -90,14 +88,12 @@ def _effective_size(outcome: np.ndarray, clusters: Sequence[object] | None) -> f
     if len(clusters) != len(outcome):
         raise ValueError(f"clusters has {len(clusters)} values for {len(outcome)} prompts")
     mean = outcome.mean()
-    sums: dict[object, float] = {}
-    for cluster, value in zip(clusters, outcome, strict=True):
-        sums[cluster] = sums.get(cluster, 0.0) + float(value - mean)
+    sums = np.bincount(number_values(clusters), outcome - mean)
     independent = float(mean * (1 - mean)) / size
     if independent == 0 or len(sums) < 2:
         # All won or all lost, or one prompt only: nothing to estimate from, so only different prompts count.
         return float(len(sums))
-    clustered = len(sums) / (len(sums) - 1) * sum(value**2 for value in sums.values()) / size**2
+    clustered = len(sums) / (len(sums) - 1) * float((sums**2).sum()) / size**2
     return size / max(1.0, clustered / independent)
 
 

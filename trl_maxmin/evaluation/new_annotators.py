@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..functional.em import annotator_log_likelihood, log_responsibilities, predictive_log_likelihood
+from ..functional.em import (
+    annotator_log_likelihood,
+    clustered_error,
+    log_responsibilities,
+    posterior_entropy,
+    predictive_log_likelihood,
+)
 
 
 CURVE_SIZES = (0, 1, 2, 4, 8, 16)
@@ -81,7 +87,9 @@ def assignment_curve(
     position = torch.arange(len(people)) - starts[people]
     judged = position >= max(sizes)
     if texts is not None:
-        judged &= ~_shown(texts[order], people, ~judged).any(1)
+        # Those that share a text with one of the same annotator's pairs that are seen.
+        keys = people.unsqueeze(1) * (int(texts.max()) + 1) + texts[order]
+        judged &= ~torch.isin(keys, keys[~judged]).any(1)
     enough = torch.bincount(people[judged], minlength=len(counts)) > 0
     if int(enough.sum()) < 2:
         raise ValueError(
@@ -96,12 +104,6 @@ def assignment_curve(
     return [_point(size, scores, people, position < size, judged, mixing_weights.double()) for size in sizes]
 
 
-def _shown(texts: torch.Tensor, people: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Which of the texts `(N, 2)` stand in one of the same annotator's pairs of `seen`."""
-    keys = people.unsqueeze(1) * (int(texts.max()) + 1) + texts
-    return torch.isin(keys, keys[seen])
-
-
 def _point(
     size: int,
     scores: torch.Tensor,
@@ -114,14 +116,12 @@ def _point(
     log_resp = log_responsibilities(annotator_log_likelihood(scores[seen], people[seen], count), mixing_weights.log())
     predictive = predictive_log_likelihood(scores[judged], log_resp, people[judged])
     right = (predictive.exp() > 0.5).double()
-    spread = torch.zeros(count, dtype=torch.float64).index_add(0, people[judged], right - right.mean())
-    error = (spread.square().sum() * count / (count - 1)).sqrt() / len(right)
     return AssignmentPoint(
         size,
         right.mean().item(),
-        error.item(),
+        clustered_error(right, people[judged], count),
         predictive.mean().item(),
-        torch.special.entr(log_resp.exp()).sum(-1).mean().item(),
+        posterior_entropy(log_resp).mean().item(),
         count,
         len(right),
     )

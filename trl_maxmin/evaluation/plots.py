@@ -40,9 +40,6 @@ def plot_groups(
         measure (`str`, *optional*, defaults to `"win_rate"`): `"win_rate"` or `"utility"`.
         kind (`str`, *optional*): groups of this kind only. Default: all that have the measure.
 
-    Returns:
-        `Path` of the file.
-
     Raises:
         ValueError: an unknown measure, or no group and policy that have it.
     """
@@ -117,11 +114,7 @@ def _legend_below(figure: Any, axes: Any, entries: Sequence[tuple[str, Any]]) ->
 
 
 def plot_pareto(
-    results: Mapping[str, Any],
-    path: str | os.PathLike[str],
-    majority: str,
-    minority: str,
-    measure: str = "utility",
+    results: Mapping[str, Any], path: str | os.PathLike[str], majority: str, minority: str, measure: str = "utility"
 ) -> Path:
     """What every policy gives the minority against what it gives the majority, with both intervals.
 
@@ -132,9 +125,6 @@ def plot_pareto(
         path (`str` or `os.PathLike`): of the PNG file.
         majority, minority (`str`): two groups.
         measure (`str`, *optional*, defaults to `"utility"`): `"utility"` or `"win_rate"`.
-
-    Returns:
-        `Path` of the file.
 
     Raises:
         ValueError: an unknown measure or group, or no policy that has the measure for both groups.
@@ -189,9 +179,6 @@ def plot_training(
         bands (`Mapping`, *optional*): run -> list of `[step, low, high]`, shaded behind the run's curve, such as the
             range over seeds.
 
-    Returns:
-        `Path` of the file.
-
     Raises:
         ValueError: no curve with a point, or a band of a run without a curve.
     """
@@ -224,9 +211,6 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     Args:
         diagnosis (`Mapping`): `Diagnosis.to_dict()`.
         path (`str` or `os.PathLike`): of the PNG file.
-
-    Returns:
-        `Path` of the file.
     """
     curves = diagnosis["curves"]
     figure, panels = _canvas(2 if curves else 1, 9.4 if curves else 5.0, 4.4)

@@ -217,73 +217,51 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
 
     Args:
         results (`Mapping`): from [`summarise`].
-
-    Returns:
-        `str`.
     """
-    level = f"{100 * results['interval']['level']:g} %"
-    lines = ["# Evaluation by group", ""]
-    lines += [
-        f"{results['num_prompts']} prompts, {results['num_replies']} replies of each policy; in brackets {level} "
-        "intervals over prompts (Wilson for win rates of a group, bootstrap for everything else)."
+    lines = [
+        "# Evaluation by group",
+        "",
+        f"{results['num_prompts']} prompts, {results['num_replies']} replies of each policy; in brackets "
+        f"{100 * results['interval']['level']:g} % intervals over prompts (Wilson for win rates of a group, bootstrap "
+        "for everything else).",
     ]
+    extra = [f"*{key}*" for key in AGGREGATES]
     kinds = {"component": "Learned components", "gold": "Known groups", "judge": "Judged criteria"}
     for kind, title in kinds.items():
         groups = [group for group, own in results["groups"].items() if own == kind]
-        measures = [
-            (measure, label)
-            for measure, label in (("win_rate", "win rate"), ("utility", "utility"), ("rank", "rank"))
-            if any(measure in entry["by_group"][group] for entry in results["policies"].values() for group in groups)
-        ]
-        for measure, label in measures:
-            against = f" against `{results['reference']}`" if measure == "win_rate" else ""
-            extra = [
-                key
-                for key in AGGREGATES
-                if any(
-                    key in entry["aggregates"].get(kind, {}).get(measure, {}) for entry in results["policies"].values()
-                )
-            ]
-            rows = [
-                [
-                    f"`{name}`",
-                    *(_shown(entry["by_group"][group].get(measure)) for group in groups),
-                    *(_shown(entry["aggregates"].get(kind, {}).get(measure, {}).get(key)) for key in extra),
-                ]
+        for measure in ("win_rate", "utility", "rank"):
+            cells = {
+                f"`{name}`": {g: entry["by_group"][g][measure] for g in groups if measure in entry["by_group"][g]}
+                | {f"*{key}*": n for key, n in entry["aggregates"].get(kind, {}).get(measure, {}).items()}
                 for name, entry in results["policies"].items()
-                if any(measure in entry["by_group"][group] for group in groups)
-            ]
-            lines += ["", f"## {title}: {label}{against}", ""]
-            lines += _table(["policy", *groups, *(f"*{key}*" for key in extra)], rows)
+            }
+            if any(cells.values()):
+                against = f" against `{results['reference']}`" if measure == "win_rate" else ""
+                keys = groups + [key for key in extra if any(key in own for own in cells.values())]
+                rows = [[name, *(shown(own.get(key)) for key in keys)] for name, own in cells.items() if own]
+                lines += ["", f"## {title}: {measure.replace('_', ' ')}{against}", "", *table(["policy", *keys], rows)]
     keys = list(dict.fromkeys(key for entry in results["policies"].values() for key in entry["replies"]))
     if keys:
-        rows = [
-            [f"`{name}`", *(_shown(entry["replies"].get(key)) for key in keys)]
-            for name, entry in results["policies"].items()
-        ]
-        lines += ["", "## Replies", "", *_table(["policy", *keys], rows)]
-    rows = [
-        [f"`{entry['policy']}` - `{entry['baseline']}`", where, measure.replace("_", " "), _shown(value)]
-        + [f"{value['p_value']:.4f}"]
-        for entry in results["differences"]
-        for where, measured in _difference_rows(entry)
-        for measure, value in measured.items()
-    ]
+        replies = {name: entry["replies"] for name, entry in results["policies"].items()}
+        rows = [[f"`{name}`", *(shown(own.get(key)) for key in keys)] for name, own in replies.items()]
+        lines += ["", "## Replies", "", *table(["policy", *keys], rows)]
+    rows = []
+    for entry in results["differences"]:
+        measured = dict(entry["by_group"])
+        for kind, own in entry["aggregates"].items():
+            measured[f"*group_min* ({kind})"] = {measure: found["group_min"] for measure, found in own.items()}
+        for where, own in measured.items():
+            for measure, value in own.items():
+                who = f"`{entry['policy']}` - `{entry['baseline']}`"
+                rows.append([who, where, measure.replace("_", " "), shown(value), f"{value['p_value']:.4f}"])
     if rows:
         lines += ["", "## Paired differences", ""]
-        lines += _table(["policies", "group", "measure", "difference", "p"], rows)
+        lines += table(["policies", "group", "measure", "difference", "p"], rows)
     return "\n".join(lines) + "\n"
 
 
-def _difference_rows(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    rows = list(entry["by_group"].items())
-    for kind, measured in entry["aggregates"].items():
-        worst = {measure: found["group_min"] for measure, found in measured.items()}
-        rows.append((f"*group_min* ({kind})", worst))
-    return rows
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A number with three decimals, with its interval where it has one; `-` for what is not known."""
     if value is None:
         return "-"
     if isinstance(value, Mapping):
@@ -292,6 +270,7 @@ def _shown(value: Any) -> str:
     return f"{value:.3f}"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]

@@ -390,9 +390,6 @@ def select_num_components(scores: dict[int, torch.Tensor], annotator_index: torc
             log-likelihood of the same N pairs, in nats.
         annotator_index (`torch.Tensor` of shape `(N,)`, integer): annotator of each pair; any non-negative integers.
 
-    Returns:
-        [`NumComponentsSelection`].
-
     Raises:
         ValueError: no candidates, a K below 1, shapes that differ, scores that are not finite, or fewer than two
             annotators (the spread between annotators is unknown then).
@@ -432,11 +429,15 @@ def select_num_components(scores: dict[int, torch.Tensor], annotator_index: torc
     for k in candidates:
         paired = table[best] - table[k]
         difference[k] = paired.mean().item()
-        residual = torch.zeros(num_clusters, dtype=torch.float64).index_add(0, clusters, paired - paired.mean())
-        variance = residual.square().sum() * num_clusters / (num_clusters - 1) / num_pairs**2
-        standard_error[k] = variance.sqrt().item()
+        standard_error[k] = clustered_error(paired, clusters, num_clusters)
     chosen = next(k for k in candidates if difference[k] <= standard_error[k])
     return NumComponentsSelection(chosen, best, mean, difference, standard_error)
+
+
+def clustered_error(values: torch.Tensor, clusters: torch.Tensor, num_clusters: int) -> float:
+    """Standard error of the mean of values `(N,)` that succeed or fail together within a cluster, 0..G-1 `(N,)`."""
+    residual = torch.zeros(num_clusters, dtype=torch.float64).index_add(0, clusters, values - values.mean())
+    return (residual.square().sum() * num_clusters / (num_clusters - 1) / len(values) ** 2).sqrt().item()
 
 
 def _joint(annotator_ll: torch.Tensor, log_mixing_weights: torch.Tensor, beta: float) -> torch.Tensor:

@@ -70,7 +70,7 @@ class FeaturePairs:
 MAX_DIRECTIONS = 1024
 
 
-def directions_of_pairs(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+def directions_of_pairs(pairs: FeaturePairs) -> tuple[Tensor, Tensor]:
     """Directions `(D, R)` in which the differences of the pairs are uncorrelated, and their mean squares `(R,)`.
 
     Directions in which the pairs do not differ at all are left out, and those beyond the first `MAX_DIRECTIONS`. The
@@ -79,8 +79,8 @@ def directions_of_pairs(pairs: FeaturePairs, chunk: int = 8192) -> tuple[Tensor,
     features = pairs.features.float()
     features = features - features.mean(0)
     moment = torch.zeros(features.shape[1], features.shape[1])
-    for start in range(0, len(pairs), chunk):
-        part = features[pairs.chosen[start : start + chunk]] - features[pairs.rejected[start : start + chunk]]
+    for rows in torch.arange(len(pairs)).split(8192):
+        part = features[pairs.chosen[rows]] - features[pairs.rejected[rows]]
         moment += part.T @ part
     vectors, values = principal_directions(moment / max(len(pairs), 1), MAX_DIRECTIONS, floor=1e-6)
     return vectors / values.mean().sqrt(), values / values.mean()

@@ -15,15 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .directions import principal_directions
-from .em import (
-    annealed_beta,
-    annotator_log_likelihood,
-    log_responsibilities,
-    update_mixing_weights,
-)
+from .em import annealed_beta, annotator_log_likelihood, log_responsibilities, update_mixing_weights
 
 
 _MAX_DIRECTIONS = 128
+_NUM_STEPS = 40  # of EM in each start; the first half of them anneals
+_ANNEALING_START = 0.02  # first inverse temperature of the posterior
 
 
 @dataclass(frozen=True)
@@ -96,21 +93,21 @@ def _reduce(feature_difference: Tensor) -> tuple[Tensor, Tensor]:
     return projection, feature_difference @ projection
 
 
-def fit_linear_rewards(feature_difference: Tensor, weights: Tensor, margin: Tensor, ridge: float = 1.0) -> Tensor:
-    """K linear rewards for given responsibilities: the M-step alone.
+def fit_linear_rewards(feature_difference: Tensor, weights: Tensor, margin: Tensor) -> Tensor:
+    """K linear rewards for given responsibilities: the M-step alone, with a prior of precision 1 on features of mean
+    square 1.
 
     Args:
         feature_difference (`Tensor` of shape `(N, D)`): features of the chosen minus those of the rejected reply.
         weights (`Tensor` of shape `(N, K)`): weight of each pair in each component's likelihood, non-negative.
         margin (`Tensor` of shape `(N,)`): Bradley-Terry log-odds.
-        ridge (`float`): prior precision of the weights, with features of unit mean square.
 
     Returns:
         `Tensor` of shape `(K, D)`: rewards are `features @ weight.T`, Bradley-Terry log-odds.
     """
     projection, reduced = _reduce(feature_difference.double())
     start = torch.zeros(weights.shape[1], reduced.shape[1], dtype=torch.float64)
-    return fit_weighted_logistic(reduced, weights.double(), margin.double(), ridge, start, num_steps=8) @ projection.T
+    return fit_weighted_logistic(reduced, weights.double(), margin.double(), 1.0, start, num_steps=8) @ projection.T
 
 
 def fit_linear_mixture(
@@ -122,10 +119,7 @@ def fit_linear_mixture(
     generator: torch.Generator,
     margin: Tensor | None = None,
     num_init: int = 4,
-    num_steps: int = 40,
-    annealing_start: float = 0.02,
     ridge: float = 1.0,
-    dirichlet_concentration: float = 1.0,
 ) -> LinearMixture:
     """Annealed EM from several random starts; pairs are scored by the half of the data they are not in.
 
@@ -137,10 +131,7 @@ def fit_linear_mixture(
         generator (`torch.Generator`): of the random starts, on the CPU.
         margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
         num_init (`int`): number of starts; the best out-of-fold likelihood wins.
-        num_steps (`int`): EM steps of each start; the first half of them anneals.
-        annealing_start (`float`): first inverse temperature of the posterior, in (0, 1].
         ridge (`float`): prior precision of the weights, with features of unit mean square.
-        dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
 
     Returns:
         [`LinearMixture`]: the best start, refitted on all pairs.
@@ -160,7 +151,7 @@ def fit_linear_mixture(
         log_resp = torch.log_softmax(2 * noise, dim=-1)
         mixing = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
         weights = torch.zeros(2, num_components, reduced.shape[1], dtype=torch.float64)
-        for step in range(num_steps):
+        for step in range(_NUM_STEPS):
             scores = torch.empty(len(reduced), num_components, dtype=torch.float64)
             responsibilities = log_resp.exp()[annotator_index]
             for half, own in enumerate((fold, ~fold)):
@@ -168,8 +159,8 @@ def fit_linear_mixture(
                     reduced[~own], responsibilities[~own], margin[~own], ridge, weights[half], num_steps=1
                 )
                 scores[own] = F.logsigmoid(reduced[own] @ weights[half].T - margin[own].unsqueeze(1))
-            mixing = update_mixing_weights(log_resp, dirichlet_concentration)
-            beta = annealed_beta(step, max(num_steps // 2, 1), annealing_start)
+            mixing = update_mixing_weights(log_resp)
+            beta = annealed_beta(step, _NUM_STEPS // 2, _ANNEALING_START)
             sums = annotator_log_likelihood(scores, annotator_index, num_annotators)
             log_resp = log_responsibilities(sums, mixing.log(), beta)
         weight = fit_weighted_logistic(

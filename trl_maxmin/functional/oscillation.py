@@ -28,9 +28,6 @@ def switching_stalls(
         gap (`torch.Tensor` of shape `(W,)`): largest minus smallest group utility.
         gap_error (`torch.Tensor` of shape `(W,)`): standard error of the gap.
 
-    Returns:
-        `bool`
-
     Raises:
         ValueError: shapes that differ, or fewer than four rollouts.
 

@@ -14,16 +14,15 @@ from .preference import require_shape
 KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of the entries where the mask is `True`.
 
     Args:
         values (`torch.Tensor`): any shape.
         mask (`torch.Tensor`): bool, broadcastable to `values`; `True` counts. Where it is `False` even NaN is ignored.
-        dim (`int`, *optional*): dimension to reduce; all of them by default.
 
     Returns:
-        `torch.Tensor`: the mean, and 0 (not NaN) where no entry counts, so that a batch of empty replies stays finite.
+        `torch.Tensor`: scalar, and 0 (not NaN) where no entry counts, so that a batch of empty replies stays finite.
 
     Example:
 
@@ -31,10 +30,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | None = None
     2.0
     """
     mask = mask.expand_as(values)
-    kept = values.masked_fill(~mask, 0.0)
-    if dim is None:
-        return kept.sum() / mask.sum().clamp(min=1)
-    return kept.sum(dim) / mask.sum(dim).clamp(min=1)
+    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def masked_var(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -259,11 +255,7 @@ def combine_advantages(advantages: torch.Tensor, channel_weights: torch.Tensor) 
 
 
 def policy_loss_terms(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    cliprange: float,
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's clipped surrogate, per token: `max(-A r, -A clip(r, 1 - c, 1 + c))` with `r = p_new / p_old`.
 
@@ -294,11 +286,7 @@ def policy_loss_terms(
 
 
 def value_loss_terms(
-    values: torch.Tensor,
-    old_values: torch.Tensor,
-    returns: torch.Tensor,
-    mask: torch.Tensor,
-    cliprange_value: float,
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, cliprange_value: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clipped value loss per token, the mean over channels of `max((V - R)^2, (V_clip - R)^2) / 2`.
 

@@ -94,23 +94,19 @@ def zscore_utility(rewards: torch.Tensor, baseline: torch.Tensor, scale: torch.T
     return (rewards - baseline.to(rewards)) / scale.to(rewards)
 
 
-def win_rate_utility(
-    rewards: torch.Tensor, reference_rewards: torch.Tensor, reference_mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def win_rate_utility(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:
     """Probability that a component prefers the reply to a reference reply: `mean_m sigmoid(r - r_ref[m])`.
 
     Args:
         rewards (`torch.Tensor` of shape `(N, K)`): rewards of the replies in Bradley-Terry log-odds. NaN stays NaN.
         reference_rewards (`torch.Tensor` of shape `(N, M, K)`): rewards of reference replies to the same prompts. A
-            NaN reference does not count for its component.
-        reference_mask (`torch.Tensor` of shape `(N, M)`, bool, *optional*): true where a reference reply counts; for
-            prompts with fewer than M of them.
+            NaN reference does not count for its component; prompts with fewer than M of them are filled with NaN.
 
     Returns:
         `torch.Tensor` of shape `(N, K)` in `[0, 1]`; NaN where no reference reply counts.
 
     Raises:
-        ValueError: a wrong shape, or a mask that is not bool.
+        ValueError: a wrong shape.
 
     Example:
 
@@ -121,13 +117,6 @@ def win_rate_utility(
     num_rows, num_components = rewards.shape
     require_shape("reference_rewards", reference_rewards, (num_rows, None, num_components), "(N, M, K)")
     counts = ~reference_rewards.isnan()
-    if reference_mask is not None:
-        require_shape("reference_mask", reference_mask, tuple(reference_rewards.shape[:2]), "(N, M)")
-        if reference_mask.dtype != torch.bool:
-            raise ValueError(
-                f"`reference_mask` has dtype {reference_mask.dtype}, but must be bool; use `mask.bool()`."
-            )
-        counts = counts & reference_mask.to(counts.device).unsqueeze(-1)
     wins = torch.sigmoid(rewards.unsqueeze(1) - torch.where(counts, reference_rewards, 0.0).to(rewards))
     number = counts.sum(dim=1)
     mean = torch.where(counts, wins, 0.0).sum(dim=1) / number.clamp_min(1)

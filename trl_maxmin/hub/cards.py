@@ -86,9 +86,14 @@ def _render(
     return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
 
 
-def _model_data(context: CardContext, base: str | None, relation: str | None, **values: Any) -> ModelCardData:
-    given = {"license": context.license, "base_model": base, "base_model_relation": relation if base else None}
-    values = {name: value for name, value in {**given, **values}.items() if value not in (None, [], "")}
+def _model_data(
+    context: CardContext, base: str | None, tags: Sequence[str], peft: bool, results: list[EvalResult], **values: Any
+) -> ModelCardData:
+    values |= {"license": context.license, "base_model": base, "eval_results": results}
+    values |= {"base_model_relation": ("adapter" if peft else "finetune") if base else None}
+    values |= {"tags": ["trl", LIBRARY, *tags, *(["lora"] if peft else []), *context.tags]}
+    values |= {"model_name": context.title if results else None}
+    values = {name: value for name, value in values.items() if value not in (None, [], "")}
     return ModelCardData(ignore_metadata_errors=False, **values)
 
 
@@ -115,9 +120,6 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
         record ([`RunRecord`]): its `reward` stage is shown, and the diagnosis of the data.
         context ([`CardContext`]): repository, licence, links.
 
-    Returns:
-        [`~huggingface_hub.ModelCard`]
-
     Example:
 
     >>> record = RunRecord().update("reward", num_components=2, mixing_weights=[0.8, 0.2], component_names=["a", "b"])
@@ -132,13 +134,12 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
     data = _model_data(
         context,
         context.base(reward),
-        "finetune",
+        ["reward-model", "mixture-reward"],
+        False,
+        _accuracy_results("mixture", by_group, datasets),
         library_name=LIBRARY,
         pipeline_tag="text-classification",
         datasets=datasets,
-        tags=["trl", LIBRARY, "reward-model", "mixture-reward", *context.tags],
-        model_name=context.title if by_group else None,
-        eval_results=_accuracy_results("mixture", by_group, datasets) or None,
     )
     body = _render(
         "mixture.md",
@@ -155,12 +156,9 @@ def mixture_card(record: RunRecord, context: CardContext) -> ModelCard:
 
 
 def _reward_values(reward: Mapping[str, Any]) -> dict[str, Any]:
-    selection = facts.table(
-        ["K", "held-out log-likelihood per pair (nats)", "difference to the best", "standard error", "taken"],
-        facts.selection_rows(reward),
-    )
+    columns = ["K", "held-out log-likelihood per pair (nats)", "difference to the best", "standard error", "taken"]
     return {
-        "selection": selection,
+        "selection": facts.table(columns, facts.selection_rows(reward)),
         "em": facts.settings(reward.get("em")),
         "training": facts.settings(reward.get("training")),
         "bound": facts.last(reward.get("curves"), "em/lower_bound"),
@@ -168,13 +166,7 @@ def _reward_values(reward: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def component_card(
-    record: RunRecord,
-    name: str,
-    context: CardContext,
-    *,
-    peft: bool = False,
-) -> ModelCard:
+def component_card(record: RunRecord, name: str, context: CardContext, *, peft: bool = False) -> ModelCard:
     """Card of one component, a plain one-label sequence classifier or a PEFT adapter of one.
 
     Args:
@@ -182,9 +174,6 @@ def component_card(
         name (`str`): of the component.
         context ([`CardContext`]): repository, licence, base model.
         peft (`bool`): whether the repository holds an adapter.
-
-    Returns:
-        [`~huggingface_hub.ModelCard`]
     """
     public = facts.public_record(record)
     reward = public.reward
@@ -194,16 +183,14 @@ def component_card(
     data = _model_data(
         context,
         base,
-        "adapter" if peft else "finetune",
+        ["reward-model", "reward-component"],
+        peft,
+        _accuracy_results(name, {name: accuracy} if accuracy is not None else {}, datasets),
         library_name="peft" if peft else "transformers",
         pipeline_tag="text-classification",
         datasets=datasets,
-        tags=["trl", LIBRARY, "reward-model", "reward-component", *(["lora"] if peft else []), *context.tags],
-        model_name=context.title if accuracy is not None else None,
-        eval_results=_accuracy_results(name, {name: accuracy} if accuracy is not None else {}, datasets) or None,
     )
     rows = {row[0]: row for row in facts.component_rows(reward, {})}
-    siblings = [code for code in rows if code != facts.code(name)]
     body = _render(
         "component.md",
         data,
@@ -214,7 +201,7 @@ def component_card(
         base=base,
         reward=reward,
         row=facts.table(facts.COMPONENT_COLUMNS, [rows[facts.code(name)]] if facts.code(name) in rows else []),
-        siblings=siblings,
+        siblings=[code for code in rows if code != facts.code(name)],
         accuracy=accuracy,
         pairs=(reward.get("component_pairs") or {}).get(name),
         **_reward_values(reward),
@@ -229,9 +216,6 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         record ([`RunRecord`]): `policy` (this policy) and `evaluation` are shown.
         context ([`CardContext`]): repository, licence, base model, mixture.
         peft (`bool`): whether the repository holds an adapter.
-
-    Returns:
-        [`~huggingface_hub.ModelCard`]
     """
     record = facts.public_record(record)
     policy, evaluation = record.policy, record.evaluation
@@ -241,13 +225,12 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
     data = _model_data(
         context,
         base,
-        "adapter" if peft else "finetune",
+        _algorithm_tags(policy),
+        peft,
+        _policy_results(rates, utility, evaluation, context),
         library_name="peft" if peft else "transformers",
         pipeline_tag="text-generation",
         datasets=facts.hub_datasets(policy),
-        tags=["trl", LIBRARY, *_algorithm_tags(policy), *(["lora"] if peft else []), *context.tags],
-        model_name=context.title if rates or utility else None,
-        eval_results=_policy_results(rates, utility, evaluation, context) or None,
     )
     curves = policy.get("curves") or {}
     won, mean = facts.result_tables(evaluation, name)
@@ -337,9 +320,6 @@ def dataset_card(record: RunRecord, context: CardContext, configs: Mapping[str, 
         record ([`RunRecord`]): its `evaluation` stage is shown.
         context ([`CardContext`]): repository, licence, mixture.
         configs (`dict[str, str]`): configuration -> file in the repository.
-
-    Returns:
-        [`~huggingface_hub.DatasetCard`]
     """
     record = facts.public_record(record)
     evaluation = record.evaluation
@@ -381,9 +361,6 @@ def space_card(
         front_matter (`dict`, *optional*): of the app's own README (`sdk_version`, `emoji`, ...); wins over ours.
         sdk (`str`): `"gradio"`, `"docker"` or `"static"`.
         groups (`list[str]`, *optional*): names of the groups.
-
-    Returns:
-        [`~huggingface_hub.SpaceCard`]
     """
     data: dict[str, Any] = {
         "title": context.title,

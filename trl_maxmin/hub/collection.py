@@ -89,7 +89,10 @@ def publish_collection(
         )
     changed, left_out = _add(api, doing, collection, items, optional_items)
     if changed:
-        _require(ask(doing, lambda: api.get_collection(collection.slug)), items, doing)
+        # An item that was answered as a duplicate need not be one: only what is shown counts.
+        shown = ask(doing, lambda: api.get_collection(collection.slug)).items
+        if missing := [id for id, type, _ in items if (type, id) not in {(i.item_type, i.item_id) for i in shown}]:
+            raise HubError(f"the Hub does not show {', '.join(missing)} in it", "Try again in a minute.", doing)
     if collection.description == UNFINISHED:
         ask(
             doing,
@@ -98,13 +101,6 @@ def publish_collection(
     elif not changed:
         status = "unchanged"
     return collection.slug, status, left_out
-
-
-def _require(collection: Collection, items: Sequence[tuple[str, str, str]], doing: str) -> None:
-    """An item that was answered as a duplicate need not be one: only what is shown counts."""
-    shown = {(item.item_type, item.item_id) for item in collection.items}
-    if missing := [id for id, type, _ in items if (type, id) not in shown]:
-        raise HubError(f"the Hub does not show {', '.join(missing)} in it", "Try again in a minute.", doing)
 
 
 def _add(api: HfApi, doing: str, collection: Collection, items: Any, optional_items: Any) -> tuple[bool, list[str]]:

@@ -73,7 +73,7 @@ def _public(value: Any) -> Any:
     return _without_tokens(value)
 
 
-def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
+def code(text: Any) -> str:
     """A text as it is: in a code span, in which neither HTML nor Markdown means anything, fit for a table cell.
 
     Example:
@@ -82,7 +82,7 @@ def code(text: Any, limit: int = _LONGEST_TEXT) -> str:
     '`<b>a\\\\|b</b>`'
     """
     text = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
-    text = text if len(text) <= limit else text[:limit].rstrip("\\") + " ..."
+    text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT].rstrip("\\") + " ..."
     return f"`{text}`" if text else "(empty)"
 
 
@@ -282,18 +282,18 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def curve_rows(curves: Mapping[str, Any] | None, name: str, most: int = 8) -> list[list[str]]:
-    """At most so many points of a curve, evenly spaced, the last one included."""
+def curve_rows(curves: Mapping[str, Any] | None, name: str) -> list[list[str]]:
+    """At most 8 points of a curve, evenly spaced, the last one included."""
     points = (curves or {}).get(name) or []
-    count = min(most, len(points))
+    count = min(8, len(points))
     chosen = [round(i * (len(points) - 1) / max(count - 1, 1)) for i in range(count)]
     return [[number(points[i][0]), number(float(points[i][1]), 3)] for i in dict.fromkeys(chosen)]
 
 
-def sample_blocks(evaluation: Mapping[str, Any], most: int = 4) -> list[dict[str, str]]:
+def sample_blocks(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """For each recorded prompt a table of every policy's reply and, where recorded, its utility for every group."""
     groups, blocks = groups_of(evaluation), []
-    for sample in (evaluation.get("samples") or [])[:most]:
+    for sample in (evaluation.get("samples") or [])[:4]:
         utility = sample.get("utility") or {}
         rows = [
             [code(policy), code(text), *(number((utility.get(policy) or {}).get(g)) for g in groups)]

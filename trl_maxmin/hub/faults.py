@@ -135,15 +135,13 @@ def explain(error: BaseException) -> tuple[str, str]:
         if isinstance(status, int):
             return _explain_status(status, link)
     for link in chain:
-        if isinstance(link, _TRANSPORT_ERRORS) or isinstance(link, TimeoutError):
+        if isinstance(link, (*_TRANSPORT_ERRORS, TimeoutError, LocalEntryNotFoundError)):
             return f"the Hub cannot be reached ({_first_line(link)})", "Check the network and HF_ENDPOINT."
         if isinstance(link, ConnectionError):
             return (
                 f"the storage of large files (Xet) refused or was not reached ({_first_line(link)})",
                 "Check that the token may write; HF_HUB_DISABLE_XET=1 sends large files another way.",
             )
-        if isinstance(link, LocalEntryNotFoundError):
-            return f"the Hub cannot be reached ({_first_line(link)})", "Check the network and HF_ENDPOINT."
     if isinstance(error, ValueError) and "README.md" in str(error):
         return f"the Hub refused the card ({_first_line(error)})", "Correct the facts that it names."
     return (

@@ -122,11 +122,6 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-def read(content: Path | bytes) -> bytes:
-    """The bytes of a planned file."""
-    return content if isinstance(content, bytes) else content.read_bytes()
-
-
 def size_of(content: Path | bytes) -> int:
     """Bytes of a planned file."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size

@@ -74,9 +74,6 @@ def plan_output_folder(
         dataset (`bool`): also push the evaluation set and the results.
         space (`str` or `os.PathLike`, *optional*): folder of an app to push as a Space.
 
-    Returns:
-        [`OutputPlan`]
-
     Raises:
         ValueError: nothing to push, ids that collide, or as the `plan_...` functions.
     """
@@ -105,21 +102,11 @@ def plan_output_folder(
     base = None
     for path in layout.policies:
         name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
-        reference = name == "reference"
-        plan = plan_policy(
-            path,
-            ids("base" if reference else "policy", name),
-            name,
-            record,
-            options,
-            mixture=None if reference else mixture,
-            dataset=None if reference else dataset_id,
-            figure=None if reference else figure,
-            kind="base" if reference else "policy",
-            # Policies of one folder start from its reference policy, unless they say otherwise.
-            fallback_base=base,
-        )
-        base = plan.repo_id if reference else base
+        kind = "base" if name == "reference" else "policy"
+        links = {"mixture": mixture, "dataset": dataset_id, "figure": figure} if kind == "policy" else {}
+        # Policies of one folder start from its reference policy, unless they say otherwise.
+        plan = plan_policy(path, ids(kind, name), name, record, options, kind=kind, fallback_base=base, **links)
+        base = plan.repo_id if kind == "base" else base
         repos.append(plan)
     if space is not None:
         shown = [plan.repo_id for plan in repos if plan.repo_type == "model"]

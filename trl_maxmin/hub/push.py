@@ -102,11 +102,7 @@ class _Remote:
 
 
 def publish_repo(
-    plan: RepoPlan,
-    *,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
+    plan: RepoPlan, *, token: str | bool | None = None, revision: str | None = None, commit_message: str | None = None
 ) -> Published:
     """Bring one repository to the state of the plan, in one commit.
 
@@ -115,9 +111,6 @@ def publish_repo(
         token (`str`, *optional*): default: that of `hf auth login` or HF_TOKEN.
         revision (`str`, *optional*): an existing branch; default `main`.
         commit_message (`str`, *optional*)
-
-    Returns:
-        [`Published`]
 
     Raises:
         HubError: the Hub refused or was not reached; the repository is as it was before, or complete.

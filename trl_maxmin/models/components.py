@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_mixture_reward import MixtureRewardModelConfig
-from .families import NEW_WEIGHTS, get_family, get_linear
+from .families import get_family, get_linear, new_weights
 from .loading import load_config, load_pretrained, place_of, read_tensors, require_tensors
 from .lora import adapter_name, merged_classifier, save_adapter_folder
 from .quantization import load_as_fitted
@@ -238,10 +238,10 @@ def load_for_components(
         num_components (`int`): K.
     """
     config = load_config(base, argument, **place_of(options))
-    get_family(config.model_type)
+    get_family(config)
     config.num_labels = num_components
     return load_pretrained(
-        AutoModelForSequenceClassification, base, argument=argument, new=NEW_WEIGHTS, config=config, **options
+        AutoModelForSequenceClassification, base, argument=argument, new=new_weights(config), config=config, **options
     )
 
 

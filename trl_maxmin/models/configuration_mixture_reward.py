@@ -138,7 +138,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
                 f"got {self.component_type!r}. Set kernel_features=0."
             )
         if self.component_type == "lora":
-            self.lora = resolve_lora_config(self.lora, self.base_config.model_type)
+            self.lora = resolve_lora_config(self.lora, self.base_config)
         if not isinstance(self.num_components, int) or self.num_components < 1:
             raise ValueError(f"num_components must be a whole number of at least 1, got {self.num_components!r}.")
         lists = ["component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"]

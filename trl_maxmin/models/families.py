@@ -1,16 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model families whose sequence-classification head can serve as a reward component.
+"""What a mixture has to know of a model family, found out from its sequence-classification model.
 
-One row per family: where the last linear layer sits, and which token it reads. The mixture needs both: the linear
-layer because component *k* is its row *k*, the pooling because a decoder's reward must be read at the last *attended*
-token, never at the last token that happens to differ from the pad id.
+Two things: where the last linear layer sits, because component *k* is its row *k*, and which token it reads, because a
+decoder's reward must be read at the last *attended* token, never at the last token that happens to differ from the pad
+id. [`check_family`] compares what was found with what the model itself says.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+#: Queries and values of the attention, whatever a family calls them: what `"lora"` components adapt by default.
+ATTENTION = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("query_proj", "value_proj"),
+    ("q_b_proj", "kv_b_proj"),
+    ("q_proj", "kv_b_proj"),
+    ("q_proj", "kv_proj"),
+    ("kv_proj",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("c_attn",),
+    ("Wqkv",),
+    ("in_proj",),
+)
+
+_REASONS = {
+    "an encoder-decoder pools at an EOS that a truncated reply does not have": (
+        "bart bigbird_pegasus led mbart mt5 mvp plbart t5 t5gemma t5gemma2 umt5"
+    ),
+    "it takes tokens for padding by their id": "mra",
+    "it reads padding that is masked": "fnet xlnet",
+    "its head comes before it pools": "ctrl eurobert modernbert-decoder",
+    "its labels are not rows of a linear layer above a trunk": "funnel perceiver reformer",
+    "it reads characters, not tokens": "canine",
+    "it needs boxes or images beside the text; take the language model in it": (
+        "gemma3 gemma4 layoutlmv2 layoutlmv3 lilt modernvbert qwen3_5 tapas ultravbert"
+    ),
+    "its quantised layers have no plain embedding": "ibert",
+    "it needs a language to be set": "xmod",
+}
+
+#: Families with a sequence classifier of which no mixture can be made, and why.
+REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -22,65 +64,169 @@ class Family:
             Path of the last linear layer inside the sequence-classification model; its rows are the components.
         is_decoder (`bool`):
             Whether the reward is read at the last attended token (`True`) or by the family's own encoder pooling.
-        lora_targets (`tuple[str]`):
-            Linear layers that `"lora"` components adapt by default: the queries and values of the attention, as PEFT
-            has them (its table lacks some of these families).
+        fan_in_fan_out (`bool`):
+            Whether its layers keep their weights transposed (GPT-2), as LoRA has to know.
     """
 
     linear: str
     is_decoder: bool
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    fan_in_fan_out: bool = False
 
 
-_DECODER = Family("score", is_decoder=True)
-
-#: Families with tests. Others are refused, with this list in the message.
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family("score", is_decoder=True, lora_targets=("c_attn",)),
-    "llama": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
-    "mistral": _DECODER,
-    "gemma": _DECODER,
-    "gemma2": _DECODER,
-    "gemma3_text": _DECODER,
-    "bert": Family("classifier", is_decoder=False, lora_targets=("query", "value")),
-    "distilbert": Family("classifier", is_decoder=False, lora_targets=("q_lin", "v_lin")),
-    "modernbert": Family("classifier", is_decoder=False, lora_targets=("Wqkv",)),
-    "roberta": Family("classifier.out_proj", is_decoder=False, lora_targets=("query", "value")),
-}
+_FOUND: dict[type[PreTrainedConfig], Family] = {}
 
 
-#: Weights that a mixture makes new, or has in a file of its own: what stands outside the trunk, and BERT's pooler,
-#: which a checkpoint of a language model lacks.
-NEW_WEIGHTS = r"^(score|classifier|pre_classifier|head)\.|(^|\.)pooler\."
+def supported_families() -> list[str]:
+    """Model types whose sequence classifiers can be the components of a mixture."""
+    return sorted({config.model_type for config in CLASSIFIERS} - set(REFUSED))
 
 
-def get_family(model_type: str) -> Family:
-    """Row of the table for a `model_type`.
+def get_family(config: PreTrainedConfig) -> Family:
+    """What a mixture has to know of the family of a configuration.
 
     Args:
-        model_type (`str`): `config.model_type` of the base model.
+        config ([`~transformers.PreTrainedConfig`]): of the base model.
 
     Returns:
         `Family`: where its head is and how it pools.
 
     Raises:
-        ValueError: for a family that has no tests here; the message lists those that have.
+        ValueError: a family without a sequence classifier, or one of which no mixture can be made; the message has
+            the reason and lists those that can.
 
     Example:
 
-    >>> get_family("gpt2").linear
+    >>> from transformers import GPT2Config
+    >>> get_family(GPT2Config()).linear
     'score'
     """
-    if model_type not in FAMILIES:
+    kind = type(config)
+    if kind not in CLASSIFIERS or config.model_type in REFUSED:
+        reason = REFUSED.get(config.model_type, "transformers has no sequence classifier of it")
         raise ValueError(
-            f"Reward components on a base model of type {model_type!r} are not supported. Supported families: "
-            f"{', '.join(sorted(FAMILIES))}. Choose a base model of one of these."
+            f"Reward components on a base model of type {config.model_type!r} are not supported: {reason}. Supported "
+            f"families: {', '.join(supported_families())}. Choose a base model of one of these."
         )
-    return FAMILIES[model_type]
+    if kind not in _FOUND:
+        _FOUND[kind] = family_of(_without_weights(config))
+    return _FOUND[kind]
 
 
-def get_linear(model: nn.Module) -> nn.Linear:
-    """The last linear layer of a sequence-classification model of a known family (`out_features` = labels)."""
-    return model.get_submodule(get_family(model.config.model_type).linear)
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def lora_targets(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Layers that `"lora"` components adapt by default: the queries and values of the attention.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): of the base model; some families have other layers in other sizes.
+
+    Returns:
+        `tuple[str]`: last parts of their names.
+
+    Raises:
+        ValueError: an unsupported family, or layers of names that are not known here.
+
+    Example:
+
+    >>> from transformers import GPT2Config
+    >>> lora_targets(GPT2Config())
+    ('c_attn',)
+    """
+    get_family(config)
+    layers = _without_weights(config).named_modules()
+    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear | Conv1D)}
+    targets = next((known for known in ATTENTION if names >= set(known)), None)
+    if targets is None:
+        raise ValueError(
+            f"The attention of {config.model_type!r} has layers of other names than those that are known here. Name "
+            "the layers to adapt: `peft_config=LoraConfig(target_modules=[...])`."
+        )
+    return targets
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """Look at a sequence-classification model.
+
+    Raises:
+        ValueError: its labels are not rows of a linear layer above a trunk.
+    """
+    prefix = f"{model.base_model_prefix}."
+    heads = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(prefix) and module.out_features == model.num_labels
+    ]
+    if not heads or not hasattr(model, model.base_model_prefix):
+        raise ValueError(
+            f"The labels of {type(model).__name__} are not rows of a linear layer above its trunk, so no mixture can "
+            f"be made of it. Supported families: {', '.join(supported_families())}."
+        )
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    return Family(heads[-1], is_decoder=heads[-1] == "score", fan_in_fan_out=transposed)
+
+
+def get_linear(model: PreTrainedModel) -> nn.Linear:
+    """The last linear layer of a sequence-classification model (`out_features` = labels)."""
+    return model.get_submodule(get_family(model.config).linear)
+
+
+#: What a checkpoint of a language model lacks inside the trunk of BERT and its kin.
+POOLER = r"(^|\.)pooler\."
+
+
+def new_weights(config: PreTrainedConfig) -> str:
+    """Regular expression of the weights that a mixture makes new, or has in a file of its own: what stands outside the
+    trunk of the classifier, and the [`POOLER`]."""
+    return rf"^(?!{CLASSIFIERS[type(config)].base_model_prefix}\.)|{POOLER}"
+
+
+@torch.no_grad()
+def check_family(mixture: Any, tolerance: float = 1e-3) -> None:
+    """Compare the rewards of a new mixture with what its first classifier says itself, on a few tokens, so that an
+    unknown family cannot be read wrongly.
+
+    Args:
+        mixture ([`MixtureRewardModel`]): whole, with `pooling="auto"`.
+        tolerance (`float`): largest difference of rewards, absolute and relative; at least 0.05 in half precision.
+
+    Raises:
+        ValueError: they differ, or change with padding that is masked, or do not change with the last token.
+    """
+    classifier = mixture.components[0]
+    size, pad = classifier.get_input_embeddings().num_embeddings, classifier.config.get_text_config().pad_token_id
+    pad = pad if pad is not None and 0 <= pad < size else 0
+    # The last of five tokens has the pad id: it counts where the mask says that it is real, and only there.
+    tokens = [token for token in range(size) if token != pad][-4:]
+    ids = torch.tensor([[*tokens, pad]], device=mixture.device)
+    mask, short = torch.ones_like(ids), ids[:, :4]
+    masked = mask.clone()
+    masked[:, -1] = 0
+    modes = [(module, module.training) for module in mixture.modules()]
+    mixture.eval()
+    plain, padded, longer = (mixture(*given).rewards[0] for given in ((short,), (ids, masked), (ids, mask)))
+    host = classifier(input_ids=short, attention_mask=mask[:, :4]).logits[0].float()
+    for module, training in modes:
+        module.training = training
+    if plain.ndim != host.ndim:
+        raise ValueError(
+            f"No mixture can be made of {type(classifier).__name__}: its head comes before it pools. Supported "
+            f"families: {', '.join(supported_families())}."
+        )
+    if mixture.dtype in (torch.float16, torch.bfloat16):
+        tolerance = max(tolerance, 5e-2)
+    same = {"atol": tolerance, "rtol": tolerance}
+    wrong = None
+    if not torch.allclose(plain[0], host[0], **same):
+        wrong = f"it says {host[0].item():.4f} of a text that is read as {plain[0].item():.4f} here"
+    elif not torch.allclose(plain, padded, **same):
+        wrong = "its rewards change with padding that is masked"
+    elif torch.equal(plain, longer):
+        wrong = "it takes a token for padding by its id"
+    if wrong:
+        raise ValueError(
+            f"No mixture can be made of {type(classifier).__name__}: {wrong}. Supported families: "
+            f"{', '.join(supported_families())}."
+        )

@@ -23,9 +23,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .families import get_family
+from .families import get_family, lora_targets
 
 
 #: Rank, scale and dropout of the reward models in the paper's code.
@@ -57,23 +57,27 @@ def freeze_reward_adapters(policy: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def resolve_lora_config(peft_config: LoraConfig | dict[str, Any] | None, model_type: str) -> dict[str, Any]:
+def resolve_lora_config(
+    peft_config: LoraConfig | dict[str, Any] | None, base_config: PreTrainedConfig
+) -> dict[str, Any]:
     """The fields of a LoRA configuration that rebuild the adapters, as JSON can hold them.
 
     Args:
         peft_config (`LoraConfig` or `dict`, *optional*): the user's; that of the paper's code without
             one.
-        model_type (`str`): `config.model_type` of the base.
+        base_config ([`~transformers.PreTrainedConfig`]): of the base.
 
     Returns:
         `dict`: arguments of [`~peft.LoraConfig`].
 
     Raises:
-        ValueError: another method than LoRA, or one of its variants that is more than a pair of matrices per layer.
+        ValueError: layers that are not known by name and not given, another method than LoRA, or one of its variants
+            that is more than a pair of matrices per layer.
 
     Example:
 
-    >>> resolve_lora_config(None, "gpt2")["target_modules"]
+    >>> from transformers import GPT2Config
+    >>> resolve_lora_config(None, GPT2Config())["target_modules"]
     ['c_attn']
     """
     if peft_config is None:
@@ -90,14 +94,14 @@ def resolve_lora_config(peft_config: LoraConfig | dict[str, Any] | None, model_t
             "A LoraConfig of reward components has bias='none', no rank_pattern and no layers_to_transform; choose "
             "layers by `target_modules`."
         )
-    targets = peft_config.target_modules or get_family(model_type).lora_targets
+    targets = peft_config.target_modules or lora_targets(base_config)
     return {
         "r": peft_config.r,
         "lora_alpha": peft_config.lora_alpha,
         "lora_dropout": peft_config.lora_dropout,
         "use_rslora": peft_config.use_rslora,
         "use_dora": peft_config.use_dora,
-        "fan_in_fan_out": model_type == "gpt2",
+        "fan_in_fan_out": get_family(base_config).fan_in_fan_out,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
 
@@ -294,7 +298,7 @@ def save_adapter_folder(
 
 def adapter_tensors(classifier: PreTrainedModel, k: int, modules: Sequence[str]) -> dict[str, torch.Tensor]:
     """Adapter k and the whole modules beside it, under the names of PEFT's files; the last layer has row k only."""
-    linear = get_family(classifier.config.model_type).linear
+    linear = get_family(classifier.config).linear
     prefix, own = "base_model.model.", f".{adapter_name(k)}"
     whole = [name for name, _ in classifier.named_modules() if name.rpartition(".")[2] in modules]
     whole = [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)]

@@ -8,6 +8,7 @@ first: `components.py` takes it apart, `text_interface.py` scores text and assig
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import (
 from ..data.tokenization import ensure_pad_token
 from . import components, pushing, text_interface
 from .configuration_mixture_reward import MixtureRewardModelConfig
-from .families import NEW_WEIGHTS, get_family, get_linear
+from .families import POOLER, check_family, get_family, get_linear
 from .feature_map import RandomFourierFeatures
 from .heads import Float32Linear, compute_in_float32
 from .loading import load_config, load_pretrained, load_tokenizer, place_of, refuse_remote_code, require_finite
@@ -101,7 +102,7 @@ class MixtureRewardModel(PreTrainedModel):
 
     def __init__(self, config: MixtureRewardModelConfig, classifier: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.family = get_family(config.base_config.model_type)
+        self.family = get_family(config.base_config)
         base_config = copy.deepcopy(config.base_config)
         base_config.num_labels = 1 if config.component_type == "full" else config.num_components
         if classifier is None:
@@ -174,7 +175,7 @@ class MixtureRewardModel(PreTrainedModel):
             name = os.fspath(model)
             # Before the weights: an unsupported family should not be downloaded first.
             base_config = load_config(name, argument, **place)
-            get_family(base_config.model_type)
+            get_family(base_config)
             if processing_class is None:
                 processing_class = load_tokenizer(name, argument, **place)
         else:
@@ -190,7 +191,7 @@ class MixtureRewardModel(PreTrainedModel):
             component_names=component_names,
             pooling=pooling,
             kernel_features=kernel_features,
-            lora=resolve_lora_config(peft_config, base_config.model_type) if component_type == "lora" else None,
+            lora=resolve_lora_config(peft_config, base_config) if component_type == "lora" else None,
             base_model_name_or_path=name if component_type == "lora" else None,
             base_model_revision=kwargs.get("revision") if component_type == "lora" else None,
         )
@@ -200,18 +201,20 @@ class MixtureRewardModel(PreTrainedModel):
             else:
                 classifier = components.load_for_components(name, num_components, argument, **kwargs)
             config.dtype, config.base_quantization = classifier.dtype, quantization_of(classifier)
-            if get_family(base_config.model_type).is_decoder:
+            if get_family(base_config).is_decoder:
                 # A head is trained at a learning rate that bfloat16 cannot follow.
                 get_linear(classifier).float()
             mixture = cls(config, classifier=classifier)
         else:
             if name is not None:
-                model = load_pretrained(AutoModel, name, argument=argument, new=NEW_WEIGHTS, **kwargs)
+                model = load_pretrained(AutoModel, name, argument=argument, new=POOLER, **kwargs)
             config.dtype = model.dtype
             mixture = cls(config).to(model.dtype)
             _copy_trunk(model, mixture)
         if processing_class is not None:
             mixture.attach_tokenizer(processing_class)
+        if mixture.exports_components:
+            check_family(mixture)
         return mixture
 
     def attach_tokenizer(self, processing_class: PreTrainedTokenizerBase) -> None:
@@ -446,12 +449,10 @@ class MixtureRewardModel(PreTrainedModel):
                 hook.remove()
             return captured[0]
         backbone = getattr(component, component.base_model_prefix)
-        hidden = backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids_from_mask(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if "position_ids" in inspect.signature(backbone.forward).parameters:
+            arguments["position_ids"] = position_ids_from_mask(attention_mask)
+        hidden = backbone(**arguments).last_hidden_state
         return pool_last_token(hidden, attention_mask)
 
     def _mean_pooled(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.tokenization import as_trained, encode_prompt, same_vocabulary, stop_token
 from .base import context_length
@@ -72,7 +73,7 @@ def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tupl
 
 @torch.no_grad()
 def score_sequences(
-    model: PreTrainedModel,
+    model: nn.Module,
     forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     sequences: Sequence[Sequence[int]],
     num_columns: int = 1,
@@ -81,7 +82,7 @@ def score_sequences(
     """Rewards of id sequences, batched by length; the order of the input is kept.
 
     Args:
-        model (`PreTrainedModel`): the reward model, in evaluation mode meanwhile.
+        model (`nn.Module`): the reward model, in evaluation mode meanwhile.
         forward (`Callable`): from `input_ids` and `attention_mask`, `(B, T)` each, to rewards `(B, K)`.
         sequences (`Sequence[Sequence[int]]`, N): ids without padding.
         num_columns (`int`): K.
@@ -94,15 +95,15 @@ def score_sequences(
         ValueError: a sequence that the model cannot read: empty, longer than its context, or with ids beyond its
             vocabulary.
     """
-    device, limit = model.device, context_length(getattr(model.config, "base_config", model.config))
-    vocabulary = model.get_input_embeddings().num_embeddings
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    limit, vocabulary, pad_token_id = _reading(model)
     for row, ids in enumerate(sequences):
         if not ids or (limit is not None and len(ids) > limit):
             raise ValueError(
                 f"Reply {row} has {len(ids)} tokens with its prompt, but {type(model).__name__} reads 1 to {limit}; "
                 "shorten the prompts or the replies."
             )
-        if max(ids) >= vocabulary:
+        if vocabulary is not None and max(ids) >= vocabulary:
             raise ValueError(
                 f"Reply {row} has the token id {max(ids)}, but {type(model).__name__} knows ids below {vocabulary}. "
                 "If it has another tokenizer than the policy, pass the pair `(model, tokenizer)`."
@@ -111,9 +112,6 @@ def score_sequences(
     # Module by module: a trunk that is shared with a policy in training must come back as it was.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    pad_token_id = model.config.get_text_config().pad_token_id
-    # The mask says what is padding, so any id that can be embedded serves.
-    pad_token_id = pad_token_id if pad_token_id is not None and 0 <= pad_token_id < vocabulary else 0
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -122,6 +120,20 @@ def score_sequences(
     for module, training in modes:
         module.training = training
     return rewards
+
+
+def _reading(model: nn.Module) -> tuple[int | None, int | None, int]:
+    """Most tokens that a model reads, how many it knows (`None`: not known), and an id to fill up batches with."""
+    config = getattr(model, "config", None)
+    config = getattr(config, "base_config", config)
+    limit = pad = vocabulary = None
+    if isinstance(config, PreTrainedConfig):
+        limit, pad = context_length(config), config.get_text_config().pad_token_id
+    if hasattr(model, "get_input_embeddings"):
+        vocabulary = model.get_input_embeddings().num_embeddings
+    # The mask says what is padding, so any id that can be embedded serves.
+    known = pad is not None and 0 <= pad and (vocabulary is None or pad < vocabulary)
+    return limit, vocabulary, pad if known else 0
 
 
 class SharedRewardFunctions:

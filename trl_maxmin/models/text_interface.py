@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
+from ..data.columns import ANNOTATOR_COLUMN, AS_TOKENS, AnnotatorIndex, prepare_preferences, without_ties
 from ..data.texts import distinct_texts
 from ..data.tokenization import ChatOptions, Prompt, asked, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
@@ -59,11 +60,7 @@ def score(
     if completion_ids is not None:
         sequences = [list(p) + list(c) for p, c in zip(prompt_ids or [], completion_ids, strict=True)]
     else:
-        tokenizer = processing_class or mixture.processing_class
-        if tokenizer is None:
-            raise ValueError(
-                "Scoring text needs a tokenizer: pass `processing_class`, or `mixture.attach_tokenizer(tokenizer)`."
-            )
+        tokenizer = _require_tokenizer(mixture, processing_class)
         flags = [finished] * len(completions) if isinstance(finished, bool) else list(finished)
         options = [None] * len(flags) if chat_options is None else chat_options
         rows = zip(prompts or [], completions, flags, options, strict=True)
@@ -138,6 +135,9 @@ def assign(
         ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
     """
     preferences = prepare_preferences(preferences, annotator_column)
+    sequences, rows = _tokenised(mixture, preferences, processing_class)
+    sides = ([sequences[row] for row in side] for side in rows.T)
+    preferences = without_ties(preferences, *sides, AS_TOKENS)
     log_likelihood = mixture.preference_log_likelihood(
         preferences, processing_class=processing_class, batch_size=batch_size
     )
@@ -168,16 +168,30 @@ def preference_log_likelihood(
     Returns:
         `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
     """
-    replies, rows = distinct_texts(asked(preferences), preferences["chosen"], preferences["rejected"])
-    rewards = mixture.score(
-        [prompt for (prompt, _), _ in replies],
-        [reply for _, reply in replies],
-        chat_options=[options for (_, options), _ in replies],
-        processing_class=processing_class,
-        batch_size=batch_size,
-    ).cpu()
+    sequences, rows = _tokenised(mixture, preferences, processing_class)
+    rewards = mixture.score(prompt_ids=[[]] * len(sequences), completion_ids=sequences, batch_size=batch_size).cpu()
     margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
     return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin)
+
+
+def _tokenised(
+    mixture: MixtureRewardModel, preferences: Any, processing_class: PreTrainedTokenizerBase | None
+) -> tuple[list[list[int]], np.ndarray]:
+    """Ids of the M distinct replies behind their prompts, and the rows `(N, 2)` of each pair among them."""
+    tokenizer = _require_tokenizer(mixture, processing_class)
+    replies, rows = distinct_texts(asked(preferences), preferences["chosen"], preferences["rejected"])
+    return [encode_reply(tokenizer, prompt, reply, options=options) for (prompt, options), reply in replies], rows
+
+
+def _require_tokenizer(
+    mixture: MixtureRewardModel, processing_class: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    tokenizer = processing_class or mixture.processing_class
+    if tokenizer is None:
+        raise ValueError(
+            "Scoring text needs a tokenizer: pass `processing_class`, or `mixture.attach_tokenizer(tokenizer)`."
+        )
+    return tokenizer
 
 
 def reward_functions(

@@ -128,10 +128,7 @@ class SpaceConfig:
 
     @classmethod
     def load(
-        cls,
-        path: str | os.PathLike[str] | None = None,
-        environ: Mapping[str, str] | None = None,
-        **overrides: Any,
+        cls, path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None, **overrides: Any
     ) -> SpaceConfig:
         """Settings from a YAML file, over it environment variables, over them keyword arguments.
 

@@ -12,12 +12,7 @@ from .run_data import RunData
 from .scoring import label
 
 
-_FILLS = {
-    "reference": "var(--mm-none)",
-    "single": "var(--mm-a)",
-    "maxmin": "var(--mm-b)",
-    "oracle": "var(--mm-c)",
-}
+_FILLS = {"reference": "var(--mm-none)", "single": "var(--mm-a)", "maxmin": "var(--mm-b)", "oracle": "var(--mm-c)"}
 _OTHERS = ("var(--mm-d)", "var(--mm-e)")
 _GOLDEN_ANGLE = 137.508
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4")

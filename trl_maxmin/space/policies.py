@@ -91,8 +91,8 @@ class Policy:
         return context_length(self.model.config)
 
     def as_prompt(self, text: str) -> Prompt:
-        """A message where the tokenizer has a chat template, plain text otherwise."""
-        return [{"role": "user", "content": text}] if getattr(self.tokenizer, "chat_template", None) else text
+        """See [`as_prompt`]."""
+        return as_prompt(self.tokenizer, text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a visitor's prompt."""
@@ -135,9 +135,10 @@ class Policy:
             yield replies
             ids, length = torch.tensor(tokens, device=self.model.device)[:, None], length + 1
 
-    def answer(self, text: str, settings: Settings) -> Reply:
-        """The whole answer to a prompt."""
-        return self.sample(self.encode(text), settings, 1)[0]
+
+def as_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:
+    """A message where the tokenizer has a chat template, plain text otherwise."""
+    return [{"role": "user", "content": text}] if getattr(tokenizer, "chat_template", None) else text
 
 
 def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:

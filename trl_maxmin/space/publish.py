@@ -170,7 +170,6 @@ def push_space(
     private: bool | None = None,
     hardware: str | None = None,
     secrets: Mapping[str, str] | None = None,
-    token: str | None = None,
 ) -> str:
     """Create or update the Space, in one commit, and set its secrets.
 
@@ -180,7 +179,6 @@ def push_space(
         private (`bool`, *optional*): visibility of a new Space.
         hardware (`str`, *optional*): of a new Space, such as `zero-a10g`.
         secrets (`dict[str, str]`, *optional*): name -> value, such as the `HF_TOKEN` that sends votes.
-        token (`str`, *optional*): default: that of `hf auth login`.
 
     Returns:
         `str`: address of the Space.
@@ -196,8 +194,8 @@ def push_space(
 
     files: dict[str, Any] = dict(space_files(config))
     plan = RepoPlan(repo_id, "space", "", files, private=private, space_sdk="gradio", space_hardware=hardware)
-    published = publish_repo(plan, token=token)
-    api = HfApi(token=token)
+    published = publish_repo(plan)
+    api = HfApi()
     for name, value in (secrets or {}).items():
         ask(f"Setting the secret {name} of {repo_id}", lambda n=name, v=value: api.add_space_secret(repo_id, n, v))
     return published.url

@@ -86,8 +86,9 @@ class RunData:
         if config.record:
             attempt("The record of the run", lambda: data._add_record(_record(config.record), config))
         if folder is not None:
-            attempt("The evaluation", lambda: data._add_evaluation(folder))
-            attempt("The report of the run", lambda: data._add_report(folder))
+            attempt("The evaluation", lambda: data.win_rate or data._add_results(_json(folder / "evaluation.json")))
+            whole = data.win_rate and data.utility
+            attempt("The report of the run", lambda: whole or data._add_tables(_json(folder / "report.json")))
             attempt("The recorded answers", lambda: data._add_completions(folder))
             attempt("The facts about the groups", lambda: data._add_group_facts(folder / GROUP_FACTS_NAME))
         for name, source in config.policies.items():
@@ -131,6 +132,8 @@ class RunData:
 
     def _add_results(self, results: Mapping[str, Any]) -> None:
         """What `trl-maxmin evaluate` writes; known groups before components, as nothing was trained on them."""
+        if not results:
+            return
         kinds = results["groups"]
         kind = next(kind for kind in ("gold", "component", "judge") if kind in kinds.values())
         groups = [group for group, own in kinds.items() if own == kind]
@@ -144,16 +147,6 @@ class RunData:
                 row = {g: entry["by_group"][g][measure] for g in groups if measure in entry["by_group"].get(g, {})}
                 if row:
                     table[policy] = row
-
-    def _add_evaluation(self, folder: Path) -> None:
-        path = folder / "evaluation.json"
-        if path.is_file() and not self.win_rate:
-            self._add_results(json.loads(path.read_text(encoding="utf-8")))
-
-    def _add_report(self, folder: Path) -> None:
-        path = folder / "report.json"
-        if path.is_file() and not (self.win_rate and self.utility):
-            self._add_tables(json.loads(path.read_text(encoding="utf-8")))
 
     def _add_completions(self, folder: Path) -> None:
         """What `trl-maxmin evaluate` (parquet) or the demo (lines of JSON) recorded."""
@@ -201,6 +194,10 @@ class RunData:
         self.groups = [group for group in self.groups if keep(f"the group {group!r}", isinstance(group, str))]
         if dropped:
             raise ValueError(f"{dropped[0]}: no number")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ..data.tokenization import Prompt
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS, zscore_utility
 from ..models import MixtureRewardModel
 from ..models.loading import load_tokenizer
@@ -24,7 +23,7 @@ from ..trainer.scoring.models import MixtureReward
 from ..trainer.scoring.reference_statistics import ReferenceStatistics, truncated_are_left_out
 from .config import MAX_POLICIES, SpaceConfig
 from .limits import Refused, check_request
-from .policies import Policy, Settings, load_or_explain, pick_device
+from .policies import Policy, Settings, as_prompt, load_or_explain, pick_device
 from .run_data import RunData
 
 
@@ -244,9 +243,8 @@ class Studio:
     def prepare(self) -> None:
         """Find the unit of the utilities: the spread of the reference policy's answers, as the trainers measure it,
         or else the one that the mixture was calibrated with."""
-        if self.mixture is None or not self._has_baseline or not self.prompts:
-            return
-        if self.config.baseline_replies < MIN_REFERENCE_COMPLETIONS:
+        enough = self.config.baseline_replies >= MIN_REFERENCE_COMPLETIONS
+        if not (enough and self._has_baseline and self.prompts):
             return
         try:
             self._measure()
@@ -410,7 +408,8 @@ class Studio:
         by_ids = policy is not None and source.reads_ids and all(answer.ids for answer in answers)
         return source(
             RewardBatch(
-                prompts=[policy.as_prompt(prompt) if by_ids else self._scored_prompt(prompt)] * count,
+                prompts=[policy.as_prompt(prompt) if by_ids else as_prompt(self.mixture.processing_class, prompt)]
+                * count,
                 completions=[answer.text for answer in answers],
                 prompt_ids=[policy.encode(prompt)] * count if by_ids else None,
                 completion_ids=[list(answer.ids) for answer in answers] if by_ids else None,
@@ -418,10 +417,6 @@ class Studio:
                 chat_template_kwargs=self.config.chat_template_kwargs,
             )
         )
-
-    def _scored_prompt(self, prompt: str) -> Prompt:
-        chat = getattr(self.mixture.processing_class, "chat_template", None)
-        return [{"role": "user", "content": prompt}] if chat else prompt
 
     def _baseline(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Rewards `(M, G)` of the reference policy's answers to a prompt and whether each finished `(M,)`, remembered
@@ -451,7 +446,7 @@ class Studio:
                 self._baselines.popitem(last=False)
         return found
 
-    def extremes(self, group: str, count: int = 3) -> dict[str, tuple[list[tuple], list[tuple]]]:
+    def extremes(self, group: str) -> dict[str, tuple[list[tuple], list[tuple]]]:
         """Of each policy's recorded answers, the best and the worst for a group.
 
         Returns:
@@ -467,7 +462,7 @@ class Studio:
             known = ((p, text, values[group]) for p, text, values in rows if group in values)
             ranked = sorted(known, key=lambda row: -row[2])
             if ranked:
-                own = min(count, max(1, len(ranked) // 2))
+                own = min(3, max(1, len(ranked) // 2))
                 result[policy] = (ranked[:own], ranked[::-1][:own] if len(ranked) > 1 else [])
         return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import threading
 import uuid
@@ -160,19 +161,12 @@ def _lock(file: Any) -> None:
 
 def _cut_unfinished(path: Path) -> int:
     """Truncate after the last newline; returns the size."""
-    size = path.stat().st_size
-    with open(path, "rb+") as file:
-        end = size
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        if end != size:
-            file.truncate(end)
+    if not (size := path.stat().st_size):
+        return 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+        end = lines.rfind(b"\n") + 1
+    if end != size:
+        os.truncate(path, end)
     return end
 
 

@@ -27,6 +27,9 @@ class MaxMinGRPOConfig(MaxMinConfigMixin, GRPOConfig):
         scale_rewards (`str` or `bool`, *optional*, defaults to `"none"`):
             TRL's default divides by the spread within each group of replies, which undoes the calibration: a group
             for which nothing is at stake on a prompt would count as much as one for which everything is.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            TRL's default is `False`. Dropout makes a policy differ from its reference before anything is learned:
+            GPT-2's usual rates alone are a KL of 0.6 nats a token at step 0.
 
     Raises:
         `ValueError`: `multi_objective_aggregation="normalize_then_sum"`, which standardises each component by itself,
@@ -48,6 +51,9 @@ class MaxMinGRPOConfig(MaxMinConfigMixin, GRPOConfig):
             "help": "'none' keeps the calibrated utilities as they are. 'group' (TRL's default) and 'batch' divide by "
             "a standard deviation, which undoes the calibration."
         },
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Switch dropout off in the policy and its reference, which differ otherwise."}
     )
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ import torch
 from ...distributed import gather_objects, gather_rows
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..scoring.reference_statistics import RECORD_FILE, ReferenceStatistics
+from ..scoring.sources import refuse_infinite
 from .calibration import CALIBRATION_FOLDER, ReferenceReplies, digest, distinct_prompts, report, weights_digest
 from .maxmin_config import resolve_utility
 from .welfare import Welfare, WelfareState
@@ -46,8 +47,8 @@ class MaxMinMixin(AtomicCheckpointMixin):
     | `rewards/<component>/mean` | mean reward |
     | `maxmin/utility/<component>` | group utility `U[k]`; left out where nothing was scored |
     | `maxmin/weight/<component>` | the weight in use |
-    | `maxmin/worst_utility` | `min_k U[k]` |
-    | `maxmin/gap` | `max_k U[k] - min_k U[k]` |
+    | `maxmin/worst_utility` | `min_k U[k]`, in the log of the means of `U[k]` since the last log |
+    | `maxmin/gap` | `max_k U[k] - min_k U[k]`, likewise |
     """
 
     # TRL's GRPO and RLOO log `rewards/<component>/mean` themselves; a MaxMin trainer on top of them sets this to True.
@@ -86,6 +87,7 @@ class MaxMinMixin(AtomicCheckpointMixin):
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list
     ) -> torch.Tensor:
         rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
+        refuse_infinite(rewards, self.reward_func_names)
         utilities = self._utilities(rewards, inputs)
         group_utilities = utilities.detach().double().nanmean(dim=0).cpu()
         mode = "train" if self.model.training else "eval"
@@ -94,8 +96,9 @@ class MaxMinMixin(AtomicCheckpointMixin):
             self.reward_weights = self.welfare.weights
             if self.welfare.goes_in_circles(utilities, group_utilities):
                 self.control.should_training_stop = True
-        self._log_welfare(mode, rewards, group_utilities)
-        return self.welfare.optimised_rewards(utilities)
+        optimised = self.welfare.optimised_rewards(utilities)
+        self._log_welfare(mode, rewards, utilities, optimised)
+        return optimised
 
     def _raw_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> torch.Tensor:
         """Rewards of all ranks, `(N, K)`, by the host trainer."""
@@ -109,14 +112,25 @@ class MaxMinMixin(AtomicCheckpointMixin):
         keys = gather_objects(self.accelerator, [self._row_key(row) for row in inputs])
         return self.reference_statistics.utilities(rewards, keys, self.utility).to(rewards.device)
 
-    def _log_welfare(self, mode: str, rewards: torch.Tensor, group_utilities: torch.Tensor) -> None:
-        metrics = self.welfare.metrics(group_utilities)
+    def _log_welfare(self, mode: str, rewards: torch.Tensor, utilities: torch.Tensor, optimised: torch.Tensor) -> None:
+        """Note what is known of a rollout or an evaluation; all three are `(N, K)`, of all ranks."""
+        metrics = self.welfare.metrics(utilities.detach().double().nanmean(dim=0).cpu())
         if not self._host_logs_component_rewards:
             means = rewards.detach().double().nanmean(dim=0).tolist()
             named = zip(self.component_names, means, strict=True)
             metrics |= {f"rewards/{name}/mean": mean for name, mean in named if mean == mean}
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the host's, which takes the mean over the rollouts since the last log: the worst utility and the gap are
+        those of the mean utilities, since neither is a mean."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        named = ((name, metrics.get(f"maxmin/utility/{name}")) for name in self.component_names)
+        means = [sum(values) / len(values) if values else math.nan for _, values in named]
+        of_means = self.welfare.metrics(torch.tensor(means, dtype=torch.float64))
+        metrics.update({name: [of_means[name]] for name in ("maxmin/worst_utility", "maxmin/gap") if name in of_means})
+        super().log(logs, start_time)
 
     # -- calibration --------------------------------------------------------------------------------------------------
 

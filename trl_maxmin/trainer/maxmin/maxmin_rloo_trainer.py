@@ -61,3 +61,4 @@ class MaxMinRLOOTrainer(TRLPolicyMixin, RLOOTrainer):
     _name = "MaxMin-RLOO"
     _paper = {"title": "MaxMin-RLHF: Alignment with Diverse Human Preferences", "id": "2402.08925"}
     _config_class = MaxMinRLOOConfig
+    _kl_in_reward = True

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import GenerationConfig
+from transformers.trainer_utils import has_length
 from trl.data_utils import is_conversational
 
 from ..._compat import unwrap_model_for_generation, use_adapter
@@ -20,9 +22,12 @@ from ...models.base import base_model
 from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
+from ..ppo.setup import disable_dropout
 from ..scoring.callables import RewardCallables
 from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
 from .calibration import ReferenceReplies
+from .host_evaluation import TOKEN_LOSSES, HostEvaluation, masked_std
+from .host_policy import count_real_positions, kept_policy
 from .maxmin_mixin import MaxMinMixin
 from .welfare import check_welfare
 
@@ -47,6 +52,11 @@ class TRLPolicyMixin(MaxMinMixin):
     _prompt_ids: list[list[int]] | None = None
     # Set while the host generates reference replies: what its seam saw.
     _recorded: list[tuple[list, list, list, torch.Tensor]] | None = None
+    # Set while the host evaluates, and its last log-probabilities and entropies.
+    _evaluation: HostEvaluation | None = None
+    _last_pass: tuple | None = None
+    # Whether the host takes the KL off the reward of a reply.
+    _kl_in_reward = False
 
     def __init__(
         self,
@@ -97,6 +107,10 @@ class TRLPolicyMixin(MaxMinMixin):
             **kwargs,
         )
         self._stop_at_turns(train_dataset)
+        for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
+            count_real_positions(policy)
+            if self.args.disable_dropout:
+                disable_dropout(policy)
         mixing_weights = None
         if rewards is not None:
             rewards.bind(self._tokenizer, self.accelerator, getattr(args, "chat_template_kwargs", None))
@@ -110,18 +124,30 @@ class TRLPolicyMixin(MaxMinMixin):
         self._init_maxmin(mixing_weights, welfare_function, reference_statistics)
 
     def _stop_at_turns(self, train_dataset: Any) -> None:
-        """Tokens that end a reply. In a conversation the one that closes a turn ends it, too: reward training ends
-        there, and so will whoever uses the policy, whose generation configuration gets it."""
+        """Tokens that end a reply: the policy's, and the tokenizer's. In a conversation the one that closes a turn
+        ends it, too: reward training ends there, and so will whoever uses the policy, whose generation configuration
+        gets it."""
         row = next(iter(train_dataset), None) if train_dataset is not None else None
         conversational = row is not None and is_conversational({"prompt": row.get("prompt", "")})
-        own = getattr(self, "eos_token_ids", None) or self._tokenizer.eos_token_id
-        self.stop_token_ids = stop_tokens(self._tokenizer, own, conversational)
-        if hasattr(self, "eos_token_ids") and self.stop_token_ids != list(self.eos_token_ids):
-            self.eos_token_ids = list(self.stop_token_ids)
-            if hasattr(self, "generation_kwargs"):
-                self.generation_kwargs["eos_token_id"] = list(self.stop_token_ids)
-                self.generation_config.eos_token_id = list(self.stop_token_ids)
-            policy = base_model(self.accelerator.unwrap_model(self.model))
+        policy = base_model(self.accelerator.unwrap_model(self.model))
+        own = policy.generation_config.eos_token_id
+        own = [] if own is None else [own] if isinstance(own, int) else list(own)
+        eos = self._tokenizer.eos_token_id
+        own = own if eos is None or eos in own else [eos, *own]
+        self.stop_token_ids = stop_tokens(self._tokenizer, own or None, conversational)
+        # TRL before 1.13 knows the tokenizer's EOS alone, and takes what ends otherwise for cut off.
+        counts_all = hasattr(self, "eos_token_ids")
+        if not counts_all and self.args.mask_truncated_completions and set(self.stop_token_ids) - {eos}:
+            raise ValueError(
+                f"`mask_truncated_completions` is set, and a reply may end with any of {self.stop_token_ids}, but "
+                f"this release of TRL counts only replies that end with {eos} as finished and would leave the others "
+                "out of the loss. Update TRL, or leave `mask_truncated_completions` out."
+            )
+        self.eos_token_ids = list(self.stop_token_ids)
+        if hasattr(self, "generation_kwargs"):
+            self.generation_kwargs["eos_token_id"] = list(self.stop_token_ids)
+            self.generation_config.eos_token_id = list(self.stop_token_ids)
+        if set(self.stop_token_ids) - {eos}:
             policy.generation_config.eos_token_id = list(self.stop_token_ids)
 
     # -- the seam -----------------------------------------------------------------------------------------------------
@@ -130,6 +156,18 @@ class TRLPolicyMixin(MaxMinMixin):
         tokenized = super()._tokenize_prompts(prompts)
         self._prompt_ids = tokenized[0]
         return tokenized
+
+    def _generate_single_turn(self, prompt_ids: list, *args: Any, **kwargs: Any) -> Any:
+        with kept_policy(self.accelerator.unwrap_model(self.model)):
+            found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        # RLOO's replies come alone, GRPO's with the log-probabilities of vLLM or `None`.
+        alone = not isinstance(found, tuple)
+        replies, logprobs = (found, None) if alone else found
+        # Where the host stops at several tokens but cuts at the tokenizer's alone, padding follows the others.
+        replies = [cut_at_stop(list(ids), self.stop_token_ids)[0] for ids in replies]
+        if logprobs is not None:
+            logprobs = [own[: len(ids)] for own, ids in zip(logprobs, replies, strict=True)]
+        return replies if alone else (replies, logprobs)
 
     def _raw_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> torch.Tensor:
         """As the host, which hands rewards what it finds in the rows: the prompt's ids that the policy was given, and
@@ -148,6 +186,11 @@ class TRLPolicyMixin(MaxMinMixin):
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list
     ) -> torch.Tensor:
         if self._recorded is None:
+            if self._evaluation is not None:
+                # The pass before the rewards is the reference's.
+                self._evaluation.reference = self._last_pass[0] if self.beta and self._last_pass else None
+                finished = [cut_at_stop(ids[-1:], self.stop_token_ids)[1] for ids in completion_ids_list]
+                self._evaluation.add_replies([len(ids) for ids in completion_ids_list], finished)
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
         self._recorded.append((inputs, prompts, completion_ids_list, rewards))
@@ -299,12 +342,14 @@ class TRLPolicyMixin(MaxMinMixin):
 
     # -- metrics ------------------------------------------------------------------------------------------------------
 
-    def _log_welfare(self, mode: str, rewards: torch.Tensor, group_utilities: torch.Tensor) -> None:
-        super()._log_welfare(mode, rewards, group_utilities)
+    def _log_welfare(self, mode: str, rewards: torch.Tensor, utilities: torch.Tensor, optimised: torch.Tensor) -> None:
+        if self._evaluation is not None:
+            self._evaluation.add_rewards(rewards=rewards, utilities=utilities, optimised=optimised)
+            return
+        super()._log_welfare(mode, rewards, utilities, optimised)
         values = rewards.detach().double()
-        means = values.nanmean(dim=0)
-        spread = (values - means).square().nansum(dim=0) / ((~values.isnan()).sum(dim=0) - 1).clamp_min(1)
-        for name, mean, std in zip(self.component_names, means.tolist(), spread.sqrt().tolist(), strict=True):
+        means, stds = values.nanmean(dim=0).tolist(), masked_std(values).nan_to_num(0.0).tolist()
+        for name, mean, std in zip(self.component_names, means, stds, strict=True):
             if mean == mean:
                 self._component_metrics[mode][f"rewards/{name}/mean"].append(mean)
                 self._component_metrics[mode][f"rewards/{name}/std"].append(std)
@@ -317,3 +362,56 @@ class TRLPolicyMixin(MaxMinMixin):
             self._metrics[mode].update(self._component_metrics[mode])
             self._component_metrics[mode].clear()
         super().log(logs, start_time)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the host's; every metric is one of the whole set, see [`HostEvaluation`], and is named after it. Weights
+        and random state stay as they are, and each evaluation draws from the same stream."""
+        rows = len(dataloader.dataset) if has_length(dataloader.dataset) else math.inf
+        self._evaluation = evaluation = HostEvaluation(
+            self.accelerator,
+            rows * self.num_generations_eval,
+            self.num_generations_eval,
+            token_loss=getattr(self, "loss_type", None) in TOKEN_LOSSES,
+            kl_in_reward=self._kl_in_reward,
+        )
+        try:
+            with seeded(self.accelerator.device, self.args.seed, "evaluation", self.accelerator.process_index):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+            metrics = evaluation.of_batches(self._metrics["eval"]) | {"loss": evaluation.loss()}
+            own_lengths = not self._host_generates
+            metrics |= evaluation.metrics(self.reward_func_names, self.reward_weights, self.beta, own_lengths)
+            metrics |= self.welfare.metrics(evaluation.column("utilities").nanmean(0))
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        finally:
+            self._evaluation = self._last_pass = None
+            self._metrics["eval"].clear()
+        return output
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._evaluation is not None:
+            self._last_pass = found
+        return found
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """As the host's; in an evaluation rows that only fill up a batch count for nothing."""
+        evaluation = self._evaluation
+        if evaluation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs, self._last_pass = evaluation.without_repetitions(inputs), None
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        evaluation.add_loss(loss.detach(), inputs, self._last_pass and self._last_pass[:2])
+        return loss

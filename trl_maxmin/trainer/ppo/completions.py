@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from ...data.texts import text_of
 from ...distributed import gather_objects, gather_rows
 from .ppo_config import PPOConfig
 from .rollout import Rollout
@@ -28,8 +28,8 @@ def completion_columns(
     scores = gather_rows(accelerator, scores.to(accelerator.device, torch.float32)).cpu()
     weights = weights.cpu()
     columns = {
-        "query": gather_objects(accelerator, [_text(prompt) for prompt in rollout.prompts]),
-        "model response": gather_objects(accelerator, [_text(reply) for reply in rollout.completions]),
+        "query": gather_objects(accelerator, [text_of(prompt, True) for prompt in rollout.prompts]),
+        "model response": gather_objects(accelerator, [text_of(reply, True) for reply in rollout.completions]),
         "score": (scores[:, weights != 0] @ weights[weights != 0]).tolist(),
     }
     return columns | (dict(zip(names, scores.T.tolist(), strict=True)) if len(names) > 1 else {})
@@ -51,9 +51,3 @@ def show_completions(table: dict[str, list], step: int, report_to: list[str]) ->
     wandb = sys.modules.get("wandb")
     if "wandb" in report_to and wandb is not None and wandb.run is not None:
         wandb.log({"completions": wandb.Table(columns=list(table), data=[list(row) for row in rows])})
-
-
-def _text(message: Any) -> str:
-    if isinstance(message, str):
-        return message
-    return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in message)

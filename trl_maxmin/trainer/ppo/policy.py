@@ -25,6 +25,7 @@ from ...models.base import base_model
 from ...models.heads import Float32Linear, compute_in_float32
 from ...models.lora import active_adapter
 from .policy_adapters import add_critic_adapter, checkpoint_contexts
+from .roles import require_critic, require_language_model
 
 
 # Logits that stay in the last cache of a CPU: 25 MB.
@@ -81,7 +82,7 @@ class PolicyWithCritic(nn.Module):
         critic_adapter: bool = False,
     ) -> None:
         super().__init__()
-        _require_decoder(policy)
+        require_language_model(policy)
         use_class_forward(base_model(policy))
         self.policy = policy
         self.critic_detach = critic_detach
@@ -92,7 +93,13 @@ class PolicyWithCritic(nn.Module):
         self.value_model = value_model
         self.value_head = None
         if value_model is not None:
-            _require_scorer(value_model, num_channels)
+            require_critic(value_model)
+            labels = base_model(value_model).config.num_labels
+            if labels != num_channels:
+                raise ValueError(
+                    f"The value model has {labels} labels, but the critic needs {num_channels} (one per reward "
+                    "component and one for the KL penalty), or 1 for the weighted sum."
+                )
             compute_in_float32(base_model(value_model).score)
         elif num_channels:
             self.value_head = _value_head(base_model(policy).get_output_embeddings(), num_channels)
@@ -324,62 +331,44 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel | PeftModel, tolerance: float = 1e-2) -> None:
-    """Compare [`head_logits`] with the model's own logits on three tokens, so that an unknown family cannot train
-    wrongly.
+    """Compare [`head_logits`] with the model's own logits on four tokens, and see that no token reads a later one, so
+    that an unknown family cannot train wrongly.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `peft.PeftModel`): a causal language model, not sharded.
         tolerance (`float`): largest difference of log-probabilities, in nats.
 
     Raises:
-        `ValueError`: they differ.
+        `ValueError`: they differ, or the model is an encoder.
     """
     model = base_model(model)
     training = model.training
     model.eval()
-    ids = torch.arange(3, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+    ids = torch.arange(4, device=model.get_input_embeddings().weight.device).unsqueeze(0)
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    own = model(**arguments).logits.float().log_softmax(-1)
+    own = _own_logprobs(model, arguments)
     ours = head_logits(model, _trunk(model, arguments)[0]).float().log_softmax(-1)
+    changed = _own_logprobs(model, arguments | {"input_ids": torch.cat([ids[:, :-1], ids[:, :1]], dim=1)})
     model.train(training)
-    if not torch.allclose(own[0], ours, atol=tolerance, rtol=tolerance):
+    exact = 1e-5 if model.dtype == torch.float32 else tolerance
+    if not torch.allclose(own[:-1], changed[:-1], atol=exact, rtol=exact, equal_nan=True):
+        raise ValueError(
+            f"{type(model).__name__} reads later tokens when it predicts a token: it is an encoder, and no policy can "
+            "be made of it. Give a decoder-only language model; a family that has both modes needs `is_decoder=True` "
+            "in its configuration."
+        )
+    if not torch.allclose(own, ours, atol=tolerance, rtol=tolerance, equal_nan=True):
         raise ValueError(
             f"{type(model).__name__} changes its logits behind the language-model head in a way that is not known "
             "here, so the log-probabilities would be wrong. Please report the model family."
         )
 
 
-def _require_decoder(policy: nn.Module) -> None:
-    if isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning:
-        raise ValueError(
-            f"{policy.active_peft_config.peft_type} puts virtual tokens before the prompt, which PPO's positions do "
-            "not know. Use an adapter made of layers, such as LoRA."
-        )
-    model = base_model(policy)
-    if (
-        not isinstance(model, PreTrainedModel)
-        or model.config.is_encoder_decoder
-        or model.get_output_embeddings() is None
-    ):
-        raise ValueError(
-            f"The policy must be a decoder-only language model of transformers, got {type(model).__name__}. "
-            "Load it with AutoModelForCausalLM."
-        )
-
-
-def _require_scorer(value_model: nn.Module, num_channels: int) -> None:
-    model = base_model(value_model)
-    if not hasattr(model, "score"):
-        raise ValueError(
-            f"The value model must be a decoder's sequence-classification model with a `score` layer, got "
-            f"{type(model).__name__}. Load it with AutoModelForSequenceClassification, or leave `value_model=None` "
-            "for a critic on the policy's trunk."
-        )
-    if model.config.num_labels != num_channels:
-        raise ValueError(
-            f"The value model has {model.config.num_labels} labels, but the critic needs {num_channels} (one per "
-            "reward component and one for the KL penalty), or 1 for the weighted sum."
-        )
+def _own_logprobs(model: PreTrainedModel, arguments: dict) -> torch.Tensor:
+    known = inspect.signature(model.forward).parameters
+    if "use_cache" not in known and not any(p.kind == p.VAR_KEYWORD for p in known.values()):
+        arguments = {name: value for name, value in arguments.items() if name != "use_cache"}
+    return model(**arguments).logits[0].float().log_softmax(-1)
 
 
 def _value_head(lm_head: nn.Linear, num_channels: int) -> Float32Linear:

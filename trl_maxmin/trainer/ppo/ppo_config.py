@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,9 +13,15 @@ from ..._compat import _BaseConfig
 from ...functional.ppo import KL_ESTIMATORS
 from ..common.config_help import help_from_docstring
 from ..common.host_defaults import settle_host_defaults
+from .old_scripts import FIELDS, knows_old_names
+
+
+# Sizes that follow from others.
+_FILLED_IN = ("micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size", "mini_batch_size")
 
 
 @help_from_docstring
+@knows_old_names(FIELDS, FIELDS, "field")
 @dataclass
 class PPOConfig(_BaseConfig):
     r"""
@@ -35,7 +42,8 @@ class PPOConfig(_BaseConfig):
         response_length (`int`, *optional*, defaults to `53`):
             Length limit of a reply, in tokens. The limit is terminal: nothing is bootstrapped behind it.
         max_prompt_length (`int`, *optional*):
-            Prompts keep their last so many tokens. Default: a prompt that does not fit is an error.
+            Longer prompts are cut: text keeps BOS and its last tokens, a conversation loses its oldest turns.
+            Default: a prompt that does not fit is an error.
         chat_template_kwargs (`dict`, *optional*):
             What the chat template is given beside the messages, such as `{"enable_thinking": False}`; a
             `chat_template_kwargs` column of the data wins.
@@ -222,6 +230,7 @@ class PPOConfig(_BaseConfig):
         Raises:
             `ValueError`: a batch that `num_mini_batches` does not divide.
         """
+        given = {name: getattr(self, name) for name in _FILLED_IN}
         self.micro_batch_size = self.per_device_train_batch_size * self.world_size
         self.local_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps
         self.batch_size = self.local_batch_size * self.world_size
@@ -233,6 +242,15 @@ class PPOConfig(_BaseConfig):
             )
         self.local_mini_batch_size = self.local_batch_size // self.num_mini_batches
         self.mini_batch_size = self.batch_size // self.num_mini_batches
+        for name, value in given.items():
+            if value not in (None, getattr(self, name)):
+                warnings.warn(
+                    f"{name}={value} was given, but it is {getattr(self, name)}: it follows from "
+                    f"per_device_train_batch_size={self.per_device_train_batch_size}, gradient_accumulation_steps="
+                    f"{self.gradient_accumulation_steps}, {self.world_size} processes and num_mini_batches="
+                    f"{self.num_mini_batches}. Set those.",
+                    stacklevel=4,
+                )
 
     def _check_choices(self) -> None:
         if self.stop_token is not None and self.stop_token_id is not None:

@@ -29,14 +29,16 @@ from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.sampling import sample_completions, sampling_config, seeded
-from ..scoring.sources import RewardBatch, build_reward_source
-from . import checkpoint, setup
+from ..scoring.sources import RewardBatch, build_reward_source, models_of, refuse_infinite
+from . import checkpoint, roles, setup
 from .completions import completion_columns, show_completions, table_is_due
 from .evaluation import EvaluationSums, own_batches
 from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, take_means
+from .old_scripts import ARGUMENTS, METHODS, knows_old_names
 from .policy import PolicyWithCritic
 from .ppo_config import PPOConfig
 from .prompts import PromptReader, Row, has_messages, reward_batch, rows_from_batch
+from .randomness import make_deterministic
 from .rollout import Rollout, plan_minibatches
 from .whitening import global_mean_var, whiten_channels
 
@@ -45,6 +47,7 @@ from .whitening import global_mean_var, whiten_channels
 STATE_FILE = "ppo_state.json"
 
 
+@knows_old_names(ARGUMENTS, METHODS)
 class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     """Proximal policy optimisation of a language model, on `transformers.Trainer`.
 
@@ -75,9 +78,11 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         peft_config (`peft.PeftConfig`, *optional*): puts a new adapter on `model`.
 
     Raises:
-        `ValueError`: a missing argument; `ref_model` being `model`; a `model` that is not whole or has no tokenizer;
-            fewer prompts than a rollout takes; a prompt that leaves no room for the reply; sizes that do not divide; a
-            critic or a number of weights that does not fit the K rewards.
+        `ValueError`: a missing argument; a model that cannot play its part, that shares what is trained with another,
+            that is not whole or has no tokenizer; nothing to train; fewer prompts than a rollout takes; a prompt that
+            leaves no room for the reply; sizes that do not divide; a critic or a number of weights that does not fit
+            the K rewards.
+        `TypeError`: an argument of an older TRL; the message has its new name.
 
     References: Schulman et al. (arXiv 1707.06347); Ziegler et al. (arXiv 1909.08593).
     """
@@ -104,9 +109,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
-        setup.require(model=model, reward_model=reward_model, train_dataset=train_dataset)
-        if ref_model is model:
-            raise ValueError("`ref_model` is `model` itself; pass a copy, or `None` for the policy as it is now.")
+        roles.check_kinds(processing_class, model, ref_model, value_model, reward_model, train_dataset)
         setup.plan_steps(args, train_dataset)
         name = model if isinstance(model, str) else base_model(model).config.name_or_path
         tokenizer = processing_class or load_tokenizer(name, "`processing_class` (by default the one of `model`)")
@@ -134,10 +137,13 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         value_model = setup.adapt_critic(value_model, peft_config, args.seed)
         # Whether the critic predicts the weighted sum, or every reward and the KL penalty apart.
         root, self.scalar_critic = setup.build_root(policy, value_model, args, len(self.reward_func_names))
+        known_tokens = len(self._tokenizer)
+        setup.check_roles(root, ref_model, models_of(self.reward_source), known_tokens, args)
         # The reference: a module of its own, or `None` and the adapter (`None`: none) that the policy then has on.
         self.reference, self._reference_adapter = setup.build_reference(root, ref_model, peft_config, args)
         setup.match_shards(root)
-        setup.disable_dropout(root)
+        # The policy that samples has to be the one that is weighed.
+        make_deterministic(root)
         # Prompts of the rollout that is being collected.
         self._prompt_buffer: list[Row] = []
         # What was measured since the last log, and the time and the step at which this run began.
@@ -282,11 +288,16 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
 
         Returns:
             `torch.Tensor` of shape `(N, K)`: float32, rows of all ranks in their order. NaN: not scored.
+
+        Raises:
+            `ValueError`: an infinite reward, on all ranks.
         """
         rewards_local = torch.zeros(0, len(self.reward_func_names))
         if inputs:
             rewards_local = self.reward_source(self._reward_batch(inputs, completions, completion_ids_list))
-        return distributed.gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
+        rewards = distributed.gather_rows(self.accelerator, rewards_local.to(self.accelerator.device, torch.float32))
+        refuse_infinite(rewards, self.reward_func_names)
+        return rewards
 
     def _reward_batch(self, inputs: list[Row], completions: list, completion_ids_list: list[list[int]]) -> RewardBatch:
         return reward_batch(inputs, completions, completion_ids_list, self.args.chat_template_kwargs)

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import has_length
 
-from ...data.tokenization import ChatOptions, chat_options, encode_prompt
+from ...data.tokenization import ChatOptions, chat_options, cut_ids, encode_prompt
 from ...models.base import as_list
 from ..scoring.sources import RewardBatch
 
@@ -28,7 +28,7 @@ class PromptReader:
 
     Args:
         tokenizer: the policy's.
-        max_prompt_length (`int`, *optional*): longer prompts lose their beginning.
+        max_prompt_length (`int`, *optional*): longer prompts are cut, see [`encode_prompt`].
         response_length (`int`): tokens that have to fit behind the prompt.
         context_length (`int`, *optional*): positions that the policy has; `None` if it has no limit.
         chat_template_kwargs (`dict`, *optional*): what the chat template is given; a row's own win.
@@ -59,13 +59,17 @@ class PromptReader:
             if row.get("attention_mask") is not None:
                 ids = [token for token, real in zip(ids, as_list(row["attention_mask"]), strict=True) if real]
         elif row.get("prompt") is not None:
-            ids = encode_prompt(self.tokenizer, row["prompt"], chat_options(row, self.chat_template_kwargs))
+            options = chat_options(row, self.chat_template_kwargs)
+            try:
+                ids = encode_prompt(self.tokenizer, row["prompt"], options, self.max_prompt_length)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         else:
             raise ValueError(
                 f"{name} has the columns {sorted(row)}, but needs `prompt` (text or messages) or `input_ids` (tokens)."
             )
-        if self.max_prompt_length is not None:
-            ids = ids[-self.max_prompt_length :]
+        # What came as ids is cut here.
+        ids = cut_ids(self.tokenizer, ids, self.max_prompt_length)
         if not ids:
             raise ValueError(f"{name} has an empty prompt. Start it with at least one token, such as BOS.")
         room = None if self.context_length is None else self.context_length - self.response_length
@@ -73,7 +77,7 @@ class PromptReader:
             raise ValueError(
                 f"{name} has a prompt of {len(ids)} tokens, which with response_length={self.response_length} exceeds "
                 f"the policy's context of {self.context_length} tokens. Shorten the prompt, lower `response_length`, "
-                f"or set `max_prompt_length` to at most {max(room, 0)} to cut prompts from the left."
+                f"or set `max_prompt_length` to at most {max(room, 0)} to cut prompts."
             )
         return ids
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,25 +19,21 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.integrations.deepspeed import deepspeed_init, is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
-from ..._compat import disable_dropout_in_model, prepare_deepspeed
+from ..._compat import prepare_deepspeed
 from ...models.base import base_model, place
 from ...models.loading import load_pretrained
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import resolve_stop_tokens, seeded
+from . import roles
 from .policy import PolicyWithCritic, check_head
 from .policy_adapters import add_reference_adapter
 from .ppo_config import PPOConfig
 
 
-def require(**arguments: Any) -> None:
-    """Raise a `ValueError` that names the first argument that is missing (`None`)."""
-    for name, value in arguments.items():
-        if value is None:
-            raise ValueError(f"`{name}` is required.")
-
-
 def plan_steps(args: PPOConfig, train_dataset: Any) -> None:
     """Fill sizes and the number of rollouts in `args`, from the length of the data where it has one.
+
+    As in TRL 1.12: `num_train_epochs` passes over the data are so many replies, rounded up to whole rollouts.
 
     Raises:
         `ValueError`: a batch that does not divide, or fewer prompts than one rollout takes.
@@ -52,23 +49,27 @@ def plan_steps(args: PPOConfig, train_dataset: Any) -> None:
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
     # The root uses all its parameters in every forward; searching for unused ones costs a pass over the graph.
     args.ddp_find_unused_parameters = bool(args.ddp_find_unused_parameters)
-    if args.total_episodes is not None and args.max_steps < 0:
-        args.max_steps = math.ceil(args.total_episodes / args.batch_size)
+    if args.max_steps == getattr(args, "planned_steps", None):
+        # Of the trainer that had these arguments before; its data may have been others.
+        args.max_steps = -1
+    if args.max_steps < 0:
+        episodes = args.total_episodes
+        if episodes is None and has_length(train_dataset):
+            episodes = int(args.num_train_epochs * len(train_dataset))
+        if episodes is not None:
+            args.max_steps = args.planned_steps = math.ceil(episodes / args.batch_size)
     args.num_total_batches = args.max_steps if args.max_steps > 0 else None
     if not has_length(train_dataset):
         # Each process reads the stream itself: what one process hands out to the others has to be tensors.
         if args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
         return
-    rollouts_per_pass = len(train_dataset) // args.batch_size
-    if rollouts_per_pass == 0:
+    if len(train_dataset) < args.batch_size:
         raise ValueError(
             f"The training set has {len(train_dataset)} prompts, but one rollout takes {args.batch_size} "
             f"(per_device_train_batch_size {args.per_device_train_batch_size} x gradient_accumulation_steps "
             f"{args.gradient_accumulation_steps} x {args.world_size} processes). Give more prompts or lower these."
         )
-    if args.max_steps <= 0:
-        args.num_total_batches = math.ceil(args.num_train_epochs * rollouts_per_pass)
 
 
 def padding_token(candidates: list[int | None], policy: PreTrainedModel | PeftModel) -> int:
@@ -165,7 +166,7 @@ def build_root(
     """The policy with its critic, and whether that predicts the weighted sum of the K rewards (or each channel apart).
 
     Raises:
-        `ValueError`: nothing to train, or a policy or critic that does not fit.
+        `ValueError`: a policy or critic that does not fit.
     """
     if args.critic_adapter and value_model is not None:
         raise ValueError("critic_adapter=True puts the critic on the policy's base; leave `value_model=None`.")
@@ -179,8 +180,6 @@ def build_root(
         args.critic_adapter,
     )
     freeze_reward_adapters(root)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
-        raise ValueError("No parameter of the policy is trainable. Load an adapter with `is_trainable=True`.")
     if not is_deepspeed_zero3_enabled():
         check_head(policy)
     return root, scalar
@@ -209,8 +208,34 @@ def build_reference(
             "(`peft_config`), whose reference is the policy without it."
         )
     reference = copy.deepcopy(root.policy) if ref_model is None else ref_model
+    if ref_model is not None and not is_deepspeed_zero3_enabled():
+        check_head(ref_model)
     reference = PolicyWithCritic(reference, 0, logits_chunk_size=args.logits_chunk_size)
     return reference.eval().requires_grad_(False), None
+
+
+def check_roles(
+    root: PolicyWithCritic, ref_model: torch.nn.Module | None, rewards: list, known_tokens: int, args: PPOConfig
+) -> None:
+    """Raise or warn where the roles do not go together; to call before the reference is frozen.
+
+    Args:
+        root ([`PolicyWithCritic`]): policy and critic, with their adapters.
+        ref_model (`torch.nn.Module`, *optional*): the reference that was given.
+        rewards (`list[torch.nn.Module]`): models that give rewards.
+        known_tokens (`int`): ids of the policy's tokenizer.
+        args ([`PPOConfig`]): the learning rate is read.
+
+    Raises:
+        `ValueError`: as [`roles.check_sharing`], [`roles.check_vocabularies`] and [`roles.check_trainable`].
+    """
+    roles.check_vocabularies(root.policy, ref_model, root.value_model, known_tokens)
+    roles.check_sharing(root.policy, ref_model, root.value_model, rewards)
+    roles.check_trainable(root.policy, root.value_model)
+    engines = (os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("DEEPSPEED", "FSDP"))
+    if not (args.deepspeed or args.fsdp or any(engines)):
+        # These keep a float32 copy to step on.
+        roles.warn_below_resolution(root, args.learning_rate)
 
 
 def match_shards(root: PolicyWithCritic) -> None:
@@ -230,15 +255,6 @@ def place_reference(reference: PolicyWithCritic, accelerator: Accelerator) -> to
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return prepare_deepspeed(reference, accelerator)
     return reference.to(accelerator.device)
-
-
-def disable_dropout(module: torch.nn.Module) -> None:
-    """Switch dropout off: the policy that samples has to be the one that is weighed, or the first ratio is not 1."""
-    disable_dropout_in_model(module)
-    for child in module.modules():
-        # Llama and its kin hold the rate of attention dropout as a number.
-        if isinstance(getattr(child, "attention_dropout", None), float):
-            child.attention_dropout = 0.0
 
 
 @contextmanager

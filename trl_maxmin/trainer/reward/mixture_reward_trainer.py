@@ -18,7 +18,15 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from trl import RewardTrainer
 
 from ... import distributed
-from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, known_groups, prepare_preferences, split_by_annotator
+from ...data.columns import (
+    ANNOTATOR_COLUMN,
+    AS_TOKENS,
+    AnnotatorIndex,
+    known_groups,
+    prepare_preferences,
+    split_by_annotator,
+    without_ties,
+)
 from ...functional.em import annealed_beta
 from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
 from ...functional.em_linear import LinearMixture, fit_linear_rewards
@@ -195,6 +203,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         )
         # Metric -> [weighted sum, weight] since the last log: a mean of micro-batches' means would depend on them.
         self._sums: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
+        self._counted: set[int] = set()  # pairs of the evaluation at work
 
     @property
     def mixture(self) -> MixtureRewardModel:
@@ -225,6 +234,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if not self._checked:  # given to `evaluate`
             dataset = prepare_preferences(dataset, args.annotator_column)
         dataset = tokenize_pairs(dataset, processing_class, args.dataset_num_proc, dataset_name)
+        dataset = without_ties(dataset, dataset["chosen_ids"], dataset["rejected_ids"], AS_TOKENS)
         require_embedded_tokens(dataset, processing_class, self._num_embeddings)
         limit = min(filter(None, (args.max_length, self._context_length)), default=None)
         dataset = within_length(dataset, limit, dataset_name)
@@ -434,13 +444,14 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         scaled = mode == "train" and self._loss_scale is not None
         loss = losses.sum() * self._loss_scale if scaled else losses.mean()
         with torch.no_grad():
-            packed = torch.cat([log_likelihood, preference_accuracy(chosen, rejected), responsibilities], dim=-1)
-            packed = distributed.gather_rows(self.accelerator, packed)
+            packed = [log_likelihood, preference_accuracy(chosen, rejected), responsibilities, losses.unsqueeze(-1)]
+            packed = distributed.gather_rows(self.accelerator, torch.cat(packed, dim=-1))
             pairs = distributed.gather_rows(self.accelerator, inputs["pair_index"])
-            log_likelihood, accuracy, responsibilities = packed.chunk(3, dim=-1)
             if mode == "train":
-                self.em_state.record(pairs, log_likelihood)
-            self._count(mode, log_likelihood, accuracy, responsibilities)
+                self.em_state.record(pairs, packed[:, : log_likelihood.shape[-1]])
+            else:
+                packed = packed[self._not_counted(pairs.tolist())]
+            self._count(mode, packed)
         return (loss, output) if return_outputs else loss
 
     def _responsibilities(self, annotators: torch.Tensor) -> torch.Tensor:
@@ -449,12 +460,20 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         known = self.em_state.responsibilities(annotators.clamp(min=0))
         return torch.where((annotators >= 0).unsqueeze(1), known, self.em_state.mixing_weights.to(known))
 
-    def _count(
-        self, mode: str, log_likelihood: torch.Tensor, accuracy: torch.Tensor, responsibilities: torch.Tensor
-    ) -> None:
+    def _not_counted(self, pairs: list[int]) -> list[int]:
+        """Which rows of a batch the evaluation has not had: pairs from its beginning fill up the last batches, so that
+        all ranks have as many."""
+        first = {pair: row for row, pair in reversed(list(enumerate(pairs))) if pair not in self._counted}
+        self._counted.update(first)
+        return sorted(first.values())
+
+    def _count(self, mode: str, packed: torch.Tensor) -> None:
+        log_likelihood, accuracy, responsibilities = packed[:, :-1].chunk(3, dim=-1)
         predictive = (responsibilities.log() + log_likelihood).logsumexp(-1)
         # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
         sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": (predictive.exp() > 0.5).sum()}
+        if mode == "eval":
+            sums["loss"] = packed[:, -1].sum()
         weights = dict.fromkeys(sums, torch.tensor(float(len(predictive))))
         for k, name in enumerate(self.mixture.component_names):
             sums[f"accuracy/{name}"] = (responsibilities[:, k] * accuracy[:, k]).sum()
@@ -467,11 +486,30 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in TRL; what was measured on pairs is a mean over all pairs since the last log."""
         mode = "train" if self.model.training else "eval"
-        for name, (total, weight) in self._sums[mode].items():
-            if weight > 0:
-                self._metrics[mode][name] = [total / weight]
-        self._sums[mode].clear()
+        self._metrics[mode].update({name: [mean] for name, mean in self._take_means(mode).items()})
         super().log(logs, start_time)
+
+    def _take_means(self, mode: str) -> dict[str, float]:
+        sums = dict(self._sums[mode])
+        self._sums[mode].clear()
+        return {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in transformers; every metric, the loss among them, is a mean over the pairs of the set, whatever its
+        batches and ranks, and is named after the set."""
+        self._sums["eval"].clear()
+        self._counted.clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        means = self._take_means("eval")
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
+        return output
 
     # -- E-step -------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,3 +171,25 @@ class RewardSource(ABC):
     def to(self, device: torch.device | str) -> RewardSource:
         """Move models to `device` and return rewards there from now on. Returns the source itself."""
         return self
+
+
+def refuse_infinite(rewards: torch.Tensor, names: Sequence[str]) -> None:
+    """Raise where a reward is infinite: one such reply makes every advantage of its rollout, and with them every
+    weight of the policy, NaN.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(N, K)`): of all ranks. NaN is "not scored" and stays.
+        names (`Sequence[str]`): K names of functions or models.
+
+    Raises:
+        `ValueError`: which names gave infinite rewards, and to how many replies.
+    """
+    counts = torch.isinf(rewards).sum(0).tolist()
+    found = [
+        f"{name!r} for {count} of {len(rewards)} replies" for name, count in zip(names, counts, strict=True) if count
+    ]
+    if found:
+        raise ValueError(
+            f"Infinite rewards (in float32) came from {', '.join(found)}. Clip what the function or model returns, or "
+            "return None (NaN) for a reply that it cannot score."
+        )

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from ..._compat import prepare_deepspeed
 from ...models.loading import load_config, load_pretrained, load_tokenizer
@@ -22,6 +23,7 @@ from ...models.scoring import SharedRewardFunctions
 from ...models.shards import is_in_shards, whole_weights
 from .batch import RewardBatch, RewardSource
 from .functions import callable_name, unique_names
+from .models import is_scorer
 from .sources import build_reward_source
 
 
@@ -81,7 +83,7 @@ class SourceFunctions(SharedRewardFunctions):
         self.policy_processing_class, self.chat_template_kwargs = tokenizer, chat_template_kwargs
         self.source = build_reward_source(self.reward_model, policy_tokenizer=tokenizer)
         model = self.reward_model[0] if isinstance(self.reward_model, tuple) else self.reward_model
-        if isinstance(model, PreTrainedModel) and is_in_shards(model):
+        if isinstance(model, nn.Module) and is_in_shards(model):
             # The user loaded it under ZeRO-3: the engine's hooks gather it layer by layer.
             prepare_deepspeed(model, accelerator)
         else:
@@ -166,7 +168,7 @@ class RewardCallables:
         if isinstance(entry, str):
             entry = load_reward_model(entry, "`reward_funcs`")
         model = entry[0] if isinstance(entry, tuple) else entry
-        if isinstance(model, PreTrainedModel | RewardSource):
+        if isinstance(model, RewardSource) or is_scorer(model):
             pair = (model, tokenizer) if tokenizer is not None and not isinstance(entry, tuple) else entry
             shared = SourceFunctions(pair)
             self.shared.append(shared)

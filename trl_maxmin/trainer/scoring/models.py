@@ -6,12 +6,14 @@ from __future__ import annotations
 import warnings
 
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokenization import encode_reply, same_vocabulary
-from ...models.base import place
+from ...models.base import base_model, place
 from ...models.modeling_mixture_reward import MixtureRewardModel
-from ...models.scoring import pool_last_token, score_sequences
+from ...models.scoring import pool_last_token, position_ids_from_mask, score_sequences
 from ...models.shards import make_whole
 from .batch import RewardBatch, RewardSource
 
@@ -100,8 +102,10 @@ class SequenceClassificationReward(RewardSource):
     not the pad token instead, and read one token early wherever the tokenizer pads with EOS.
 
     Args:
-        model (`PreTrainedModel`):
-            A model with `config.num_labels == 1`: a decoder with a `score` layer, or an encoder.
+        model (`PreTrainedModel`, `peft.PeftModel` or `nn.Module`):
+            A model with one label: a decoder with a `score` layer, or an encoder; with or without an adapter. Or any
+            module as TRL 1.12 took it: a trunk under the name in `base_model_prefix`, whose output has
+            `hidden_states`, and `score`, a layer or a method that is given the last of them, `(B, T, H)`.
         policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
@@ -112,24 +116,33 @@ class SequenceClassificationReward(RewardSource):
             Replies per forward; they are sorted by length first.
 
     Raises:
-        `ValueError`: More than one label, an encoder-decoder model, or (when called) a sequence that the model cannot
-            read: empty, longer than its context, or with ids beyond its vocabulary.
+        `ValueError`: More than one label, an encoder-decoder model, virtual tokens (prompt learning), or (when called)
+            a sequence that the model cannot read: empty, longer than its context, or with ids beyond its vocabulary.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel | nn.Module,
         policy_tokenizer: PreTrainedTokenizerBase | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         name: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        if model.config.num_labels != 1:
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
             raise ValueError(
-                f"{type(model).__name__} has {model.config.num_labels} labels, but a reward model has 1. For several "
+                f"The reward model has an adapter of type {model.active_peft_config.peft_type}, which puts virtual "
+                "tokens before the text. Use an adapter made of layers, such as LoRA, or wrap the model in a function."
+            )
+        # The adapter's layers are inside the model.
+        model = base_model(model)
+        config = getattr(model, "config", None)
+        labels = config.num_labels if isinstance(model, PreTrainedModel) else getattr(model.score, "out_features", 1)
+        if labels != 1:
+            raise ValueError(
+                f"{type(model).__name__} has {labels} labels, but a reward model has 1. For several "
                 "rewards pass a `MixtureRewardModel`, or a list of one-label models or functions."
             )
-        if getattr(model.config, "is_encoder_decoder", False):
+        if getattr(config, "is_encoder_decoder", False):
             raise ValueError(
                 f"{type(model).__name__} is an encoder-decoder model, which pools at an EOS that a truncated reply "
                 "does not have. Use a decoder or an encoder, or wrap the model in a reward function."
@@ -138,7 +151,7 @@ class SequenceClassificationReward(RewardSource):
         self.policy_tokenizer = policy_tokenizer
         self.processing_class = processing_class
         self.batch_size = batch_size
-        self.names = [name or str(model.config.name_or_path or "reward").rstrip("/").split("/")[-1]]
+        self.names = [name or str(getattr(config, "name_or_path", None) or "reward").rstrip("/").split("/")[-1]]
         # An encoder frames its text with special tokens that ids of a policy do not have.
         frames = processing_class is not None and not hasattr(model, "score")
         self.reads_ids = not frames and same_vocabulary(policy_tokenizer, processing_class)
@@ -166,11 +179,30 @@ class SequenceClassificationReward(RewardSource):
         return self
 
     def _forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if not isinstance(self.model, PreTrainedModel):
+            return self._forward_as_in_trl(inputs)
         head = getattr(self.model, "score", None)
         if head is None:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :1]
-        backbone = getattr(self.model, self.model.base_model_prefix)
+            return self.model(**inputs).logits[:, :1]
         # Padding is on the right: the default positions are those of the real tokens.
-        hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = getattr(self.model, self.model.base_model_prefix)(**inputs, use_cache=False).last_hidden_state
         pooled = pool_last_token(hidden, attention_mask)
         return head(pooled.to(next(head.parameters()).dtype))
+
+    def _forward_as_in_trl(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """By the arguments that TRL 1.12 calls trunk and `score` with: neither knows more."""
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        position_ids = position_ids_from_mask(inputs["attention_mask"])
+        options = {"return_dict": True, "output_hidden_states": True, "use_cache": False}
+        hidden = trunk(**inputs, position_ids=position_ids, **options).hidden_states[-1]
+        scores = torch.as_tensor(self.model.score(hidden)).reshape(*inputs["input_ids"].shape, -1)
+        return pool_last_token(scores, inputs["attention_mask"])[:, :1]
+
+
+def is_scorer(model: object) -> bool:
+    """Whether something can be a [`SequenceClassificationReward`]: a model of transformers, with or without an
+    adapter, or a module with `base_model_prefix`, that trunk, and `score`."""
+    if isinstance(model, PreTrainedModel | PeftModel):
+        return True
+    return isinstance(model, nn.Module) and hasattr(model, "score") and hasattr(model, "base_model_prefix")

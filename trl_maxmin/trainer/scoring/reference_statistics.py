@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ...data.tokenization import Prompt
+from ...data.tokenization import Prompt, plain_messages
 from ...functional.utility import win_rate_utility, within_prompt_scale, zscore_utility
+from .batch import refuse_infinite
 
 
 UTILITY_KINDS = ("zscore", "win_rate", "raw")
@@ -46,7 +47,7 @@ def prompt_key(prompt: Prompt | Sequence[int]) -> str:
 
     ```
     """
-    plain = prompt if isinstance(prompt, str) else list(prompt)
+    plain = plain_messages(prompt if isinstance(prompt, str) else list(prompt))
     canonical = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
@@ -161,8 +162,8 @@ class ReferenceStatistics:
             is given, from [`~functional.utility.within_prompt_scale`].
 
         Raises:
-            `ValueError`: Shapes that do not fit, no replies, fewer than four replies to every prompt, or a component
-                that scored no prompt at least twice.
+            `ValueError`: Shapes that do not fit, an infinite reward, no replies, fewer than four replies to every
+                prompt, or a component that scored no prompt at least twice.
 
         Example:
 
@@ -188,6 +189,7 @@ class ReferenceStatistics:
             raise ValueError(f"There are {len(completions)} `completions` for {count} rewards; give one each.")
         if finished is not None and truncated_are_left_out(finished):
             rewards = torch.where(finished.to(rewards.device).unsqueeze(1), rewards, torch.nan)
+        refuse_infinite(rewards, component_names)
         rows: dict[str, list[int]] = {}
         for index, key in enumerate(prompt_keys):
             rows.setdefault(key, []).append(index)

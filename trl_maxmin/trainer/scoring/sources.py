@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...models.modeling_mixture_reward import MixtureRewardModel
-from .batch import RewardBatch, RewardSource
+from .batch import RewardBatch, RewardSource, refuse_infinite
 from .functions import CallableReward, StackedReward, unique_names
-from .models import MixtureReward, SequenceClassificationReward
+from .models import MixtureReward, SequenceClassificationReward, is_scorer
 
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "SequenceClassificationReward",
     "StackedReward",
     "build_reward_source",
+    "models_of",
+    "refuse_infinite",
     "unique_names",
 ]
 
@@ -86,13 +88,26 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
     model, tokenizer = reward_model if is_pair else (reward_model, None)
     if isinstance(model, MixtureRewardModel):
         return MixtureReward(model, policy_tokenizer, tokenizer)
-    if isinstance(model, PreTrainedModel):
+    if is_scorer(model):
         return SequenceClassificationReward(model, policy_tokenizer, tokenizer)
     if callable(reward_model) and not isinstance(reward_model, nn.Module | type):
         return CallableReward(reward_model, policy_tokenizer)
     raise TypeError(
         f"A reward of type {type(reward_model).__name__} cannot score replies. Pass a `MixtureRewardModel`, a "
-        "sequence-classification model with one label (loaded, not its name; an adapter merged with "
-        "`merge_and_unload()`), a pair `(model, tokenizer)`, a function `f(prompts, completions, **kwargs)`, a list "
-        "of these, or a dict of them by group."
+        "sequence-classification model with one label (loaded, not its name; with or without an adapter), a module "
+        "with a `score` layer and the name of its trunk in `base_model_prefix`, a pair `(model, tokenizer)`, a "
+        "function `f(prompts, completions, **kwargs)`, a list of these, or a dict of them by group."
     )
+
+
+def models_of(source: RewardSource) -> list[nn.Module]:
+    """The models that a source holds; those inside users' functions are theirs.
+
+    Args:
+        source ([`RewardSource`]): of [`build_reward_source`].
+
+    Returns:
+        `list[nn.Module]`
+    """
+    parts = [source, *getattr(source, "sources", ())]
+    return [value for part in parts for value in vars(part).values() if isinstance(value, nn.Module)]
