@@ -22,7 +22,7 @@ from ...models.base import base_model
 from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
-from ..ppo.setup import disable_dropout
+from ..ppo.randomness import switch_off
 from ..scoring.callables import RewardCallables
 from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
 from .calibration import ReferenceReplies
@@ -110,7 +110,7 @@ class TRLPolicyMixin(MaxMinMixin):
         for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
             count_real_positions(policy)
             if self.args.disable_dropout:
-                disable_dropout(policy)
+                switch_off(policy)
         mixing_weights = None
         if rewards is not None:
             rewards.bind(self._tokenizer, self.accelerator, getattr(args, "chat_template_kwargs", None))
