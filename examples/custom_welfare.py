@@ -29,14 +29,18 @@ accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_proce
     --output_dir policy
 """
 
+import sys
 from dataclasses import dataclass, field
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig, get_peft_config
 
 from trl_maxmin import MaxMinGRPOConfig, MaxMinGRPOTrainer
 from trl_maxmin.cli.io import read_dataset
+from trl_maxmin.cli.loading import init_options, quantization_options
+from trl_maxmin.cli.output_folder import prepare_output_folder
+from trl_maxmin.cli.parser import CommandParser
 from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
 
 
@@ -65,20 +69,27 @@ def keep_the_majority_above(floor: float, softness: float = 0.1):
 
 def main(script_args: Arguments, training_args: MaxMinGRPOConfig, model_args: ModelConfig) -> None:
     train_dataset, _ = read_dataset(script_args)
+    overwrite, resume = script_args.overwrite_output_dir, training_args.resume_from_checkpoint
+    checkpoint = prepare_output_folder("grpo", training_args.output_dir, overwrite, resume)
+    name, options = model_args.model_name_or_path, init_options(model_args, training_args.model_init_kwargs)
+    options |= quantization_options(model_args)
+    training_args.model_init_kwargs = None
     trainer = MaxMinGRPOTrainer(
         args=training_args,
-        model=AutoModelForCausalLM.from_pretrained(
-            model_args.model_name_or_path, dtype=model_args.dtype, trust_remote_code=False
+        model=AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **options),
+        processing_class=AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=False
         ),
-        processing_class=AutoTokenizer.from_pretrained(model_args.model_name_or_path, trust_remote_code=False),
         reward_funcs=load_reward_models(script_args.reward_model),
         train_dataset=train_dataset,
+        peft_config=get_peft_config(model_args),
         welfare_function=keep_the_majority_above(script_args.majority_floor, script_args.softness),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Utilities: {trainer.welfare_state.utility_average.tolist()}")
 
 
 if __name__ == "__main__":
-    main(*TrlParser((Arguments, MaxMinGRPOConfig, ModelConfig)).parse_args_and_config())
+    types = (Arguments, MaxMinGRPOConfig, ModelConfig)
+    main(*CommandParser(types, prog="custom_welfare.py", command="grpo").parse_args_and_config(sys.argv[1:]))

@@ -26,23 +26,32 @@ The rows have a `prompt` (text or messages). `--reward_model` may also be severa
 commas: one a group. `--use_peft` trains an adapter. Every option: --help.
 """
 
+import sys
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from trl_maxmin import MaxMinRLOOConfig, MaxMinRLOOTrainer
 from trl_maxmin.cli.io import read_dataset
+from trl_maxmin.cli.loading import init_options, quantization_options
+from trl_maxmin.cli.output_folder import prepare_output_folder
+from trl_maxmin.cli.parser import CommandParser
 from trl_maxmin.cli.policy import PolicyArguments, load_reward_models
 
 
 def main(script_args: PolicyArguments, training_args: MaxMinRLOOConfig, model_args: ModelConfig) -> None:
     train_dataset, eval_dataset = read_dataset(script_args)
+    overwrite, resume = script_args.overwrite_output_dir, training_args.resume_from_checkpoint
+    checkpoint = prepare_output_folder("rloo", training_args.output_dir, overwrite, resume)
 
     ################
     # Policy, tokenizer and rewards
     ################
-    kwargs = {"revision": model_args.model_revision, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
-    policy = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
+    name, options = model_args.model_name_or_path, init_options(model_args, training_args.model_init_kwargs)
+    options |= quantization_options(model_args)
+    training_args.model_init_kwargs = None
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=model_args.model_revision, trust_remote_code=False)
+    policy = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **options)
     rewards = load_reward_models(script_args.reward_model)
 
     ################
@@ -57,7 +66,7 @@ def main(script_args: PolicyArguments, training_args: MaxMinRLOOConfig, model_ar
         eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     ################
     # Saving
@@ -70,4 +79,5 @@ def main(script_args: PolicyArguments, training_args: MaxMinRLOOConfig, model_ar
 
 
 if __name__ == "__main__":
-    main(*TrlParser((PolicyArguments, MaxMinRLOOConfig, ModelConfig)).parse_args_and_config())
+    parser = CommandParser((PolicyArguments, MaxMinRLOOConfig, ModelConfig), prog="maxmin_rloo.py", command="rloo")
+    main(*parser.parse_args_and_config(sys.argv[1:]))

@@ -25,22 +25,32 @@ The rows have `prompt`, `chosen`, `rejected` and `annotator_id`. Where there is 
 option: --help.
 """
 
+import sys
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, ScriptArguments, TrlParser
+from trl import ModelConfig
 
 from trl_maxmin import MixtureRewardConfig, MixtureRewardTrainer
 from trl_maxmin.cli.io import print_table, read_dataset
+from trl_maxmin.cli.loading import init_options, quantization_options
+from trl_maxmin.cli.output_folder import prepare_output_folder
+from trl_maxmin.cli.parser import CommandParser
+from trl_maxmin.cli.reward import RewardArguments, lora_config
 
 
-def main(script_args: ScriptArguments, training_args: MixtureRewardConfig, model_args: ModelConfig) -> None:
+def main(script_args: RewardArguments, training_args: MixtureRewardConfig, model_args: ModelConfig) -> None:
     train_dataset, eval_dataset = read_dataset(script_args)
+    overwrite, resume = script_args.overwrite_output_dir, training_args.resume_from_checkpoint
+    checkpoint = prepare_output_folder("reward", training_args.output_dir, overwrite, resume)
 
     ################
     # Model and tokenizer
     ################
-    kwargs = {"revision": model_args.model_revision, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **kwargs)
-    model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, dtype=model_args.dtype, **kwargs)
+    name, options = model_args.model_name_or_path, init_options(model_args, training_args.model_init_kwargs)
+    options |= quantization_options(model_args)
+    training_args.model_init_kwargs = None
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=model_args.model_revision, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **options)
 
     ################
     # Training
@@ -51,8 +61,9 @@ def main(script_args: ScriptArguments, training_args: MixtureRewardConfig, model
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
+        peft_config=lora_config(model_args) if training_args.component_type == "lora" else None,
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     ################
     # Saving: the mixture, and who was assigned to which component
@@ -70,4 +81,5 @@ def main(script_args: ScriptArguments, training_args: MixtureRewardConfig, model
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, MixtureRewardConfig, ModelConfig)).parse_args_and_config())
+    types = (RewardArguments, MixtureRewardConfig, ModelConfig)
+    main(*CommandParser(types, prog="mixture_reward.py", command="reward").parse_args_and_config(sys.argv[1:]))

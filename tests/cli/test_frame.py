@@ -4,6 +4,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,31 @@ def test_quiet_prints_nothing_but_errors_and_leaves_no_trace(monkeypatch, capsys
     assert seen["TRL_MAXMIN_QUIET"] == "1" and "TRL_MAXMIN_QUIET" not in os.environ
 
 
+WHERE = """
+from accelerate import PartialState
+
+def where(completions=(), **kwargs):
+    state = PartialState()
+    text = f"{state.process_index} of {state.num_processes} {state.distributed_type.value}"
+    open(f"rank-{state.process_index}.txt", "w").write(text)
+    return [-float(len(text)) for text in completions]
+
+if __name__ == "__main__":
+    from accelerate import Accelerator
+
+    Accelerator()
+    where()
+"""
+
+
+def ranks(folder):
+    files = sorted(folder.glob("rank-*.txt"))
+    found = [file.read_text() for file in files]
+    for file in files:
+        file.unlink()
+    return found
+
+
 class TestLaunch:
     def test_options_from_the_command_line_and_the_recipe(self, tmp_path):
         (tmp_path / "r.yaml").write_text("num_processes: 4\naccelerate_config: zero2\nmax_steps: 3\n")
@@ -178,6 +204,41 @@ class TestLaunch:
         assert main(argv) == 2 and message in capsys.readouterr().err
 
     @pytest.mark.slow
+    def test_how_accelerate_starts_processes_on_cpus(self, tmp_path, monkeypatch):
+        """`docs/commands.md`: accelerate's own type for CPUs starts one process, whatever it is told."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "where.py").write_text(WHERE)
+        (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
+        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+        for options, cpu, found in (
+            (["--config_file", "cpu.yaml"], {}, ["0 of 1 NO"]),
+            (["--cpu", "--num_processes", "2"], {}, ["0 of 1 NO"]),
+            (
+                ["--multi_gpu", "--num_processes", "2"],
+                {"ACCELERATE_USE_CPU": "true"},
+                ["0 of 2 MULTI_CPU", "1 of 2 MULTI_CPU"],
+            ),
+        ):
+            subprocess.run([*launcher, *options, "where.py"], env=os.environ | cpu, check=True, capture_output=True)
+            assert ranks(tmp_path) == found
+
+    def test_cpus_are_asked_for_so_that_accelerate_starts_all(self, tmp_path, monkeypatch):
+        started = []
+        run = lambda words, check, env: started.append((words, env)) or subprocess.CompletedProcess(words, -2)  # noqa: E731
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
+        for options, argv in (
+            ({"accelerate_config": str(tmp_path / "cpu.yaml")}, []),
+            ({"num_processes": "2"}, ["--use_cpu", "true"]),
+        ):
+            assert launch("ppo", options, argv) == 130, "a launcher that was interrupted"
+            words, environment = started.pop()
+            assert "--multi_gpu" in words and environment["ACCELERATE_USE_CPU"] == "true"
+        launch("ppo", {"accelerate_config": "zero2"}, ["--use_cpu", "true"])
+        assert "--multi_gpu" not in started[0][0] and "ACCELERATE_USE_CPU" not in started[0][1]
+
+    @pytest.mark.slow
     def test_two_processes_agree(self, tmp_path, monkeypatch):
         from datasets import Dataset
 
@@ -193,10 +254,13 @@ class TestLaunch:
         (tmp_path / "two.yaml").write_text(
             "distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\nnum_machines: 1\nmachine_rank: 0\n"
         )
+        (tmp_path / "where.py").write_text(WHERE)
         argv = ["--policies", "one", "--reference", "base", "--dataset_name", "prompts.jsonl", "--batch_size", "3"]
-        argv += ["--gold", "world:positive", "world:concise", "--max_new_tokens", "8", "--num_resamples", "200"]
+        argv += ["--gold", "world:positive", "where.py:where", "--max_new_tokens", "8", "--num_resamples", "200"]
         assert main(["evaluate", *argv, "--output_dir", "alone"]) == 0
+        assert ranks(tmp_path) == ["0 of 1 NO"]
         assert launch("evaluate", {"accelerate_config": "two.yaml"}, [*argv, "--output_dir", "both"]) == 0
+        assert ranks(tmp_path) == ["0 of 2 MULTI_CPU", "1 of 2 MULTI_CPU"]
         assert (tmp_path / "both/evaluation.json").read_text() == (tmp_path / "alone/evaluation.json").read_text()
 
 

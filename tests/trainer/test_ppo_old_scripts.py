@@ -3,6 +3,8 @@
 
 import copy
 import dataclasses
+import importlib
+import importlib.util
 import inspect
 import sys
 from types import SimpleNamespace
@@ -251,26 +253,24 @@ def own_optimizer_and_callbacks(folder, tokenizer):
 
 def every_field(folder, tokenizer):
     args = config(
-        folder, num_mini_batches=2, local_rollout_forward_batch_size=2, num_sample_generations=0, temperature=0.9,
-        stop_token_id=tokenizer.eos_token_id, whiten_rewards=True, kl_coef=0.1, kl_estimator="k3", cliprange=0.1,
-        vf_coef=0.5, cliprange_value=0.1, gamma=0.99, lam=0.9, ds3_gather_for_generation=False, world_size=1,
-        dataset_num_proc=1, sft_model_path="a", reward_model_path="b",
+        folder, per_device_train_batch_size=4, total_episodes=16, num_mini_batches=1, whiten_rewards=True,
+        local_rollout_forward_batch_size=2, num_sample_generations=0, temperature=0.9, kl_coef=0.1, kl_estimator="k3",
+        stop_token_id=tokenizer.eos_token_id, cliprange=0.1, vf_coef=0.5, cliprange_value=0.1, gamma=0.99, lam=0.9,
+        ds3_gather_for_generation=False, world_size=1, dataset_num_proc=1, sft_model_path="a", reward_model_path="b",
     )  # fmt: skip
     return PPOTrainer(args, tokenizer, gpt2(), None, critic_model(1), tokenized(tokenizer), critic_model(1))
 
 
-class Louder(PPOTrainer):
+def subclass(folder, tokenizer):
     """People change what is logged and saved."""
 
-    def log(self, logs, start_time=None):
-        logs["louder"] = 1.0
-        super().log(logs, start_time)
+    class Louder(PPOTrainer):
+        def log(self, logs, start_time=None):
+            super().log({**logs, "louder": 1.0}, start_time)
 
-    def save_model(self, output_dir=None, _internal_call=False):
-        super().save_model(output_dir, _internal_call)
+        def save_model(self, output_dir=None, _internal_call=False):
+            super().save_model(output_dir, _internal_call)
 
-
-def subclass(folder, tokenizer):
     return Louder(
         config(folder, logging_steps=1), tokenizer, gpt2(), copy.deepcopy(gpt2()), critic_model(1),
         tokenized(tokenizer), critic_model(1),
@@ -314,6 +314,23 @@ def test_scripts_for_trl_1_12_run(tmp_path, monkeypatch, shape):
     files = {path.name for path in (tmp_path / "saved").iterdir()}
     if "adapter_model.safetensors" not in files and not (tmp_path / "saved" / "policy").is_dir():
         AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.seam
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+def test_they_are_scripts_for_trl_1_12(tmp_path, monkeypatch, shape):
+    if importlib.util.find_spec("trl.experimental.ppo") is None:
+        pytest.skip("this TRL has no PPO any more")
+    theirs = importlib.import_module("trl.experimental.ppo")
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    monkeypatch.setitem(globals(), "PPOConfig", theirs.PPOConfig)
+    monkeypatch.setitem(globals(), "PPOTrainer", theirs.PPOTrainer)
+    trainer = shape(tmp_path / "out", build_word_tokenizer())
+    trainer.train()
+    assert isinstance(trainer, theirs.PPOTrainer)
+    if shape is not own_optimizer_and_callbacks:  # there the loop never asks whether it should stop
+        assert trainer.state.global_step == {"from_a_recipe": 3}.get(shape.__name__, 2)
 
 
 def test_a_rule_as_a_module_scores_what_it_says(make):

@@ -78,6 +78,8 @@ class CommandParser(TrlParser):
         prog (`str`): name of the command, such as `trl-maxmin ppo`.
         description (`str`, *optional*): what the command does, in a sentence or two.
         epilog (`str`, *optional*): examples; lines are kept.
+        command (`str`, *optional*): whose table of refused options holds (`trl_maxmin.cli.options`); the last word of
+            `prog` by default.
     """
 
     def __init__(
@@ -86,11 +88,12 @@ class CommandParser(TrlParser):
         prog: str = "trl-maxmin",
         description: str | None = None,
         epilog: str | None = None,
+        command: str | None = None,
     ) -> None:
         types = list(dataclass_types) if isinstance(dataclass_types, Iterable) else [dataclass_types]
         super().__init__(types, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
         self.examples = epilog
-        self.command = prog.split()[-1]
+        self.command = command or prog.split()[-1]
         self._unlisted = never_taken(self.command)
         self._titles = {name: _title(kind, name) for kind in types for name in kind.__dataclass_fields__}
 

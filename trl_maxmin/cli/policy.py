@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 POLICY = "--model_name_or_path"
 REWARD = "--reward_model"
 # Tokens of a reply below which a default is not lowered in passing.
-_SHORTEST = 32
+_SHORTEST = 16
 
 
 @dataclass

@@ -54,7 +54,11 @@ def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int 
 
 
 def model_features(
-    model_name_or_path: str, prompts: Sequence[Any], replies: Sequence[Any], **model_kwargs: Any
+    model_name_or_path: str,
+    prompts: Sequence[Any],
+    replies: Sequence[Any],
+    batch_size: int = 32,
+    **model_kwargs: Any,
 ) -> np.ndarray:
     """Last hidden state of a frozen language model (or encoder) at the end of each reply.
 
@@ -63,6 +67,7 @@ def model_features(
     Args:
         model_name_or_path (`str`): folder or Hub id of a model of a supported family.
         prompts, replies (`Sequence` of length N): text or messages.
+        batch_size (`int`, *optional*, defaults to 32): sequences of a forward.
         **model_kwargs: passed to `from_pretrained`.
 
     Returns:
@@ -82,7 +87,7 @@ def model_features(
     accelerator = Accelerator()
     mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).to(accelerator.device)
     limit, pad = context_length(mixture.config.base_config) or 4096, mixture.config.get_text_config().pad_token_id or 0
-    encoder = TextFeatures(mixture, pad, 32, accelerator)
+    encoder = TextFeatures(mixture, pad, batch_size, accelerator)
     tokenizer, pairs = mixture.processing_class, zip(prompts, replies, strict=True)
     rows = encoder.rows([cut_ids(tokenizer, encode_reply(tokenizer, *pair), limit) for pair in pairs])[0]
     return encoder.vectors[rows].numpy()

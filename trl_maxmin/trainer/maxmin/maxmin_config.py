@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...functional.welfare import WELFARE_RULES
+from ..common.config_help import help_from_docstring
 from ..common.host_defaults import settle_host_defaults
 from ..scoring.reference_statistics import UTILITY_KINDS
 
@@ -40,6 +41,7 @@ def resolve_utility(utility: str | None, num_components: int) -> str:
     return "zscore" if num_components > 1 else "raw"
 
 
+@help_from_docstring
 @dataclass
 class MaxMinConfigMixin:
     """Fields that a MaxMin trainer's configuration has beside those of its host.
@@ -82,56 +84,18 @@ class MaxMinConfigMixin:
             Number of distinct prompts that get reference replies.
     """
 
-    welfare: str = field(
-        default="maxmin",
-        metadata={
-            "help": "How group utilities become weights: 'maxmin', 'softmin', 'mirror', 'utilitarian', 'mixing' or "
-            "'nash'; or 'sample_min', the per-sample minimum, which is a different objective."
-        },
-    )
-    utility: str | None = field(
-        default=None,
-        metadata={
-            "help": "Scale on which components are compared: 'zscore', 'win_rate' or 'raw'. Default: 'zscore' for "
-            "several components, 'raw' for one."
-        },
-    )
-    welfare_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of the 'softmin' rule, in units of utility."}
-    )
-    welfare_step_size: float = field(default=0.1, metadata={"help": "Step size of the 'mirror' rule."})
-    welfare_step_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "Step size of 'mirror' over the rollouts: 'constant', or 'inverse_sqrt', which divides it by the "
-            "square root of the number of the rollout."
-        },
-    )
-    welfare_window: int = field(
-        default=1,
-        metadata={"help": "Group utilities are averaged over about this many rollouts; 1 is no averaging."},
-    )
-    welfare_floor: float = field(default=0.0, metadata={"help": "Smallest weight of a component, in [0, 1 / K]."})
-    disagreement_point: list[float] | None = field(
-        default=None, metadata={"help": "Utility of each component without an agreement, for 'nash'. Default: zeros."}
-    )
-    oscillation: str = field(
-        default="warn",
-        metadata={
-            "help": "What to do when 'maxmin' alternates between groups while the worst utility stalls: 'warn', "
-            "'stop' or 'ignore'."
-        },
-    )
-    oscillation_window: int = field(
-        default=20, metadata={"help": "Number of rollouts over which oscillation is looked at; at least 4."}
-    )
-    num_reference_completions: int = field(
-        default=8,
-        metadata={"help": "Replies of the reference policy per prompt to measure utilities against; at least 4."},
-    )
-    max_calibration_prompts: int = field(
-        default=1024, metadata={"help": "Number of distinct prompts that get reference replies."}
-    )
+    welfare: str = "maxmin"
+    utility: str | None = None
+    welfare_temperature: float = 1.0
+    welfare_step_size: float = 0.1
+    welfare_step_schedule: str = "constant"
+    welfare_window: int = 1
+    welfare_floor: float = 0.0
+    disagreement_point: list[float] | None = None
+    oscillation: str = "warn"
+    oscillation_window: int = 20
+    num_reference_completions: int = 8
+    max_calibration_prompts: int = 1024
 
     def __post_init__(self) -> None:
         self._validate_maxmin()

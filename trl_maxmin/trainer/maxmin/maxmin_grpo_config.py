@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import GRPOConfig
 
+from ..common.config_help import help_from_docstring
 from .maxmin_config import MaxMinConfigMixin
 
 
+@help_from_docstring
 @dataclass
 class MaxMinGRPOConfig(MaxMinConfigMixin, GRPOConfig):
     """
@@ -42,19 +44,9 @@ class MaxMinGRPOConfig(MaxMinConfigMixin, GRPOConfig):
     (0.04, 'none')
     """
 
-    beta: float = field(
-        default=0.04, metadata={"help": "KL coefficient; 0 trains without a reference policy, which is discouraged."}
-    )
-    scale_rewards: str = field(
-        default="none",
-        metadata={
-            "help": "'none' keeps the calibrated utilities as they are. 'group' (TRL's default) and 'batch' divide by "
-            "a standard deviation, which undoes the calibration."
-        },
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Switch dropout off in the policy and its reference, which differ otherwise."}
-    )
+    beta: float = 0.04
+    scale_rewards: str = "none"
+    disable_dropout: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

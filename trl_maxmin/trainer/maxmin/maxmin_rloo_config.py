@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import RLOOConfig
 
+from ..common.config_help import help_from_docstring
 from .maxmin_config import MaxMinConfigMixin
 
 
+@help_from_docstring
 @dataclass
 class MaxMinRLOOConfig(MaxMinConfigMixin, RLOOConfig):
     """
@@ -31,9 +33,7 @@ class MaxMinRLOOConfig(MaxMinConfigMixin, RLOOConfig):
     0.05
     """
 
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Switch dropout off in the policy and its reference, which differ otherwise."}
-    )
+    disable_dropout: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

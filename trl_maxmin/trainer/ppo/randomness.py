@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 #: Rates of dropout, layer dropping and router noise, whatever a family calls them.
 RATES = re.compile("drop|jitter|noise")
-#: Largest difference of log-probabilities (nats) and values between training and evaluation mode.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
+#: Largest difference of log-probabilities (nats) and values between training and evaluation mode in half precision;
+#: 1e-5 otherwise, and ten times what two passes in evaluation mode differ by: not all kernels add up in a fixed order.
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
 def switch_off(module: nn.Module) -> None:
@@ -86,8 +87,9 @@ def _forward(root: PolicyWithCritic, draw: int | None) -> torch.Tensor:
 
 
 def _is_deterministic(root: PolicyWithCritic) -> bool:
-    tolerance = TOLERANCE.get(next(root.policy.parameters()).dtype, 5e-2)
-    still, *moving = (_forward(root, draw) for draw in (None, 1, 2))
+    still, again, *moving = (_forward(root, draw) for draw in (None, None, 1, 2))
+    noise = (still - again).abs().nan_to_num().max().item()
+    tolerance = max(TOLERANCE.get(root.causal_lm.dtype, 1e-5), 10 * noise)
     return all(torch.allclose(still, other, atol=tolerance, rtol=tolerance, equal_nan=True) for other in moving)
 
 

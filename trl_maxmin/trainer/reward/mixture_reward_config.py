@@ -11,6 +11,7 @@ from trl import RewardConfig
 
 from ...data.columns import require_group_column
 from ...models.configuration_mixture_reward import POOLINGS
+from ..common.config_help import help_from_docstring
 from ..common.host_defaults import settle_host_defaults
 from .component_selection import parse_candidates
 
@@ -35,6 +36,7 @@ _LOOP_FIELDS = (
 ).split()
 
 
+@help_from_docstring
 @dataclass
 class MixtureRewardConfig(RewardConfig):
     r"""
@@ -127,78 +129,26 @@ class MixtureRewardConfig(RewardConfig):
     """
 
     # `str`, because that is how the command line reads "auto"; numbers become `int` below.
-    num_components: str = field(
-        default=2, metadata={"help": "K, when the mixture is built from a base model; 'auto': see --select."}
-    )
-    select: str | None = field(
-        default=None, metadata={"help": "Candidate K, e.g. 1,2,3,4: choose by cross-validation. Implies 'auto'."}
-    )
-    component_type: str = field(
-        default="head",
-        metadata={
-            "help": "'head' (one trunk, K heads), 'lora' (one frozen base, K adapters) or 'full' (K models).",
-            "choices": ["head", "lora", "full"],
-        },
-    )
-    train_trunk: bool = field(
-        default=True,
-        metadata={"help": "Train the shared trunk of 'head' components; false: fit heads to cached features."},
-    )
-    pooling: str = field(
-        default="auto",
-        metadata={
-            "help": "What the heads read: 'auto' (as the family does), 'mean' or 'mean_sqrt_len' (evidence adds up).",
-            "choices": list(POOLINGS),
-        },
-    )
-    kernel_features: int | None = field(
-        default=None,
-        metadata={"help": "Random Fourier features for heads on a frozen trunk. Default: 2048 or 0, by the data."},
-    )
-    prior_scale: float = field(
-        default=3.0, metadata={"help": "Log-odds of a pair under the prior of heads on frozen features (deviation)."}
-    )
-    annotator_column: str = field(
-        default="annotator_id", metadata={"help": "Column that names who gave the preference."}
-    )
-    heldout_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of each annotator's pairs that neither trains nor assigns (without an eval_dataset)."
-        },
-    )
-    group_column: str | None = field(
-        default=None, metadata={"help": "Column with known groups (None where unknown): they fix who belongs where."}
-    )
-    em: str = field(
-        default="soft",
-        metadata={"help": "'soft' (annealed posterior) or 'hard' (Algorithm 2).", "choices": ["soft", "hard"]},
-    )
-    n_init: int = field(default=4, metadata={"help": "A third of the starts on the frozen trunk; the best continues."})
-    init_steps: int | None = field(
-        default=None, metadata={"help": "EM steps of each start. Default: 40, with a frozen trunk 60."}
-    )
-    annealing_start: float = field(
-        default=0.2, metadata={"help": "First inverse temperature of the posterior, in (0, 1]."}
-    )
-    annealing_steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps until it is 1. Default: a quarter of all steps."}
-    )
-    e_step_interval: int = field(default=10, metadata={"help": "Optimizer steps between E-steps."})
-    e_step_scores: str = field(
-        default="cached",
-        metadata={
-            "help": "'cached' (scores computed in training, free) or 'fresh' (score all pairs again).",
-            "choices": ["cached", "fresh"],
-        },
-    )
-    e_step_batch_size: int | None = field(
-        default=None, metadata={"help": "Pairs per forward of the E-step. Default: the evaluation's, at least 32."}
-    )
-    dirichlet_concentration: float = field(default=2.0, metadata={"help": "Prior on the mixing weights, at least 1."})
-    calibrate_temperature: bool = field(
-        default=True, metadata={"help": "Fit a temperature per component on held-out pairs after training."}
-    )
+    num_components: str = 2
+    select: str | None = None
+    component_type: str = field(default="head", metadata={"choices": ["head", "lora", "full"]})
+    train_trunk: bool = True
+    pooling: str = field(default="auto", metadata={"choices": list(POOLINGS)})
+    kernel_features: int | None = None
+    prior_scale: float = 3.0
+    annotator_column: str = "annotator_id"
+    heldout_fraction: float = 0.2
+    group_column: str | None = None
+    em: str = field(default="soft", metadata={"choices": ["soft", "hard"]})
+    n_init: int = 4
+    init_steps: int | None = None
+    annealing_start: float = 0.2
+    annealing_steps: int | None = None
+    e_step_interval: int = 10
+    e_step_scores: str = field(default="cached", metadata={"choices": ["cached", "fresh"]})
+    e_step_batch_size: int | None = None
+    dirichlet_concentration: float = 2.0
+    calibrate_temperature: bool = True
 
     def __post_init__(self) -> None:
         settle_host_defaults(self)
