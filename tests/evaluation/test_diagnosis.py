@@ -191,7 +191,7 @@ ROW = {"prompt": "p", "chosen": "good", "rejected": "bad"}
         ([{**ROW, "chosen": "", "rejected": " "}] * 4, {}, "holds a word"),
         ([{**ROW, "group": None}, {**ROW, "group": "a"}] * 4, {"group_column": "group"}, "Row 0 has no group"),
         ([{**ROW, "group": "a"}, {**ROW, "group": ""}] * 4, {"group_column": "group"}, r"Row 1 has no group \(''\)"),
-        ([{**ROW, "chosen": "ab", "rejected": "AB", "annotator_id": 1}] * 4, {}, "same features"),
+        ([{**ROW, "chosen": "ab", "rejected": "AB", "annotator_id": 1}] * 4, {}, "no preference to learn from"),
     ],
 )
 def test_bad_input_is_named(rows, options, message):
