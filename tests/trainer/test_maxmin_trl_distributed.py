@@ -34,10 +34,11 @@ for trainer_class in CONFIG_OF:
             if self.model.training and self._recording:
                 self.local.append(brevity(completion_ids_list))
             return rewards
-        def _update_welfare(self, group_utilities):
-            super()._update_welfare(group_utilities)
-            self.weights.append(self.reward_weights.tolist())
-            self.utilities.append(group_utilities.tolist())
+        def _log_welfare(self, mode, rewards, utilities, optimised):
+            super()._log_welfare(mode, rewards, utilities, optimised)
+            if mode == "train":
+                self.weights.append(self.reward_weights.tolist())
+                self.utilities.append(utilities.double().nanmean(0).tolist())
 
     def build(name, **kwargs):
         trainer = build_trl_trainer(
