@@ -108,7 +108,9 @@ def build(side, folder, s):
     if side == "ours":
         from trl_maxmin import PPOConfig, PPOTrainer
 
-        return PPOTrainer(PPOConfig(**settings), ref_model=None, reward_model=reward, **objects), reward
+        # A folder without a tokenizer: only the pair says that the reward reads the policy's ids.
+        pair = (reward, tokenizer)
+        return PPOTrainer(PPOConfig(**settings), ref_model=None, reward_model=pair, **objects), reward
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     torch.manual_seed(0)

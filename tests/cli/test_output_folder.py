@@ -253,7 +253,9 @@ def test_quietly_and_without_warnings_of_what_is_to_go(command, lab, monkeypatch
 def test_interrupted_is_130_in_a_process_of_its_own(lab, monkeypatch):
     monkeypatch.chdir(lab)
     code = (
-        "import signal\nimport trl_maxmin.cli.ppo as ppo\nfrom trl_maxmin.cli import main\n"
+        # What a shell starts in the background ignores the signal.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import trl_maxmin.cli.ppo as ppo\nfrom trl_maxmin.cli import main\n"
         "ppo.run = lambda argv: signal.raise_signal(signal.SIGINT)\nraise SystemExit(main())"
     )
     words, environment = call("ppo", "interrupted", code=code)

@@ -83,7 +83,7 @@ def test_pull_continues(hub, tmp_path, capsys):
         (["push", "somewhere"], 2, "Usage: trl-maxmin push OUTPUT_DIR --repo_id"),
         (["push", "nowhere", "--repo_id", "me/x"], 1, "There is no folder nowhere"),
         (["pull", "me/x"], 2, "Usage: trl-maxmin pull"),
-        (["push", "x", "--repo_id", "me/x", "--space_sdk", "cobol"], 1, "space_sdk must be gradio, docker or static"),
+        (["push", "x", "--repo_id", "me/x", "--space_sdk", "cobol"], 2, "space_sdk must be gradio, docker or static"),
     ],
 )
 def test_called_wrongly(argv, code, message, capsys):

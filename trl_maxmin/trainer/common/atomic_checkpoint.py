@@ -35,16 +35,23 @@ def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
     Returns:
         `bool`
     """
-    folder = Path(folder)
+    return _damage(Path(folder)) is None
+
+
+def _damage(folder: Path) -> str | None:
+    """The file below a checkpoint that is missing or cut off, and what is wrong with it."""
+    file = folder / STATE_FILE
     try:
-        json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        for file in folder.rglob("*.safetensors"):
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(folder.rglob("*.safetensors")):
             with safe_open(file, "pt"):
                 pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    archives = [file for ending in ("pt", "pth", "bin") for file in folder.rglob(f"*.{ending}")]
-    return all(zipfile.is_zipfile(file) for file in archives)
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"{file.relative_to(folder)} ({error})"
+    archives = (file for ending in ("pt", "pth", "bin") for file in folder.rglob(f"*.{ending}"))
+    return next(
+        (f"{file.relative_to(folder)} (no archive)" for file in archives if not zipfile.is_zipfile(file)), None
+    )
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -102,8 +109,8 @@ def checkpoint_to_resume(
         problem = "there is no such folder"
     elif not (folder / STATE_FILE).is_file():
         problem = f"the folder holds no checkpoint ({STATE_FILE} is missing)"
-    elif not is_complete_checkpoint(folder):
-        problem = "the checkpoint was not written to its end, or is damaged"
+    elif damage := _damage(folder):
+        problem = f"the checkpoint was not written to its end, or is damaged: {damage}"
     else:
         return str(folder)
     raise ValueError(
