@@ -136,7 +136,9 @@ def init(tmp_path):
 def rewards(init):
     """Reward models beside the policy, none of whose weights is a fresh one."""
     import torch
-    from transformers import GPT2Config, GPT2ForSequenceClassification
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
     from trl_maxmin import MixtureRewardModel
 
@@ -152,6 +154,10 @@ def rewards(init):
             if "lora_" in name or "score" in name:
                 parameter.data.normal_()
         model.save_pretrained(f"{init}/{kind}")
+    # The policy's, as `SCRIPT` makes it: without one a reward model does not read its ids.
+    backend = Tokenizer(WordLevel({f"w{i}": i for i in range(20)}, unk_token="w3"))
+    words = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w2", unk_token="w3")
+    words.save_pretrained(f"{init}/classifier")
     return init
 
 

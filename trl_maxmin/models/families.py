@@ -17,6 +17,8 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIER
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .shards import whole_weights
+
 
 #: Queries and values of the attention, whatever a family calls them: what `"lora"` components adapt by default.
 ATTENTION = (
@@ -113,7 +115,8 @@ def get_family(config: PreTrainedConfig) -> Family:
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
+    # DeepSpeed ZeRO-3, which divides what is built, has nothing to divide.
+    with whole_weights(), torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
 
 
