@@ -154,10 +154,11 @@ def rewards(init):
             if "lora_" in name or "score" in name:
                 parameter.data.normal_()
         model.save_pretrained(f"{init}/{kind}")
-    # The policy's, as `SCRIPT` makes it: without one a reward model does not read its ids.
+    # The policy's, as `SCRIPT` makes it: without one no reward model reads its ids.
     backend = Tokenizer(WordLevel({f"w{i}": i for i in range(20)}, unk_token="w3"))
     words = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w2", unk_token="w3")
-    words.save_pretrained(f"{init}/classifier")
+    for kind in models:
+        words.save_pretrained(f"{init}/{kind}")
     return init
 
 
