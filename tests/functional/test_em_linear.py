@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
-from trl_maxmin.functional.em_linear import fit_linear_mixture, fit_linear_rewards, fit_weighted_logistic
+from trl_maxmin.functional.em_features import fit_feature_mixture, fit_rewards
 
 
 def test_weighted_logistic_equals_scikit_learn():
