@@ -33,6 +33,7 @@ class CardContext:
         components (`dict[str, str]`): component name -> its repository.
         tags (`list[str]`): more tags.
         figure (`bool`): whether `comparison.png` lies beside the card.
+        value_head (`bool`): whether PPO's critic lies there too.
     """
 
     repo_id: str | None = None
@@ -43,6 +44,7 @@ class CardContext:
     components: dict[str, str] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
     figure: bool = False
+    value_head: bool = False
 
     @property
     def title(self) -> str:

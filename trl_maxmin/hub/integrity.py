@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..reading import CONFIG_LIMIT, JSON_LIMIT, TensorInfo, printable, read_header, read_json_object
+from .contents import BASE_FOLDER
 
 
 Files = Mapping[str, Path | bytes]
 Tensors = dict[str, TensorInfo]
 
 _MODEL, _ADAPTER = "model.safetensors", "adapter_model.safetensors"
-_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
-#: Folders of a repository that hold a model of their own: the base of `"lora"` components.
-_BASE = "base/"
+_SHARD = re.compile(r"(model|adapter_model)-\d{5,}-of-\d{5,}\.safetensors")
 #: A tensor up to this size is read for NaN, and so many bytes in all.
 _SMALL, _BUDGET = 4 * 2**20, 64 * 2**20
 #: Tensors of PEFT that come in pairs: the rank is the first size of the first and the second of the second.
@@ -50,27 +49,25 @@ def require_whole(files: Files, what: str) -> None:
     ValueError: me/film: model.safetensors is cut off or damaged (it is empty). Copy it again.
     """
     try:
-        base = {name.removeprefix(_BASE): file for name, file in files.items() if name.startswith(_BASE)}
-        _require_model({name: file for name, file in files.items() if "/" not in name}, bool(base))
-        if base:
-            _require_model(base, False, _BASE)
+        folders: dict[str, dict[str, Path | bytes]] = {"": {}}
+        for name, file in files.items():
+            folder, _, own = name.rpartition("/")
+            folders.setdefault(f"{folder}/" if folder else "", {})[own] = file
+        for folder, inside in folders.items():
+            # Others hold templates of chats.
+            if not folder or any(name.endswith((".safetensors", ".index.json", "config.json")) for name in inside):
+                _require_model(inside, f"{BASE_FOLDER}/" in folders, folder)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{what}: {error}") from error
 
 
 def _require_model(files: Files, has_base: bool, folder: str = "") -> None:
-    tensors = _tensors_of(files, folder)
-    if "adapter_config.json" in files:
-        if _ADAPTER not in files or _MODEL in files:
-            raise ValueError(
-                f"{folder}adapter_config.json makes it an adapter, whose weights are {_ADAPTER} and nothing else; "
-                f"found: {', '.join(sorted({place for place, _ in tensors.values()})) or 'none'}. Give the adapter's "
-                "own folder."
-            )
-        _require_adapter(read_json_object(files["adapter_config.json"], name="adapter_config.json"), tensors)
+    adapter = "adapter_config.json" in files
+    tensors = _tensors_of(files, folder, "adapter_model" if adapter else "model")
+    if adapter:
+        config = read_json_object(files["adapter_config.json"], name=f"{folder}adapter_config.json")
+        _require_adapter(config, tensors, folder)
     elif "config.json" in files:
-        if _ADAPTER in files:
-            raise ValueError(f"{folder}{_ADAPTER} has no adapter_config.json beside it. Save the adapter again.")
         config = read_json_object(files["config.json"], CONFIG_LIMIT, f"{folder}config.json")
         rows = _require_configured(config, tensors, f"{folder}config.json", has_base)
         if rows is not None:
@@ -85,23 +82,26 @@ def _require_model(files: Files, has_base: bool, folder: str = "") -> None:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _tensors_of(files: Files, folder: str) -> dict[str, tuple[str, TensorInfo]]:
+def _tensors_of(files: Files, folder: str, stem: str) -> dict[str, tuple[str, TensorInfo]]:
     """Tensor -> file and place, of the weights; every safetensors file is looked at."""
     headers = {
         name: read_header(file, f"{folder}{name}") for name, file in files.items() if name.endswith(".safetensors")
     }
-    index = f"{_MODEL}.index.json"
-    shards = {name for name in headers if _SHARD.fullmatch(name)}
-    weights = {_MODEL, _ADAPTER} & set(headers)
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    found = [name for name in headers if name in (_MODEL, _ADAPTER) or _SHARD.fullmatch(name)]
+    shards = {name for name in found if name not in (_MODEL, _ADAPTER)}
+    if odd := sorted(name for name in found if name.split("-")[0].split(".")[0] != stem):
+        kind = "an adapter" if stem == "adapter_model" else "a whole model"
+        raise ValueError(f"{folder}{odd[0]} does not belong to {kind}, which the configuration beside it describes.")
     if index in files:
-        if weights:
-            raise ValueError(f"{folder}{index} lists shards, and {', '.join(weights)} is there too. Keep one of them.")
+        if whole in headers:
+            raise ValueError(f"{folder}{index} lists shards, and {whole} is there too. Keep one of them.")
         return _of_shards(read_json_object(files[index], name=folder + index), headers, shards, folder + index)
     if shards:
         raise ValueError(f"{folder}{min(shards)} is a part of a model, and {index} is missing. Copy all files.")
-    if not weights:
-        raise ValueError(f"there are no weights: {folder}{_MODEL} is missing. Save the model with `save_pretrained`.")
-    return {key: (name, info) for name in sorted(weights) for key, info in headers[name].items()}
+    if whole not in headers:
+        raise ValueError(f"{folder}{whole} is missing. Save the model with `save_pretrained`, or copy all files.")
+    return {key: (whole, info) for key, info in headers[whole].items()}
 
 
 def _of_shards(
@@ -227,8 +227,8 @@ def _require_adapters(config: Any, shapes: dict[str, Any], has_base: bool, name:
 
     if not has_base and not config.base_model_name_or_path:
         raise ValueError(
-            f"{name}: the adapters have no base: there is no folder {_BASE}, and base_model_name_or_path names none. "
-            "Save the mixture again, or name its base."
+            f"{name}: the adapters have no base: there is no folder {BASE_FOLDER}/, and base_model_name_or_path names "
+            "none. Save the mixture again, or name its base."
         )
     try:
         with whole_weights():
@@ -320,41 +320,41 @@ def _quiet() -> Iterator[None]:
 # -- adapters and tokenizers ------------------------------------------------------------------------------------------
 
 
-def _require_adapter(config: dict[str, Any], tensors: Mapping[str, tuple[str, TensorInfo]]) -> None:
+def _require_adapter(config: dict[str, Any], tensors: Mapping[str, tuple[str, TensorInfo]], folder: str) -> None:
     from peft import PeftType
 
-    kind = config.get("peft_type")
-    if kind not in set(PeftType):
-        raise ValueError(f"adapter_config.json: peft_type is {printable(kind)!r}, which this PEFT does not know.")
+    kind, file, settings = config.get("peft_type"), f"{folder}{_ADAPTER}", f"{folder}adapter_config.json"
+    if not isinstance(kind, str) or kind not in set(PeftType):
+        raise ValueError(f"{settings}: peft_type is {printable(kind)!r}, which this PEFT does not know.")
     if not isinstance(config.get("base_model_name_or_path") or "", str):
-        raise ValueError("adapter_config.json: base_model_name_or_path is no name. Save the adapter again.")
+        raise ValueError(f"{settings}: base_model_name_or_path is no name. Save the adapter again.")
     if not tensors:
-        raise ValueError(f"{_ADAPTER} holds no weights. Save the adapter again.")
+        raise ValueError(f"{file} holds no weights. Save the adapter again.")
     if kind != PeftType.LORA:
         return
     rank, patterns = config.get("r", 8), config.get("rank_pattern") or {}
     ranks = {rank, *(patterns.values() if isinstance(patterns, dict) else [None])}
     if any(not isinstance(r, int) or not 0 < r <= 2**16 for r in ranks):
-        raise ValueError(f"adapter_config.json: r is {printable(sorted(map(str, ranks)))}; allowed is 1 to 65,536.")
+        raise ValueError(f"{settings}: r is {printable(sorted(map(str, ranks)))}; allowed is 1 to 65,536.")
     found = 0
     for first, second in _PAIRS:
         for key in sorted(key for key in tensors if first in key or second in key):
             other = key.replace(first, second) if first in key else key.replace(second, first)
             if other not in tensors:
-                raise ValueError(f"{_ADAPTER} holds {printable(key)} without {printable(other)}. Save it again.")
+                raise ValueError(f"{file} holds {printable(key)} without {printable(other)}. Save it again.")
             shape = tensors[key][1].shape
             place = 0 if first in key else 1
             if len(shape) <= place or shape[place] not in ranks:
                 raise ValueError(
-                    f"{_ADAPTER}: {printable(key)} has shape {shape}, and adapter_config.json r={rank}. They are of "
+                    f"{file}: {printable(key)} has shape {shape}, and r={rank} in {settings}. They are of "
                     "two adapters: save it again."
                 )
             found += 1
     if not found:
-        raise ValueError(f"{_ADAPTER} holds no pair lora_A, lora_B. Save the adapter again.")
+        raise ValueError(f"{file} holds no pair lora_A, lora_B. Save the adapter again.")
     whole = [module for module in config.get("modules_to_save") or () if isinstance(module, str)]
     if whole and not any(f".{module}." in key for module in whole for key in tensors):
-        raise ValueError(f"{_ADAPTER} lacks what adapter_config.json says is saved whole ({', '.join(whole)}).")
+        raise ValueError(f"{file} lacks what {settings} says is saved whole ({', '.join(whole)}).")
 
 
 def _require_vocabulary(files: Files, rows: int, folder: str) -> None:

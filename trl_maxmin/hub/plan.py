@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import RepoCard
@@ -15,13 +15,19 @@ from huggingface_hub import RepoCard
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from . import facts
 from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, read_record, space_card
-from .files import DATASET_FILES, is_hub_id, matches, model_files
-from .push import RepoPlan, adapter_config
+from .contents import CARD, CONFIGS, FIGURE, critic_files, mixture_files, model_files, plain_file
+from .evaluation_files import RESULTS_LINES, checked_picture, evaluation_files
+from .files import is_hub_id
+from .integrity import require_whole
+from .local_paths import for_publication, read_config
+from .push import RepoPlan
 
 
-FIGURE = "comparison.png"
-_SPACE_FILES = ("*.py", "*.txt", "*.md", "*.css", "*.yaml", "*.yml", "*.png", "*.svg", "*.json", "*.whl", "*.html")
-BASE_FOLDER = "base"
+#: Of an app whose folder is given; other files of it are named one by one.
+APP_FILES = (
+    *"app.py index.html style.css script.js requirements.txt pre-requirements.txt packages.txt Dockerfile".split(),
+)
+_CLEANED = (*CONFIGS, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -32,45 +38,92 @@ class PushOptions:
         private (`bool`, *optional*): visibility of new repositories and of the collection; `None`: the Hub's default.
         license (`str`, *optional*): for the cards; left out unless given.
         base_model (`str`, *optional*): Hub id of the base model, where the folders only know a path.
+        value_head (`bool`): PPO's critic is published beside the policies, which nobody needs to use them.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
+        space_files (`tuple[str, ...]`): files of the Space's folder beyond `APP_FILES`.
     """
 
     private: bool | None = None
     license: str | None = None
     base_model: str | None = None
+    value_head: bool = False
     space_sdk: str = "gradio"
     space_hardware: str | None = None
+    space_files: tuple[str, ...] = ()
 
 
-def _published_base(
-    files: dict[str, Path | bytes], base_model: str | None, what: str, fallback: str | None = None
-) -> str | None:
-    """The base that the files refer to, as an id on the Hub; a path of this machine is replaced or refused."""
+@dataclass(frozen=True)
+class ModelContents:
+    """A model's files as they are published, checked.
+
+    Args:
+        files (`dict`): name in the repository -> file, or its content without paths of this machine.
+        base (`str`, *optional*): Hub id of the base that the files refer to.
+        peft (`bool`): whether they are an adapter.
+    """
+
+    files: dict[str, Path | bytes]
+    base: str | None
+    peft: bool
+
+
+def model_contents(
+    folder: str | os.PathLike[str],
+    what: str,
+    base_model: str | None = None,
+    fallback: str | None = None,
+    *,
+    mixture: bool = False,
+    value_head: bool = False,
+) -> ModelContents:
+    """The door by which every model leaves: for repositories of its own, and for a Space that carries it.
+
+    Args:
+        folder (`str` or `os.PathLike`): of the model.
+        what (`str`): for messages, such as "The policy 'maxmin'".
+        base_model (`str`, *optional*): Hub id of an adapter's base, where the files only know a path.
+        fallback (`str`, *optional*): the same where neither names one.
+        mixture (`bool`): a base beside the adapters goes along.
+        value_head (`bool`): PPO's critic goes along.
+
+    Raises:
+        ValueError: files that are missing, damaged or links, or an adapter whose base is not on the Hub.
+    """
+    files: dict[str, Path | bytes] = dict(mixture_files(folder) if mixture else model_files(folder))
+    if value_head:
+        files |= critic_files(folder)
     base = None
-    for name in ("adapter_config.json", "config.json"):
-        if name not in files:
-            continue
-        content = files[name]
-        config = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
-        if not config.get("base_model_name_or_path"):
-            continue
-        base = base_model or config["base_model_name_or_path"]
-        base = base if is_hub_id(base) or not fallback else fallback
-        if not is_hub_id(base):
-            raise ValueError(
-                f"{what} is an adapter of {base!r}, which is not on the Hub: nobody could load it. Push the base "
-                "first and give its id as base_model (--base_model)."
-            )
-        if base != config["base_model_name_or_path"]:
-            text = json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True)
-            files[name] = (text + "\n").encode()
+    for name in [name for name in files if name.split("/")[-1] in _CLEANED or name.endswith(".index.json")]:
+        own = _base_named_in(files[name], name, base_model, fallback, what)
+        base = base or own
+        files[name] = for_publication(files[name], **({"base_model_name_or_path": own} if own else {}))
+    require_whole(files, what)
+    return ModelContents(files, base, "adapter_config.json" in files)
+
+
+def _base_named_in(
+    content: Path | bytes, name: str, base_model: str | None, fallback: str | None, what: str
+) -> str | None:
+    """The base that a configuration refers to, as an id on the Hub; a path of this machine is replaced or refused."""
+    if name.split("/")[-1] not in ("adapter_config.json", "config.json"):
+        return None
+    named = read_config(content, name).get("base_model_name_or_path")
+    if not named:
+        return None
+    base = base_model or str(named)
+    base = base if is_hub_id(base) or not fallback else fallback
+    if not is_hub_id(base):
+        raise ValueError(
+            f"{what} is an adapter of {base!r}, which is not on the Hub: nobody could load it. Push the base first "
+            "and give its id as base_model (`trl-maxmin push --base_model`)."
+        )
     return base
 
 
 def _with_record(files: dict[str, Path | bytes], record: RunRecord, card: Any) -> dict[str, Path | bytes]:
     """The files with card and record; the record without what is private."""
     text = json.dumps(facts.public_record(record).validate().to_dict(), indent=2) + "\n"
-    return {**files, RUN_RECORD_NAME: text.encode(), "README.md": str(card).encode()}
+    return {**files, RUN_RECORD_NAME: text.encode(), CARD: str(card).encode()}
 
 
 def plan_component(
@@ -81,12 +134,10 @@ def plan_component(
     Raises:
         ValueError: no weights in safetensors, or an adapter whose base is not on the Hub.
     """
-    files: dict[str, Path | bytes] = dict(model_files(folder))
-    peft = adapter_config(folder) is not None
-    base = _published_base(files, options.base_model, f"The component {name!r}") or options.base_model
-    context = CardContext(repo_id, license=options.license, base_model=base)
-    card = component_card(record, name, context, peft=peft)
-    return RepoPlan(repo_id, "component", name, {**files, "README.md": str(card).encode()}, private=options.private)
+    model = model_contents(folder, f"The component {name!r}", options.base_model)
+    context = CardContext(repo_id, license=options.license, base_model=model.base or options.base_model)
+    card = component_card(record, name, context, peft=model.peft)
+    return RepoPlan(repo_id, "component", name, {**model.files, CARD: str(card).encode()}, private=options.private)
 
 
 def plan_mixture(
@@ -102,22 +153,22 @@ def plan_mixture(
     Raises:
         ValueError: no weights in safetensors, or adapters whose base is not on the Hub.
     """
-    files: dict[str, Path | bytes] = dict(model_files(folder))
-    base = _published_base(files, options.base_model, "The mixture") or options.base_model
-    if (Path(folder) / BASE_FOLDER).is_dir():  # of adapters whose base has no name to load it by
-        inside = model_files(Path(folder) / BASE_FOLDER)
-        files |= {f"{BASE_FOLDER}/{name}": path for name, path in inside.items()}
-    record = _described(record, folder)
+    model = model_contents(folder, "The mixture", options.base_model, mixture=True)
+    record = _described(record, model.files["config.json"])
     context = CardContext(
-        repo_id, license=options.license, base_model=base, components=dict(components or {}), tags=list(tags)
+        repo_id,
+        license=options.license,
+        base_model=model.base or options.base_model,
+        components=dict(components or {}),
+        tags=list(tags),
     )
-    files = _with_record(files, record, mixture_card(record, context))
+    files = _with_record(model.files, record, mixture_card(record, context))
     return RepoPlan(repo_id, "mixture", "", files, private=options.private)
 
 
-def _described(record: RunRecord, folder: str | os.PathLike[str]) -> RunRecord:
+def _described(record: RunRecord, content: Path | bytes) -> RunRecord:
     """The record with what the mixture's own configuration knows, where the record does not say it."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_config(content)
     known = {
         "component_kind": config.get("component_type"),
         "num_components": config.get("num_components"),
@@ -155,11 +206,12 @@ def plan_policy(
         fallback_base (`str`, *optional*): the base where neither the files nor the record name one on the Hub.
 
     Raises:
-        ValueError: no weights in safetensors, or an adapter whose base is not on the Hub.
+        ValueError: no weights in safetensors, an adapter whose base is not on the Hub, or no critic where it was asked
+            for.
     """
-    files: dict[str, Path | bytes] = dict(model_files(folder))
-    peft = adapter_config(folder) is not None
-    base = _published_base(files, options.base_model, f"The policy {name!r}", fallback_base) or options.base_model
+    value_head = options.value_head and kind == "policy"
+    model = model_contents(folder, f"The policy {name!r}", options.base_model, fallback_base, value_head=value_head)
+    files, base = model.files, model.base or options.base_model
     own = read_record(folder)
     facts_of_run = RunRecord.from_dict(record.to_dict())
     if own is not None:
@@ -180,10 +232,11 @@ def plan_policy(
         dataset=dataset,
         figure=figure is not None,
         tags=list(tags),
+        value_head=value_head,
     )
-    card = policy_card(facts_of_run, context, peft=peft)
+    card = policy_card(facts_of_run, context, peft=model.peft)
     if figure is not None:
-        files[FIGURE] = figure
+        files[FIGURE] = checked_picture(figure)
     return RepoPlan(repo_id, kind, name, _with_record(files, facts_of_run, card), private=options.private)
 
 
@@ -195,39 +248,19 @@ def plan_dataset(
     Raises:
         ValueError: the record holds no results.
     """
-    rows = result_rows(record)
+    rows = result_rows(facts.public_record(record))
     if not rows:
         raise ValueError(
             "The run record holds no results by group, so there is no evaluation set to push. Evaluate first, or "
             "leave the data set out."
         )
-    files: dict[str, Path | bytes] = {"results.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
-    configs = {"results": "results.jsonl"}
-    for path in sorted(Path(folder).iterdir()) if folder is not None and Path(folder).is_dir() else ():
-        if path.is_file() and matches(path.name, DATASET_FILES) and path.name not in ("README.md", "results.jsonl"):
-            _refuse_annotators(path)
-            files[path.name] = path
-            if path.suffix in (".jsonl", ".parquet", ".csv"):
-                configs[path.stem] = path.name
+    files: dict[str, Path | bytes] = {RESULTS_LINES: "".join(json.dumps(row) + "\n" for row in rows).encode()}
+    if folder is not None and Path(folder).is_dir():
+        files |= evaluation_files(folder)
+    configs = {Path(name).stem: name for name in files if name.endswith((".jsonl", ".parquet"))}
     context = CardContext(repo_id, license=options.license, mixture=mixture)
-    files["README.md"] = str(dataset_card(record, context, configs)).encode()
+    files[CARD] = str(dataset_card(record, context, configs)).encode()
     return RepoPlan(repo_id, "dataset", "evaluation", files, private=options.private)
-
-
-def _refuse_annotators(path: Path) -> None:
-    """Who annotated stays on this machine, whatever file it is in."""
-    if path.suffix == ".parquet":
-        from pyarrow.parquet import read_schema
-
-        columns = ", ".join(read_schema(path).names)
-    else:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            columns = file.read(2**16)
-    if "annotator" in columns:
-        raise ValueError(
-            f"{path} mentions annotators in its columns or first rows. Annotator ids are not published: remove them "
-            "from the file, or move it out of the evaluation folder."
-        )
 
 
 def result_rows(record: RunRecord) -> list[dict[str, Any]]:
@@ -253,22 +286,24 @@ def plan_space(
     datasets: list[str] | None = None,
     groups: list[str] | None = None,
 ) -> RepoPlan:
-    """An app's folder as a Space.
+    """An app's folder as a Space: the files of `APP_FILES`, and those that `options.space_files` names.
 
     Raises:
-        ValueError: there is no `app.py` (of a static Space: no `index.html`).
+        ValueError: there is no `app.py` (of a static Space: no `index.html`), a named file is not there, or one is a
+            link.
     """
     folder = Path(folder)
     main = "index.html" if options.space_sdk == "static" else "app.py"
     if not (folder / main).is_file():
         raise ValueError(f"{folder} has no {main}, so it is not an app. Give the folder of the Space with --space.")
     files: dict[str, Path | bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith((".", "__")) for part in name.parts)
-        if path.is_file() and not hidden and matches(path.name, _SPACE_FILES):
-            files[name.as_posix()] = path
-    readme = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
+    for name in (*APP_FILES, *options.space_files):
+        path = None if PurePosixPath(name).is_absolute() or ".." in name.split("/") else plain_file(folder, name)
+        if path is not None:
+            files[name] = path
+        elif name not in APP_FILES:
+            raise ValueError(f"There is no file {name!r} below {folder}. Name files by their paths in that folder.")
+    readme = own.read_text(encoding="utf-8") if (own := plain_file(folder, CARD)) is not None else ""
     card = space_card(
         CardContext(repo_id, license=options.license),
         models=models,
@@ -277,12 +312,11 @@ def plan_space(
         sdk=options.space_sdk,
         groups=groups,
     )
-    files["README.md"] = str(card).encode()
+    files[CARD] = str(card).encode()
     hosting = {"space_sdk": card.data.to_dict()["sdk"], "space_hardware": options.space_hardware}
     return RepoPlan(repo_id, "space", "", files, private=options.private, **hosting)
 
 
 def figure_in(folder: str | os.PathLike[str], record: RunRecord) -> Path | None:
     """The comparison figure of a run, where the run was evaluated."""
-    path = Path(folder) / FIGURE
-    return path if path.is_file() and record.evaluation.get("win_rate") else None
+    return plain_file(Path(folder), FIGURE) if record.evaluation.get("win_rate") else None

@@ -8,8 +8,6 @@ trace.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +17,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from .contents import is_stale_in_model, is_stale_in_space
+from .evaluation_files import is_stale_in_dataset
 from .faults import HubError, ask, keep_secret
-from .files import STALE_FILES, STALE_IN_SPACE, check_repo_id, digests, matches, size_of
+from .files import check_repo_id, digests, size_of
 
 
 #: Order of publication: nothing names a repository that comes after it.
@@ -182,12 +182,9 @@ def _operations(plan: RepoPlan, remote: _Remote) -> list[CommitOperationAdd | Co
         if remote.files.get(name) not in digests(content):
             source = content if isinstance(content, bytes) else str(content)
             operations.append(CommitOperationAdd(name, source))
-    if plan.repo_type == "model":
-        stale = [name for name in remote.files if name not in plan.files and "/" not in name]
-        operations += [CommitOperationDelete(name) for name in sorted(stale) if matches(name, STALE_FILES)]
-    elif plan.repo_type == "space":
-        stale = [name for name in remote.files if name not in plan.files]
-        operations += [CommitOperationDelete(name) for name in sorted(stale) if matches(name, STALE_IN_SPACE)]
+    is_stale = {"model": is_stale_in_model, "dataset": is_stale_in_dataset, "space": is_stale_in_space}[plan.repo_type]
+    stale = sorted(name for name in remote.files if name not in plan.files and is_stale(name))
+    operations += [CommitOperationDelete(name) for name in stale]
     return operations
 
 
@@ -244,9 +241,3 @@ def in_order(plans: Sequence[RepoPlan]) -> list[RepoPlan]:
                 "one of them."
             )
     return sorted(plans, key=lambda plan: KINDS.index(plan.kind))
-
-
-def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """PEFT's configuration in a folder, `None` where there is none."""
-    path = Path(folder) / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
