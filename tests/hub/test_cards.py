@@ -225,9 +225,9 @@ class TestDiagnosis:
                 )
                 gap = facts["gap"]
                 assert row.endswith(
-                    f"| {facts['predicted']:.2f} | {gap['mean']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] |"
+                    f"| {gap['mean']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] | {facts['predicted']:.2f} |"
                 )
-            assert "Predicted order of the gaps: `component_1`, `component_0`. Measured: `component_1`" in card.text
+            assert "it is a bound and orders nothing" in card.text
             for line in found.assumptions:
                 assert f"- {plain(line)}" in card.text, "no number without its assumptions"
             assert f"on {found.num_pairs} pairs, 12 annotators, {found.num_prompts} prompts, with" in card.text
@@ -240,13 +240,22 @@ class TestDiagnosis:
         record, found = diagnosed
         one = found.to_dict() | {"num_groups": 1, "verdict": "No: one reward suffices."}
         text = mixture_card(make_record().replace("evaluation", diagnostics=one), CardContext("me/f")).text
-        assert "No: one reward suffices." in text and "Predicted order" not in text and "| mismatch" not in text
+        assert "No: one reward suffices." in text and "| mismatch" not in text
+
+    def test_an_older_record_shows_no_bound(self, diagnosed):
+        """Its `predicted` came from the most distant pair of groups, for every group."""
+        older = diagnosed[1].to_dict() | {"epsilon": 0.3, "predicted_order": ["component_1", "component_0"]}
+        older["by_group"] = {
+            name: {key: value for key, value in facts.items() if key != "epsilon"}
+            for name, facts in older["by_group"].items()
+        }
+        text = mixture_card(make_record().replace("evaluation", diagnostics=older), CardContext("me/f")).text
+        assert "| gap |" in text and "predicted" not in text and "Predicted" not in text
 
     def test_names_of_groups_stay_text_and_stay_whole(self, diagnosed):
         name = "<img src=x> [a](b) | token_path"
         found = diagnosed[1].to_dict() | {
             "verdict": f"Yes: {name} loses.",
-            "predicted_order": [name],
             "measured_order": [name],
         }
         found["by_group"] = {name: found["by_group"]["component_0"]}

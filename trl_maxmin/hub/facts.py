@@ -263,17 +263,19 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     found = evaluation.get("diagnostics") or {}
     if not found:
         return {}
-    columns = ["share", "mismatch", "accuracy_single", "accuracy_own", "predicted", "gap"]
+    columns = ["share", "mismatch", "accuracy_single", "accuracy_own", "gap"]
+    # An older record's `predicted` is true of two groups only; its groups have no `epsilon`.
+    bounds = all("epsilon" in own for own in found["by_group"].values())
+    columns += ["predicted"] if bounds else []
     rows = [
         [code(group), *(interval(v) if isinstance(v := own.get(column), Mapping) else number(v) for column in columns)]
         for group, own in found["by_group"].items()
         if found["num_groups"] > 1
     ]
-    orders = [", ".join(map(code, found.get(f"{kind}_order") or [])) for kind in ("predicted", "measured")]
     return {
         "verdict": plain(found["verdict"]),
         "table": table(["group", *columns], rows),
-        "order": dict(zip(("predicted", "measured"), orders, strict=True)) if rows and all(orders) else None,
+        "bounds": bounds,
         "sizes": ", ".join(
             f"{found[f'num_{what}']} {what}" for what in ("pairs", "annotators", "prompts") if f"num_{what}" in found
         ),
