@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must not leave, put everywhere; and what has left, read back from our own Hub: every commit and every object."""
+"""What must not leave, put everywhere; and what has left, read back from our own Hub: all commits, all objects."""
 
 import io
 import json

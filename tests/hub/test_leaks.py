@@ -40,7 +40,7 @@ def planted_run(folder, version=0):
 
 class TestTheOracle:
     def test_it_finds_what_is_there(self, hub, tmp_path):
-        """Whoever uploads the folder as it is, as other tools do, leaks all of it, and the tests below would see it."""
+        """Whoever uploads the folder as it is, as other tools do, leaks all of it, and the tests below would see."""
         from huggingface_hub import HfApi
 
         folder = planted_run(tmp_path / "run")
