@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ from huggingface_hub import RepoCard
 
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from . import facts
-from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, read_record, space_card
+from .card_keeping import CARD, is_edited
+from .cards import CardContext, card_files, read_record, space_card
 from .files import DATASET_FILES, is_hub_id, matches, model_files
 from .push import RepoPlan, adapter_config
 
 
+logger = logging.getLogger(__name__)
+
 FIGURE = "comparison.png"
 _SPACE_FILES = ("*.py", "*.txt", "*.md", "*.css", "*.yaml", "*.yml", "*.png", "*.svg", "*.json", "*.whl", "*.html")
 BASE_FOLDER = "base"
+_MADE = (CARD, RUN_RECORD_NAME, "results.jsonl")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class PushOptions:
         license (`str`, *optional*): for the cards; left out unless given.
         base_model (`str`, *optional*): Hub id of the base model, where the folders only know a path.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
+        language (`str` or `list[str]`, *optional*): for the cards.
+        datasets (`tuple[str, ...]`): Hub ids of the training data, where the record does not name them.
     """
 
     private: bool | None = None
@@ -40,6 +47,21 @@ class PushOptions:
     base_model: str | None = None
     space_sdk: str = "gradio"
     space_hardware: str | None = None
+    language: str | list[str] | None = None
+    datasets: tuple[str, ...] = ()
+
+    def context(self, repo_id: str, files: Mapping[str, Path | bytes], **links: Any) -> CardContext:
+        """What a card says besides the record: as given here, and what lies beside it."""
+        return CardContext(
+            repo_id,
+            license=self.license,
+            language=self.language,
+            datasets=list(self.datasets),
+            base_model=self.base_model,
+            tokenizer=any(name.startswith("tokenizer") for name in files),
+            chat="chat_template.jinja" in files,
+            **links,
+        )
 
 
 def _published_base(
@@ -67,10 +89,36 @@ def _published_base(
     return base
 
 
-def _with_record(files: dict[str, Path | bytes], record: RunRecord, card: Any) -> dict[str, Path | bytes]:
-    """The files with card and record; the record without what is private."""
-    text = json.dumps(facts.public_record(record).validate().to_dict(), indent=2) + "\n"
-    return {**files, RUN_RECORD_NAME: text.encode(), "README.md": str(card).encode()}
+def _earlier(folder: str | os.PathLike[str] | None) -> str | None:
+    """The README in a folder."""
+    path = Path(folder, CARD) if folder is not None else None
+    if path is None or not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if is_edited(text):
+        logger.warning(
+            f"{path} was changed between its marks, where it is made from the run record: that change is not "
+            "published, and the file stays as it is. Write above or below the marks."
+        )
+    return text
+
+
+def _record(kind: str, folder: str | os.PathLike[str] | None, run: RunRecord, name: str = "") -> RunRecord:
+    """What is known of the model in a folder: from the record of the run, and from its own beside its files.
+
+    The run's record tells of the reward stage and of the last evaluation, where it has them; a policy's own record
+    tells how it was trained.
+    """
+    own, run = (read_record(folder) if folder is not None else None) or RunRecord(), run.part("run")
+    own_kind, own = own.kind, own.part("run")
+    found = RunRecord(own.seed if own.seed is not None else run.seed, own.versions or run.versions)
+    found.links = own.links if own_kind == kind else run.links
+    found.reward = run.reward or own.reward
+    found.policy = own.policy or (run.policy if run.policy.get("name", name) == name else {})
+    named = facts.policies_of(run.evaluation)
+    of_run = kind != "policy" or not named or name in (*named, "reference", run.policy.get("name"))
+    found.evaluation = run.evaluation if run.evaluation and of_run else own.evaluation
+    return found
 
 
 def plan_component(
@@ -83,10 +131,11 @@ def plan_component(
     """
     files: dict[str, Path | bytes] = dict(model_files(folder))
     peft = adapter_config(folder) is not None
-    base = _published_base(files, options.base_model, f"The component {name!r}") or options.base_model
-    context = CardContext(repo_id, license=options.license, base_model=base)
-    card = component_card(record, name, context, peft=peft)
-    return RepoPlan(repo_id, "component", name, {**files, "README.md": str(card).encode()}, private=options.private)
+    base = _published_base(files, options.base_model, f"The component {name!r}")
+    context = options.context(repo_id, files, file_base=base)
+    record = _record("component", folder, record)
+    files |= card_files("component", name, record, context, peft=peft, earlier=_earlier(folder))
+    return RepoPlan(repo_id, "component", name, files, private=options.private)
 
 
 def plan_mixture(
@@ -103,15 +152,13 @@ def plan_mixture(
         ValueError: no weights in safetensors, or adapters whose base is not on the Hub.
     """
     files: dict[str, Path | bytes] = dict(model_files(folder))
-    base = _published_base(files, options.base_model, "The mixture") or options.base_model
+    base = _published_base(files, options.base_model, "The mixture")
     if (Path(folder) / BASE_FOLDER).is_dir():  # of adapters whose base has no name to load it by
         inside = model_files(Path(folder) / BASE_FOLDER)
         files |= {f"{BASE_FOLDER}/{name}": path for name, path in inside.items()}
-    record = _described(record, folder)
-    context = CardContext(
-        repo_id, license=options.license, base_model=base, components=dict(components or {}), tags=list(tags)
-    )
-    files = _with_record(files, record, mixture_card(record, context))
+    record = _described(_record("mixture", folder, record), folder)
+    context = options.context(repo_id, files, file_base=base, components=dict(components or {}), tags=list(tags))
+    files |= card_files("mixture", "", record, context, earlier=_earlier(folder))
     return RepoPlan(repo_id, "mixture", "", files, private=options.private)
 
 
@@ -159,32 +206,26 @@ def plan_policy(
     """
     files: dict[str, Path | bytes] = dict(model_files(folder))
     peft = adapter_config(folder) is not None
-    base = _published_base(files, options.base_model, f"The policy {name!r}", fallback_base) or options.base_model
-    own = read_record(folder)
-    facts_of_run = RunRecord.from_dict(record.to_dict())
-    if own is not None:
-        facts_of_run.policy = own.policy
-        facts_of_run.versions = facts_of_run.versions or own.versions
-    elif facts_of_run.policy.get("name", name) != name:
-        facts_of_run.policy = {}  # of another policy
-    facts_of_run.update("policy", name=name)
-    if base is None and not is_hub_id(facts_of_run.policy.get("base_model")):
-        base = fallback_base
+    base = _published_base(files, options.base_model, f"The policy {name!r}", fallback_base)
+    record = _record("policy", folder, record, name).update("policy", name=name)
+    figure = figure or figure_in(folder, record)
     # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
-    on_it = Path(str(facts_of_run.policy.get("reward_model", ""))).name == "mixture"
-    context = CardContext(
+    on_it = Path(str(record.policy.get("reward_model", ""))).name == "mixture"
+    context = options.context(
         repo_id,
-        license=options.license,
-        base_model=base,
+        files,
+        file_base=base,
         mixture=mixture if on_it else None,
         dataset=dataset,
         figure=figure is not None,
         tags=list(tags),
     )
-    card = policy_card(facts_of_run, context, peft=peft)
+    if not context.base(record.policy.get("base_model"), record):
+        context.base_model = fallback_base
+    files |= card_files("policy", name, record, context, peft=peft, earlier=_earlier(folder))
     if figure is not None:
         files[FIGURE] = figure
-    return RepoPlan(repo_id, kind, name, _with_record(files, facts_of_run, card), private=options.private)
+    return RepoPlan(repo_id, kind, name, files, private=options.private)
 
 
 def plan_dataset(
@@ -195,6 +236,7 @@ def plan_dataset(
     Raises:
         ValueError: the record holds no results.
     """
+    record = _record("dataset", folder, record)
     rows = result_rows(record)
     if not rows:
         raise ValueError(
@@ -204,13 +246,13 @@ def plan_dataset(
     files: dict[str, Path | bytes] = {"results.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
     configs = {"results": "results.jsonl"}
     for path in sorted(Path(folder).iterdir()) if folder is not None and Path(folder).is_dir() else ():
-        if path.is_file() and matches(path.name, DATASET_FILES) and path.name not in ("README.md", "results.jsonl"):
+        if path.is_file() and matches(path.name, DATASET_FILES) and path.name not in _MADE:
             _refuse_annotators(path)
             files[path.name] = path
             if path.suffix in (".jsonl", ".parquet", ".csv"):
                 configs[path.stem] = path.name
-    context = CardContext(repo_id, license=options.license, mixture=mixture)
-    files["README.md"] = str(dataset_card(record, context, configs)).encode()
+    context = options.context(repo_id, files, mixture=mixture)
+    files |= card_files("dataset", "", record, context, configs=configs, earlier=_earlier(folder))
     return RepoPlan(repo_id, "dataset", "evaluation", files, private=options.private)
 
 

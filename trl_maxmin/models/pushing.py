@@ -6,7 +6,12 @@ The work is done in `trl_maxmin.hub`, which is imported only then.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import try_to_load_from_cache
+from transformers.utils import CONFIG_NAME
 
 
 if TYPE_CHECKING:
@@ -97,3 +102,22 @@ def push_components_to_hub(
     options: dict[str, Any] = {"private": private, "license": license, "base_model": base_model}
     where = {"token": token, "revision": revision, "commit_message": commit_message}
     return push_components(mixture, repo_id, record, options, where)
+
+
+def origin(name: str, **place: Any) -> dict[str, Any]:
+    """Where the files lie that a mixture was just loaded from, so that its record and card are found beside them.
+
+    Args:
+        name (`str`): folder or Hub id.
+        **place: `revision`, `subfolder`, `cache_dir` as in `from_pretrained`.
+
+    Returns:
+        `dict`: the same; of a branch on the Hub, the commit that was loaded.
+    """
+    kept = {key: place[key] for key in ("revision", "subfolder", "cache_dir") if place.get(key) is not None}
+    if not os.path.isdir(name):
+        file = "/".join(filter(None, (kept.get("subfolder"), CONFIG_NAME)))
+        cached = try_to_load_from_cache(name, file, kept.get("cache_dir"), kept.get("revision"))
+        if isinstance(cached, str):
+            kept["revision"] = Path(cached.removesuffix(file)).name
+    return {"name": name, **kept}

@@ -239,9 +239,7 @@ _FILE: dict[str, _Check] = {
     "kind": _text,
     "seed": _whole,
     "versions": _dict_of(_text),
-    "links": _record(
-        {"base_model": _hub_id, "mixture": _hub_id, "dataset": _hub_id, "components": _dict_of(_hub_id)}
-    ),
+    "links": _record({"base_model": _hub_id, "mixture": _hub_id, "dataset": _hub_id, "components": _dict_of(_hub_id)}),
     **{stage: _record(fields) for stage, fields in FIELDS.items()},
 }
 
