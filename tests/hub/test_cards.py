@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cards say what the record says, all of it and no more, and the Hub accepts them."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -132,7 +133,8 @@ class TestText:
     def test_what_is_not_recorded_is_left_out(self, kind):
         text = all_cards(RunRecord())[kind].text
         for word in ("None", "nan", "Undefined", "| - |", "{{", "{%", "()"):
-            assert word not in text.split("## Citation")[0], (kind, word)
+            said = re.sub(r"```.*?```", "", text.split("## Citation")[0], flags=re.S)
+            assert word not in said, (kind, word)
         assert "| --- |" not in text.replace("---:", "---"), "an empty table"
         for line in text.split("## Citation")[0].split("```")[::2]:
             assert not re.search(r":\s*(\.|,|$)\s*$", line.replace("\n\n", "\n").split("\n")[-1]), (kind, line)
@@ -363,24 +365,21 @@ class TestWidth:
 
     @pytest.mark.parametrize("name", ["group {}", "people-who-like-very-long-films-{}", "x" * 80 + "{}"])
     def test_eight_groups_six_policies(self, name):
-        groups, policies = (
-            [name.format(i) for i in range(8)],
-            ["reference", *(f"policy-{i}-of-mine" for i in range(5))],
-        )
-        rate = {"mean": 0.5, "low": 0.4, "high": 0.6}
+        groups = [name.format(i) for i in range(8)]
+        policies = ["reference", *(f"policy-{i}-of-mine" for i in range(5))]
+        rate, each = {"mean": 0.5, "low": 0.4, "high": 0.6}, functools.partial(dict.fromkeys, groups)
         record = RunRecord()
         record.update(
             "reward", component_names=groups, mixing_weights=[0.125] * 8, num_components=8,
-            component_annotators=dict.fromkeys(groups, 1000), component_pairs=dict.fromkeys(groups, 100000),
-            component_heldout_accuracy=dict.fromkeys(groups, 0.7), component_heldout_pairs=dict.fromkeys(groups, 10000),
-            calibration={"temperature": [1.0] * 8}, heldout_accuracy={p: dict.fromkeys(groups, 0.5) for p in policies},
+            component_annotators=each(1000), component_pairs=each(100000), component_heldout_accuracy=each(0.7),
+            component_heldout_pairs=each(10000), calibration={"temperature": [1.0] * 8},
+            heldout_accuracy={policy: each(0.5) for policy in policies},
         )  # fmt: skip
         record.update(
             "evaluation", groups=groups, minority=groups[-1],
-            gold_utility={p: dict.fromkeys(groups, -1.25) for p in policies},
-            win_rate={p: dict.fromkeys(groups, rate) for p in policies[1:]},
+            gold_utility={p: each(-1.25) for p in policies}, win_rate={p: each(rate) for p in policies[1:]},
             samples=[{"prompt": "p", "completions": dict.fromkeys(policies, "y " * 99),
-                      "utility": {p: dict.fromkeys(groups, 0.5) for p in policies}}],
+                      "utility": {p: each(0.5) for p in policies}}],
         )  # fmt: skip
         record.update("policy", name=policies[-1], algorithm="PPO")
         for card in (mixture_card(record, CardContext("me/f")), policy_card(record, CardContext("me/f"))):
@@ -389,7 +388,7 @@ class TestWidth:
             assert all(sum(f"`{g}" in row for row in shown) >= 1 for g in (labels(groups)[g][1:25] for g in groups))
         text = policy_card(record, CardContext("me/f")).text
         for policy in policies:
-            assert text.count(f" `{policy}` |") + text.count(f" `{policy}` (this model) |") >= 2, "a column is lost"
+            assert text.count(f" `{policy}` |") + text.count(f" `{policy}` (this model) |") >= 1, "a column is lost"
 
 
 class TestPieces:

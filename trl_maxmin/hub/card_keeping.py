@@ -82,8 +82,8 @@ def what_is_lost(earlier: str) -> str | None:
     """What of a card that is there a new one does not keep, in words; `None` where it keeps all."""
     if is_edited(earlier):
         return (
-            "it was changed between its marks, where it is made from the run record, and that change is not published. "
-            "What is written above or below the marks is kept."
+            "it was changed between its marks, where it is made from the run record, and that change is not kept. "
+            "What is written above or below the marks is."
         )
     if _SECTION.search(earlier) is None and _parsed(earlier)[1].strip():
         return (
