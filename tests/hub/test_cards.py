@@ -228,6 +228,7 @@ class TestDiagnosis:
             assert f"| {gap['mean']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] |" in row
         for line in found.assumptions:
             assert f"- {plain(line)}" in card.text, "no number without its assumptions"
+        assert "it is a bound and orders nothing" in " ".join(card.text.split())
         assert f"on {found.num_pairs} pairs, 12 annotators, {found.num_prompts} prompts, with" in card.text
         assert "/home/ann" not in str(card)
         assert "Does one reward" not in policy_card(record, CardContext("me/f")).text, "that is the mixture's part"
@@ -250,6 +251,16 @@ class TestDiagnosis:
         one = found.to_dict() | {"num_groups": 1, "verdict": "No: one reward suffices."}
         text = mixture_card(make_record().replace("evaluation", diagnostics=one), CardContext("me/f")).text
         assert "No: one reward suffices." in text and "| mismatch" not in text and "`mismatch`" not in text
+
+    def test_an_older_record_shows_no_bound(self, diagnosed):
+        """Its `predicted` came from the most distant pair of groups, for every group."""
+        older = diagnosed[1].to_dict() | {"epsilon": 0.3, "predicted_order": ["component_1", "component_0"]}
+        older["by_group"] = {
+            name: {key: value for key, value in facts.items() if key != "epsilon"}
+            for name, facts in older["by_group"].items()
+        }
+        text = mixture_card(make_record().replace("evaluation", diagnostics=older), CardContext("me/f")).text
+        assert "| gap |" in text and "predicted" not in text and "Predicted" not in text
 
     def test_names_of_groups_stay_text_and_stay_whole(self, diagnosed):
         name = "<img src=x> [a](b) | token_path"

@@ -18,7 +18,6 @@ from huggingface_hub.utils import yaml_dump
 from ..run_record import without_secrets
 
 
-CARD = "README.md"
 LIBRARY = "trl-maxmin"
 #: The paper, as the Hub links it.
 PAPER_TAG = "arxiv:2402.08925"

@@ -19,7 +19,8 @@ from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard, ModelC
 
 from ..run_record import RUN_RECORD_NAME, WELFARE_SETTINGS, RunRecord
 from . import facts
-from .card_keeping import CARD, LIBRARY, PAPER_TAG, keep, marked
+from .card_keeping import LIBRARY, PAPER_TAG, keep, marked
+from .contents import CARD
 from .markdown import clean, code, literal, number, plain, settings
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -96,8 +98,7 @@ class HubPushMixin:
             return
         try:
             record = self.write_run_record(dataset_name)
-            card = self._render_card(record, tags, license, base_model, language)
-            self._write_card(str(card))
+            self._write_card(str(self._render_card(record, tags, license, base_model, language)))
         except Exception as error:
             # Broad on purpose: whatever it is, the weights matter more.
             logger.warning(f"The model card was not written ({type(error).__name__}: {error}). Training goes on.")
@@ -166,7 +167,7 @@ class HubPushMixin:
             private (`bool`, *optional*): of a new repository; defaults to `args.hub_private_repo`. An existing public
                 one is then refused.
             **kwargs: `dataset_name`, `tags`, `license`, `language`, `base_model` for the card; see
-                [`~HubPushMixin.create_model_card`].
+                [`~HubPushMixin.create_model_card`]. `value_head=True` publishes PPO's critic too.
 
         Returns:
             [`~trl_maxmin.hub.Published`], or a `Future` of it; `None` on other processes than the main one.
@@ -174,26 +175,27 @@ class HubPushMixin:
         Raises:
             HubError: the Hub refused or was not reached. The model is in the output folder; the message says how to
                 continue.
-            ValueError: an adapter whose base is not on the Hub (give `base_model`).
+            ValueError: an adapter whose base is not on the Hub (give `base_model`), or no critic to publish.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         kwargs.pop("model_name", None)
+        value_head = kwargs.pop("value_head", False)
         self.create_model_card(**kwargs)
         self._finish_current_push()
         token = token if token is not None else self.args.hub_token
         repo_id = self._repo_id(token)
         private = private if private is not None else self.args.hub_private_repo
-        plan = self._hub_plan(self.args.output_dir, repo_id, private, kwargs)
+        plan = self._hub_plan(self.args.output_dir, repo_id, private, kwargs, value_head)
         revision = revision if revision is not None else self.args.hub_revision
 
         def push() -> Any:
             from ...hub.push import publish
 
             command = f"trl-maxmin push {self.args.output_dir} --repo_id {repo_id} --exact"
-            command += " --private" if private else ""
+            command += " --private" * bool(private) + " --value_head true" * bool(value_head)
             message = f"{command} (the model is saved in {self.args.output_dir})"
             return publish([plan], token=token, revision=revision, commit_message=commit_message, command=message)[0]
 
@@ -209,12 +211,18 @@ class HubPushMixin:
         self.hub_model_id = name
         return name
 
-    def _hub_plan(self, folder: str | os.PathLike[str], repo_id: str, private: bool | None, card: Any = None) -> Any:
+    def _hub_plan(
+        self,
+        folder: str | os.PathLike[str],
+        repo_id: str,
+        private: bool | None,
+        card: Mapping[str, Any] = MappingProxyType({}),
+        value_head: bool = False,
+    ) -> Any:
         from ...hub.plan import PushOptions, figure_in, plan_mixture, plan_policy
 
-        card = card or {}
         given = {name: card[name] for name in ("license", "language", "base_model") if card.get(name)}
-        options = PushOptions(private=private, **given)
+        options = PushOptions(private, value_head=value_head, **given)
         record = RunRecord.load(self.args.output_dir) if _file_path(self.args.output_dir).exists() else RunRecord()
         tags = [card["tags"]] if isinstance(card.get("tags"), str) else list(card.get("tags") or [])
         if self._is_mixture():
@@ -251,14 +259,15 @@ class HubPushMixin:
             self.push_in_progress = PushInProgress([job])
 
     def _push_job(self, checkpoint: Path) -> Future:
-        from ...hub.files import model_files
+        from ...hub.contents import mixture_files, model_files
         from ...hub.push import publish
 
         # Rotation may delete the checkpoint while it is being uploaded: the files get a second name.
         staging = Path(self.args.output_dir, PUSH_FOLDER, checkpoint.name)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        for name, source in model_files(checkpoint).items():
+        for name, source in (mixture_files if self._is_mixture() else model_files)(checkpoint).items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, staging / name)
             except OSError:

@@ -1,0 +1,2 @@
+def require_whole(files, what):
+    return None
