@@ -83,6 +83,17 @@ def checked_completions(path: Path) -> Path:
     return path
 
 
+def columns_of(content: Path | bytes) -> list[str]:
+    """Columns of a file of rows: in its schema, or in its first line."""
+    if isinstance(content, Path) and content.suffix == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        return list(read_schema(content).names)
+    if isinstance(content, Path):
+        return list(next(_lines(content), {}))
+    return list(json.loads(content.split(b"\n", 1)[0]))
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for line in file:
