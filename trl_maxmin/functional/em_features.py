@@ -55,6 +55,7 @@ class LinearMixture:
         evidence_weight (`float`): weight of an annotator's evidence that predicts their other pairs best, in [0, 1].
         num_starts, num_partitions (`int`): how many starts there were, and in how many partitions of the annotators
             they ended; two that differ in less than a twentieth of the annotators are the same.
+        known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it was given, else -1.
     """
 
     weight: Tensor
@@ -67,12 +68,14 @@ class LinearMixture:
     evidence_weight: float = 1.0
     num_starts: int = 1
     num_partitions: int = 1
+    known: Tensor | None = None
 
     def tempered(self, annotator_index: Tensor) -> Tensor:
         """`(H, K)` log responsibilities from the scores of the training pairs, their annotators `(N,)`, with the
         evidence weighted."""
         sums = torch.zeros_like(self.log_responsibilities).index_add_(0, annotator_index, self.scores.double())
-        return torch.log_softmax(self.mixing_weights.log() + self.evidence_weight * sums, dim=-1)
+        tempered = torch.log_softmax(self.mixing_weights.log() + self.evidence_weight * sums, dim=-1)
+        return with_known(tempered, self.known)
 
 
 def directions_of_pairs(pairs: FeaturePairs) -> tuple[Tensor, Tensor]:
@@ -295,11 +298,9 @@ class _Run:
         for alpha in EVIDENCE_WEIGHTS if components > 1 else (1.0,):
             log_resp = torch.log_softmax(state.mixing.log().view(count, 1, 1, -1) + alpha * others, dim=-1)
             if self.options.known is not None:
-                log_resp = torch.stack(
-                    [with_known(one.transpose(0, 1).reshape(-1, components),
-                                self.options.known.repeat(self.num_folds)).view(self.num_folds, -1, components).transpose(0, 1)
-                     for one in log_resp]
-                )  # fmt: skip
+                known = self.options.known.repeat_interleave(self.num_folds)
+                settled = [with_known(one.flatten(0, 1), known).view_as(one) for one in log_resp]
+                log_resp = torch.stack(settled)
             found.append((log_resp[:, people, folds] + scores).logsumexp(-1).mean(-1))
         return torch.stack(found, dim=1)
 
@@ -351,7 +352,7 @@ def fit_feature_mixture(
             which is normal and isotropic in the features. `"auto"`: the one of `PRIOR_SCALES` that predicts best.
         dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
         known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where not.
-            Known annotators keep it.
+            Known annotators keep it, but for K = 1.
         em (`str`): `"soft"`, or `"hard"`: every E-step gives each annotator to one component, without annealing and
             without a prior on the mixing weights.
 
@@ -407,10 +408,10 @@ def fit_feature_mixtures(
     directions, curvature = directions_of_pairs(pairs)
     fitter = _Fitter(curvature, in_directions(pairs, directions))
     priors = PRIOR_SCALES if prior_scale == "auto" else (float(prior_scale),)
-    options = _Options(dirichlet_concentration, known, em, priors)
+    options, single = (_Options(dirichlet_concentration, of, em, priors) for of in (known, None))
     seed = int(torch.randint(2**31, (1,), generator=generator))
 
-    def with_folds(count: int) -> _Run:
+    def with_folds(count: int, options: _Options) -> _Run:
         dealt = deal_folds(pairs, count, torch.Generator().manual_seed(seed + count))
         # A pair of texts of two folds is scored by what has not seen one of them. Which one must not depend on who was
         # preferred, and texts may be numbered in that order: so it is the lower number or the higher one in turns.
@@ -418,13 +419,14 @@ def fit_feature_mixtures(
         own = dealt.gather(1, higher.long().unsqueeze(1)).squeeze(1)
         return _Run(fitter, num_annotators, dealt, own, count, options)
 
-    run, final = with_folds(num_folds), with_folds(num_final_folds)
-    path, found = _one_reward(run, num_steps), {}
-    for k in candidates:
-        best, starts, partitions = path, 1, 1
-        if k > 1:
-            own = torch.Generator().manual_seed(seed + 1000 * k)
-            best, starts, partitions = _search(run, path, k, num_init, num_steps, own)
+    path, found = _one_reward(with_folds(num_folds, single), num_steps), {}
+    if 1 in candidates:
+        found[1] = _finish(with_folds(num_final_folds, single), path, num_final_steps, directions, 1, 1)
+    several = [k for k in candidates if k > 1]
+    run, final = (with_folds(count, options) for count in (num_folds, num_final_folds)) if several else (None, None)
+    for k in several:
+        own = torch.Generator().manual_seed(seed + 1000 * k)
+        best, starts, partitions = _search(run, path, k, num_init, num_steps, own)
         found[k] = _finish(final, best, num_final_steps, directions, starts, partitions)
     return found
 
@@ -517,4 +519,5 @@ def _finish(
         EVIDENCE_WEIGHTS[int(predicted.argmax())] if components > 1 else 1.0,
         num_starts,
         num_partitions,
+        run.options.known,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from .em import clustered_error, predictive_log_likelihood, select_num_components
 from .em_features import LinearMixture, directions_of_pairs, fit_feature_mixtures, fit_rewards, in_directions
 from .feature_pairs import FeaturePairs, deal_folds
-from .planted import plant_two_groups
+from .planted import plant_two_groups, who_is_small
 
 
 MIN_GAIN = 2e-3
@@ -56,7 +56,7 @@ class Choice:
     """How many components, and on which numbers. Dictionaries have the candidate K as keys; all in nats a pair.
 
     Args:
-        kind (`str`): `"groups"`, `"one"` or `"cannot_tell"`.
+        verdict_kind (`str`): `"groups"`, `"one"` or `"cannot_tell"`.
         num_components (`int`): the K to use: 1 unless the answer is groups.
         best (`int`): the K of highest predictive log-likelihood.
         log_likelihood, difference, standard_error (`dict[int, float]`): as in [`NumComponentsSelection`].
@@ -73,7 +73,7 @@ class Choice:
         num_pairs, num_annotators (`int`): what the numbers rest on.
     """
 
-    kind: str
+    verdict_kind: str
     num_components: int
     best: int
     log_likelihood: dict[int, float]
@@ -168,11 +168,13 @@ def choose_components(
         for name in ("prior_scale", "evidence_weight", "num_starts", "num_partitions")
     }
     choice = replace(choice, **details)
-    if simulate and choice.kind == "one":
+    if choice.verdict_kind == "groups":
+        choice = replace(choice, num_components=_described(choice, fits))
+    if simulate and choice.verdict_kind == "one":
         simulated = _simulate(pairs, num_annotators, choice, seed, options)
         choice = replace(choice, simulated=simulated)
-    if choice.kind == "one" and not _would_have_been_seen(choice):
-        choice = replace(choice, kind="cannot_tell")
+    if choice.verdict_kind == "one" and not _would_have_been_seen(choice):
+        choice = replace(choice, verdict_kind="cannot_tell")
     return choice
 
 
@@ -191,7 +193,7 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor) -> Choice:
 
     >>> two = torch.tensor([-0.2, -0.4, -0.3, -0.5, -0.2, -0.3])
     >>> choice = decide({1: torch.full((6,), -0.9), 2: two}, torch.tensor([0, 0, 1, 1, 2, 2]))
-    >>> choice.kind, choice.num_components
+    >>> choice.verdict_kind, choice.num_components
     ('groups', 2)
     """
     scored = torch.stack([value.isfinite() for value in scores.values()]).all(0)
@@ -244,19 +246,44 @@ def _simulate(
 ) -> dict[float, tuple[float, float]]:
     """Votes of two groups worth `RELEVANT_GAIN` on the same pairs by the same people: what two components gain."""
     single = fit_rewards(pairs, torch.ones(len(pairs), 1), _middle(choice.prior_scale[1]))[0]
-    options = {name: value for name, value in options.items() if name != "known"}
+    known = options.get("known")
+    if known is not None:
+        # Groups that are given are those that would have to be seen; who is of one in part only has to be found.
+        whole = bool((known >= 0).all())
+        options = options | {"known": None}
+        small = known == torch.bincount(known).argmin() if whole else None
     found = {}
-    for number, share in enumerate(SHARES):
+    for number, share in enumerate(SHARES if known is None or not whole else SHARES[:1]):
         gains, errors = [], []
         for again in range(2 if len(pairs) <= _SMALL else 1):
             generator = torch.Generator().manual_seed(seed + 101 * number + 11 * again + 1)
-            votes = plant_two_groups(pairs, num_annotators, single, share, RELEVANT_GAIN, generator)
+            if known is None or not whole:
+                small = who_is_small(num_annotators, share, generator)
+            else:
+                options["known"] = small.long()
+            votes = plant_two_groups(pairs, single, small, RELEVANT_GAIN, generator)
             fits = cross_validate(votes, num_annotators, (1, 2), seed=seed, **options)
-            result = decide({k: heldout_scores(of, votes.annotator_index) for k, of in fits.items()}, votes.annotator_index)
+            index = votes.annotator_index
+            result = decide({k: heldout_scores(of, index) for k, of in fits.items()}, index)
             gains.append(result.gain[2])
             errors.append(result.gain_error[2])
-        found[share] = (sum(gains) / len(gains), math.sqrt(sum(e**2 for e in errors)) / len(errors))
+        found[small.double().mean().item()] = (
+            sum(gains) / len(gains),
+            math.sqrt(sum(error**2 for error in errors)) / len(errors),
+        )
+        if not _would_have_been_seen(replace(choice, simulated=found)):
+            break  # one kind of groups that would have gone unseen is enough
     return found
+
+
+def _described(choice: Choice, fits: dict[int, list[FoldFit]]) -> int:
+    """K, or fewer where in most folds a component describes nobody and fewer components show groups as well."""
+    chosen = choice.num_components
+    counts = [len(fit.fitted.log_responsibilities.argmax(-1).unique()) for fit in fits[chosen]]
+    count = sorted(counts)[len(counts) // 2]
+    if count in choice.gain and choice.gain[count] > max(_ERRORS * choice.gain_error[count], MIN_GAIN):
+        return min(count, chosen)
+    return chosen
 
 
 def _middle(scales: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ _NUM_PARTS = 5
 
 
 def plant_two_groups(
-    pairs: FeaturePairs, num_annotators: int, weight: Tensor, share: float, gain: float, generator: torch.Generator
+    pairs: FeaturePairs, weight: Tensor, small: Tensor, gain: float, generator: torch.Generator
 ) -> FeaturePairs:
     """The same pairs by the same people, with votes drawn anew from two groups.
 
@@ -26,9 +26,8 @@ def plant_two_groups(
 
     Args:
         pairs ([`FeaturePairs`]): N pairs.
-        num_annotators (`int`): H.
         weight (`Tensor` of shape `(D,)`): of the larger group's reward.
-        share (`float`): of the smaller group, at least one annotator.
+        small (`Tensor` of shape `(H,)`): who is of the smaller group.
         gain (`float`): nats a pair.
         generator (`torch.Generator`): on the CPU.
 
@@ -39,13 +38,10 @@ def plant_two_groups(
     other = torch.randn(features.shape[1], generator=generator, dtype=torch.float64) * features.std(0)
     common, extra = (_difference(pairs, features @ direction) for direction in (weight.double(), other))
     extra = extra / extra.std().clamp(min=1e-12)
-    count = min(max(round(share * num_annotators), 1), num_annotators - 1)
-    small = torch.zeros(num_annotators, dtype=torch.bool)
-    small[torch.randperm(num_annotators, generator=generator)[:count]] = True
+    share = small.double().mean().item()
     # Which of a pair stands first must say nothing: so the coin is for the first of the two as they are numbered.
     uniform = torch.rand(len(pairs), generator=generator, dtype=torch.float64)
     fold = torch.randint(_NUM_PARTS, (len(pairs),), generator=generator)
-    share = count / num_annotators
     low, high = 0.0, _LARGEST
     for _ in range(12):
         middle = (low + high) / 2
@@ -59,6 +55,20 @@ def plant_two_groups(
         for one, two in ((pairs.chosen, pairs.rejected), (pairs.rejected, pairs.chosen))
     )
     return replace(pairs, chosen=chosen, rejected=rejected, margin=None)
+
+
+def who_is_small(num_annotators: int, share: float, generator: torch.Generator) -> Tensor:
+    """`(H,)` whether an annotator is of the smaller of two groups: a share of them by lot, at least one, never all.
+
+    Example:
+
+    >>> int(who_is_small(12, 0.1, torch.Generator().manual_seed(0)).sum())
+    1
+    """
+    small = torch.zeros(num_annotators, dtype=torch.bool)
+    count = min(max(round(share * num_annotators), 1), num_annotators - 1)
+    small[torch.randperm(num_annotators, generator=generator)[:count]] = True
+    return small
 
 
 def worth_of_knowing(

@@ -28,8 +28,9 @@ from ...data.columns import (
     without_ties,
 )
 from ...functional.em import annealed_beta
-from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
-from ...functional.em_linear import LinearMixture, fit_linear_rewards
+from ...functional.em_features import LinearMixture, fit_feature_mixture, fit_rewards
+from ...functional.feature_pairs import FeaturePairs
+from ...functional.num_components import choose_components
 from ...functional.preference import preference_accuracy, preference_log_likelihood
 from ...models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
 from ...models.base import context_length, place
@@ -195,6 +196,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             self._known = torch.tensor(known)
         self.selection: ComponentSelection | None = None
         self.em_history: list[dict[str, float]] = []
+        self.fit_facts: dict[str, Any] = {}  # what the fit on features chose: the prior, and how its starts ended
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
         self._last_e_step: int | None = None  # the global step that the last E-step came before
@@ -261,6 +263,13 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         features = self.mixture.map_features(pairs.features.to(self.accelerator.device)).cpu()
         return replace(pairs, features=features)
 
+    def choose_feature_map(self) -> None:
+        """Fit the kernel features of the heads to the texts, where there are some; where that is left to the trainer,
+        only where they predict better. All ranks have to call it, before K is chosen."""
+        pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
+        fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
+        self._choose_heads = False
+
     def _vector_pairs(self, dataset: Dataset) -> FeaturePairs:
         """Likewise, before the nonlinear map of the heads where there is one."""
         chosen, rejected = self._features.rows(dataset["chosen_ids"], dataset["rejected_ids"])
@@ -301,9 +310,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             self.em_state.load(resume)
             return self._train_trunk(*args, **kwargs)
         if not self.args.train_trunk:
-            pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
-            fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
-            self._choose_heads = False
+            self.choose_feature_map()
         if self._candidates is not None:
             self._set_num_components(self.select_num_components(self._candidates).num_components)
         if not self.args.train_trunk:
@@ -374,11 +381,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                 f"{len(self.annotators)} annotators. Give smaller candidates."
             )
         pairs = self.feature_pairs(self.train_dataset)
-        options = self._fit_options() | {"seed": self.args.seed, "num_init": 3 * max(self.args.n_init, 1)}
-        people, known = len(self.annotators), self._known
-        scores = {k: cross_validated_scores(pairs, people, k, known=known, **options) for k in candidates}
-        self.selection = ComponentSelection.from_scores(scores, pairs.annotator_index)
-        logger.info(self.selection.verdict())
+        options = self._fit_options() | {"seed": self.args.seed, "num_init": 2 * max(self.args.n_init, 1)}
+        choice = choose_components(pairs, len(self.annotators), candidates, known=self._known, **options)
+        self.selection = ComponentSelection.of(choice)
+        told = logger.warning if choice.verdict_kind == "cannot_tell" else logger.info
+        told(self.selection.verdict())
         return self.selection
 
     def _fit_heads(self, num_steps: int) -> LinearMixture:
@@ -389,7 +396,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             len(self.annotators),
             self.mixture.num_components,
             generator=torch.Generator().manual_seed(self.args.seed),
-            num_init=3 * max(self.args.n_init, 1),
+            num_init=2 * max(self.args.n_init, 1),
             num_steps=num_steps,
             known=state.known,
             **self._fit_options(),
@@ -398,6 +405,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         state.log_responsibilities, state.mixing_weights = fitted.log_responsibilities, fitted.mixing_weights
         state.record(torch.arange(len(fitted.scores)), fitted.scores)
         state.changed = 0.0
+        self.fit_facts = {
+            "chosen_prior_scale": fitted.prior_scale,
+            "num_starts": fitted.num_starts,
+            "num_partitions": fitted.num_partitions,
+        }
         state.bound = fitted.score * len(fitted.scores) / len(self.annotators)
         return fitted
 
@@ -405,11 +417,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """Starts on the frozen trunk; the best gives the first responsibilities, their heads and lasting evidence."""
         start = self._fit_heads(num_steps=self.args.init_steps)
         pairs, state = self.feature_pairs(self.train_dataset), self.em_state
-        margin = torch.zeros(len(pairs)) if pairs.margin is None else pairs.margin
         responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
-        differences = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
         # With a wider prior than the start's: training goes on from here, and a small head holds it up.
-        set_heads(self.mixture, fit_linear_rewards(differences, responsibilities, margin))
+        set_heads(self.mixture, fit_rewards(pairs, responsibilities))
         if self.args.e_step_scores == "cached":
             state.start_scores = start.scores.float()
         logger.info(f"Best of the starts: {start.score:.4f} nats a pair, out of fold.")
