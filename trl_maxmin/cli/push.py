@@ -11,10 +11,14 @@ from ..hub.collection import collection_items, publish_collection
 from ..hub.faults import HubError
 from ..hub.files import size_of
 from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
-from ..hub.plan import PushOptions
+from ..hub.plan import APP_FILES, PushOptions
 from ..hub.push import Published, publish
 from .io import print_table
 from .parser import CommandParser, UsageError
+
+
+#: Names of files that stay are shown up to so many.
+_SHOWN = 20
 
 
 @dataclass
@@ -109,7 +113,10 @@ def print_plan(plan: OutputPlan, private: bool, collection: bool) -> None:
 def print_left_out(plan: OutputPlan) -> None:
     """What stays on this machine, by name: somebody may miss it there."""
     if plan.left_out:
-        print(f"stays here: {', '.join(plan.left_out)}")
+        more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
+        print(f"stays here: {', '.join(plan.left_out[:_SHOWN])}{more}")
+    if any(repo.kind == "space" for repo in plan.repos):
+        print("of the app's folder go: README.md, " + ", ".join(APP_FILES) + ", and what --space_files names")
 
 
 def run(argv: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..run_record import RunRecord
-from . import facts
 from .contents import plain_file
 
 
@@ -135,13 +134,13 @@ def checked_picture(path: Path) -> Path:
 def public_evaluation(path: Path) -> bytes:
     """`evaluation.json` by its schema, without paths of this machine."""
     record = _as_record(path, lambda found: {"results": found})
-    return _text(facts.public_record(record).evaluation["results"])
+    return _text(record.part("dataset").evaluation["results"])
 
 
 def public_report(path: Path) -> bytes:
     """Of the demo's `report.json` the results by group, which are what the page shows."""
     record = _as_record(path, lambda found: {name: found[name] for name in _REPORT if name in found})
-    return _text(facts.public_record(record).evaluation)
+    return _text(record.part("dataset").evaluation)
 
 
 def public_groups(path: Path) -> bytes:
@@ -165,9 +164,9 @@ def public_groups(path: Path) -> bytes:
     return _text(found)
 
 
-def public_record_file(path: str | os.PathLike[str]) -> bytes:
-    """The run record of a folder or file, as it is published."""
-    return _text(facts.public_record(RunRecord.load(path)).validate().to_dict())
+def public_record_file(path: str | os.PathLike[str], kind: str = "run") -> bytes:
+    """The run record of a folder or file, as it is published with a Space or (`kind`) with a repository."""
+    return _text(RunRecord.load(path).part(kind).to_dict())
 
 
 def _as_record(path: Path, fields: Any) -> RunRecord:

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..run_record.parts import without_secrets
 from .files import is_hub_id
 
 
-#: Keys whose value says where something lay when it was loaded; nothing is loaded by them.
-_NAMES = ("_name_or_path", "name_or_path")
+#: Keys whose value says where something lay when it was loaded, and how; nothing is loaded by them.
+_NAMES = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
 _PATHS = re.compile(r"(^|_)(file|path|dir|folder)$")
 _SECRETS = ("token", "use_auth_token", "auth_token", "hub_token", "hf_token", "access_token", "api_key", "password")
 #: Below these and in `..._token` stand texts of a vocabulary, which may look like anything.
@@ -22,7 +23,6 @@ _TEXTS = (
     *"chat_template response_template chat_control_tokens weight_map id2label label2id component_names".split(),
 )
 _ABSOLUTE = re.compile(r"(~[/\\]|/[^/\s]+/|[A-Za-z]:[\\/]|file://|\\\\)")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
 def is_absolute(text: str) -> bool:
@@ -34,17 +34,6 @@ def is_absolute(text: str) -> bool:
     [True, True, True, True, False, False]
     """
     return bool(_ABSOLUTE.match(text))
-
-
-def without_tokens(text: str) -> str:
-    """A text in which access tokens are masked.
-
-    Example:
-
-    >>> without_tokens("by hf_abcdefgh12")
-    'by hf_***'
-    """
-    return _TOKEN.sub("hf_***", text)
 
 
 def without_local(value: Any) -> Any:
@@ -62,7 +51,7 @@ def without_local(value: Any) -> Any:
         return {key: _kept(key, entry) for key, entry in value.items() if not _is_local(key, entry)}
     if isinstance(value, list):
         return [without_local(entry) for entry in value if not (isinstance(entry, str) and is_absolute(entry))]
-    return without_tokens(value) if isinstance(value, str) else value
+    return without_secrets(value)
 
 
 def _holds_texts(key: str) -> bool:

@@ -192,7 +192,7 @@ def _left_in_app(folder: Path, options: PushOptions) -> list[str]:
     """What of an app's folder stays, and may be missed there."""
     taken = {CARD, *APP_FILES, *(name.split("/")[0] for name in options.space_files)}
     names = [name for name in _names_in(folder, taken) if not name.startswith("__")]
-    return [f"{folder.name}/{name} (--space_files names more of an app's files)" for name in names]
+    return [f"{folder.name}/{name}" for name in names]
 
 
 def _models(folder: Path, name: str) -> list[Path]:

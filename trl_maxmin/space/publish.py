@@ -120,7 +120,10 @@ def _place_policy(name: str, source: str, config: SpaceConfig, files: Files) -> 
         card = policy_card(
             RunRecord.load(path), CardContext(f"policies/{name}", base_model=model.base), peft=model.peft
         )
-        files |= {f"{where}/{RUN_RECORD_NAME}": public_record_file(path), f"{where}/{CARD}": str(card).encode()}
+        files |= {
+            f"{where}/{RUN_RECORD_NAME}": public_record_file(path, "policy"),
+            f"{where}/{CARD}": str(card).encode(),
+        }
     return where
 
 

@@ -80,6 +80,7 @@ def build_wheel() -> tuple[str, bytes]:
     template = template_folder()
     for name in TEMPLATE:
         files.setdefault(f"trl_maxmin/space/deployed/{name}", (template / name).read_bytes())
+    files = dict(sorted(files.items()))
     files[f"{info}/METADATA"] = (
         distribution.read_text("METADATA") or f"Name: trl-maxmin\nVersion: {version}\n"
     ).encode()
