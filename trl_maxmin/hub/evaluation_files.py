@@ -69,24 +69,31 @@ def checked_completions(path: Path) -> Path:
     Raises:
         ValueError: other columns, or values of another kind.
     """
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow.parquet import read_schema
-
-            _check_columns(path, read_schema(path).names)
-        else:
-            for row in _lines(path):
-                _check_columns(path, row)
-                _check_row(path, row)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _refuse(path, str(error)) from error
+    if path.suffix == ".parquet":
+        _check_columns(path, _columns(path))
+    else:
+        for row in _lines(path):
+            _check_columns(path, row)
+            _check_row(path, row)
     return path
 
 
+def _columns(path: Path) -> list[str]:
+    from pyarrow.parquet import read_schema
+
+    try:
+        return read_schema(path).names
+    except (OSError, ValueError) as error:
+        raise _refuse(path, str(error)) from error
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _refuse(path, str(error)) from error
             if not isinstance(row, dict):
                 raise _refuse(path, f"a line holds {type(row).__name__}, not an object")
             yield row
@@ -140,8 +147,10 @@ def public_groups(path: Path) -> bytes:
     """
     found = _object(path)
     for group, own in found.items():
-        if not isinstance(own, dict) or (other := sorted(set(own) - set(_GROUP))):
-            raise _refuse(path, f"{group} has {', '.join(other) if isinstance(own, dict) else own!r:.80}")
+        if not isinstance(own, dict):
+            raise _refuse(path, f"{group} is {own!r:.80}")
+        if other := sorted(set(own) - set(_GROUP)):
+            raise _refuse(path, f"{group} has {', '.join(other)}")
         for name, value in own.items():
             if not isinstance(value, _GROUP[name]) or isinstance(value, bool):
                 raise _refuse(path, f"{name} of {group} is {value!r:.80}")
