@@ -35,7 +35,8 @@ class TestOutputFolder:
         assert all(repo.private for repo in plan.repos)
         everything = {name for repo in plan.repos for name in repo.files}
         assert not {"training_args.bin", "assignments.json"} & everything
-        assert set(by_id(plan)["evaluation"].files) == {"README.md", "results.jsonl", "completions.jsonl"}
+        made = {"README.md", "run_record.json", "results.jsonl"}
+        assert set(by_id(plan)["evaluation"].files) == made | {"completions.jsonl"}
 
     def test_nothing_names_what_comes_later(self, tmp_path):
         plan = plan_output_folder(

@@ -70,7 +70,7 @@ def checked_completions(path: Path) -> Path:
         ValueError: other columns, or values of another kind.
     """
     if path.suffix == ".parquet":
-        _check_columns(path, _columns(path))
+        _check_columns(path, columns_of(path))
     else:
         for row in _lines(path):
             _check_columns(path, row)
@@ -78,13 +78,22 @@ def checked_completions(path: Path) -> Path:
     return path
 
 
-def _columns(path: Path) -> list[str]:
+def columns_of(content: Path | bytes) -> list[str]:
+    """Columns of a file of rows: in its schema, or in its first line.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    if isinstance(content, bytes):
+        return list(json.loads(content.split(b"\n", 1)[0]))
+    if content.suffix != ".parquet":
+        return list(next(_lines(content), {}))
     from pyarrow.parquet import read_schema
 
     try:
-        return read_schema(path).names
+        return list(read_schema(content).names)
     except (OSError, ValueError) as error:
-        raise _refuse(path, str(error)) from error
+        raise _refuse(content, str(error)) from error
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 
-from ..run_record import RUN_RECORD_NAME, RunRecord
+from ..run_record import RunRecord
 from . import facts
-from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, read_record, space_card
-from .contents import CARD, CONFIGS, FIGURE, critic_files, mixture_files, model_files, plain_file
-from .evaluation_files import RESULTS_LINES, checked_picture, evaluation_files
+from .card_keeping import is_edited, what_is_lost
+from .cards import CardContext, card_files, read_record, space_card
+from .contents import CARD, CONFIGS, FIGURE, TOKENIZER, critic_files, mixture_files, model_files, plain_file
+from .evaluation_files import RESULTS_LINES, checked_picture, columns_of, evaluation_files
 from .files import is_hub_id
 from .integrity import require_whole
 from .local_paths import for_publication, read_config
 from .push import RepoPlan
 
+
+logger = logging.getLogger(__name__)
 
 #: Of an app whose folder is given; other files of it are named one by one.
 APP_FILES = (
@@ -41,6 +45,8 @@ class PushOptions:
         value_head (`bool`): PPO's critic is published beside the policies, which nobody needs to use them.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
         space_files (`tuple[str, ...]`): files of the Space's folder beyond `APP_FILES`.
+        language (`str` or `list[str]`, *optional*): for the cards.
+        datasets (`tuple[str, ...]`): Hub ids of the training data, where the record does not name them.
     """
 
     private: bool | None = None
@@ -50,6 +56,22 @@ class PushOptions:
     space_sdk: str = "gradio"
     space_hardware: str | None = None
     space_files: tuple[str, ...] = ()
+    language: str | list[str] | None = None
+    datasets: tuple[str, ...] = ()
+
+    def context(self, repo_id: str, model: ModelContents, **links: Any) -> CardContext:
+        """What a model's card says besides the record: as given here, and as its files are."""
+        return CardContext(
+            repo_id,
+            license=self.license,
+            language=self.language,
+            datasets=list(self.datasets),
+            base_model=self.base_model,
+            file_base=model.base,
+            tokenizer=any(name in model.files for name in TOKENIZER),
+            chat=any(name.endswith(("chat_template.jinja", "chat_template.json")) for name in model.files),
+            **links,
+        )
 
 
 @dataclass(frozen=True)
@@ -120,10 +142,33 @@ def _base_named_in(
     return base
 
 
-def _with_record(files: dict[str, Path | bytes], record: RunRecord, card: Any) -> dict[str, Path | bytes]:
-    """The files with card and record; the record without what is private."""
-    text = json.dumps(facts.public_record(record).validate().to_dict(), indent=2) + "\n"
-    return {**files, RUN_RECORD_NAME: text.encode(), CARD: str(card).encode()}
+def _earlier(folder: str | os.PathLike[str] | None) -> str | None:
+    """The README in a folder."""
+    path = plain_file(Path(folder), CARD) if folder is not None else None
+    if path is None:
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if is_edited(text):
+        logger.warning(f"{path}: {what_is_lost(text)} The file stays as it is.")
+    return text
+
+
+def _record(kind: str, folder: str | os.PathLike[str] | None, run: RunRecord, name: str = "") -> RunRecord:
+    """What is known of the model in a folder: from the record of the run, and from its own beside its files.
+
+    The run's record tells of the reward stage and of the last evaluation, where it has them; a policy's own record
+    tells how it was trained.
+    """
+    own, run = (read_record(folder) if folder is not None else None) or RunRecord(), run.part("run")
+    own_kind, own = own.kind, own.part("run")
+    found = RunRecord(own.seed if own.seed is not None else run.seed, own.versions or run.versions)
+    found.links = own.links if own_kind == kind else run.links
+    found.reward = run.reward or own.reward
+    found.policy = own.policy or (run.policy if run.policy.get("name", name) == name else {})
+    named = facts.policies_of(run.evaluation)
+    of_run = kind != "policy" or not named or name in (*named, "reference", run.policy.get("name"))
+    found.evaluation = run.evaluation if run.evaluation and of_run else own.evaluation
+    return found
 
 
 def plan_component(
@@ -135,9 +180,9 @@ def plan_component(
         ValueError: no weights in safetensors, or an adapter whose base is not on the Hub.
     """
     model = model_contents(folder, f"The component {name!r}", options.base_model)
-    context = CardContext(repo_id, license=options.license, base_model=model.base or options.base_model)
-    card = component_card(record, name, context, peft=model.peft)
-    return RepoPlan(repo_id, "component", name, {**model.files, CARD: str(card).encode()}, private=options.private)
+    context, record = options.context(repo_id, model), _record("component", folder, record)
+    made = card_files("component", name, record, context, peft=model.peft, earlier=_earlier(folder))
+    return RepoPlan(repo_id, "component", name, model.files | made, private=options.private)
 
 
 def plan_mixture(
@@ -154,16 +199,10 @@ def plan_mixture(
         ValueError: no weights in safetensors, or adapters whose base is not on the Hub.
     """
     model = model_contents(folder, "The mixture", options.base_model, mixture=True)
-    record = _described(record, model.files["config.json"])
-    context = CardContext(
-        repo_id,
-        license=options.license,
-        base_model=model.base or options.base_model,
-        components=dict(components or {}),
-        tags=list(tags),
-    )
-    files = _with_record(model.files, record, mixture_card(record, context))
-    return RepoPlan(repo_id, "mixture", "", files, private=options.private)
+    record = _described(_record("mixture", folder, record), model.files["config.json"])
+    context = options.context(repo_id, model, components=dict(components or {}), tags=list(tags))
+    made = card_files("mixture", "", record, context, earlier=_earlier(folder))
+    return RepoPlan(repo_id, "mixture", "", model.files | made, private=options.private)
 
 
 def _described(record: RunRecord, content: Path | bytes) -> RunRecord:
@@ -175,7 +214,6 @@ def _described(record: RunRecord, content: Path | bytes) -> RunRecord:
         "component_names": config.get("component_names"),
         "mixing_weights": config.get("mixing_weights"),
     }
-    record = RunRecord.from_dict(record.to_dict())
     return record.update("reward", **{k: v for k, v in known.items() if k not in record.reward})
 
 
@@ -211,33 +249,24 @@ def plan_policy(
     """
     value_head = options.value_head and kind == "policy"
     model = model_contents(folder, f"The policy {name!r}", options.base_model, fallback_base, value_head=value_head)
-    files, base = model.files, model.base or options.base_model
-    own = read_record(folder)
-    facts_of_run = RunRecord.from_dict(record.to_dict())
-    if own is not None:
-        facts_of_run.policy = own.policy
-        facts_of_run.versions = facts_of_run.versions or own.versions
-    elif facts_of_run.policy.get("name", name) != name:
-        facts_of_run.policy = {}  # of another policy
-    facts_of_run.update("policy", name=name)
-    if base is None and not is_hub_id(facts_of_run.policy.get("base_model")):
-        base = fallback_base
+    record = _record("policy", folder, record, name).update("policy", name=name)
     # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
-    on_it = Path(str(facts_of_run.policy.get("reward_model", ""))).name == "mixture"
-    context = CardContext(
+    on_it = Path(str(record.policy.get("reward_model", ""))).name == "mixture"
+    context = options.context(
         repo_id,
-        license=options.license,
-        base_model=base,
+        model,
         mixture=mixture if on_it else None,
         dataset=dataset,
         figure=figure is not None,
         tags=list(tags),
         value_head=value_head,
     )
-    card = policy_card(facts_of_run, context, peft=model.peft)
+    if not context.base(record.policy.get("base_model"), record):
+        context.base_model = fallback_base
+    made = card_files("policy", name, record, context, peft=model.peft, earlier=_earlier(folder))
     if figure is not None:
-        files[FIGURE] = checked_picture(figure)
-    return RepoPlan(repo_id, kind, name, _with_record(files, facts_of_run, card), private=options.private)
+        made[FIGURE] = checked_picture(figure)
+    return RepoPlan(repo_id, kind, name, model.files | made, private=options.private)
 
 
 def plan_dataset(
@@ -248,7 +277,8 @@ def plan_dataset(
     Raises:
         ValueError: the record holds no results.
     """
-    rows = result_rows(facts.public_record(record))
+    record = _record("dataset", folder, record)
+    rows = result_rows(record)
     if not rows:
         raise ValueError(
             "The run record holds no results by group, so there is no evaluation set to push. Evaluate first, or "
@@ -258,8 +288,9 @@ def plan_dataset(
     if folder is not None and Path(folder).is_dir():
         files |= evaluation_files(folder)
     configs = {Path(name).stem: name for name in files if name.endswith((".jsonl", ".parquet"))}
-    context = CardContext(repo_id, license=options.license, mixture=mixture)
-    files[CARD] = str(dataset_card(record, context, configs)).encode()
+    context = CardContext(repo_id, license=options.license, language=options.language, mixture=mixture)
+    columns = {name: columns_of(files[path]) for name, path in configs.items()}
+    files |= card_files("dataset", "", record, context, configs=configs, columns=columns, earlier=_earlier(folder))
     return RepoPlan(repo_id, "dataset", "evaluation", files, private=options.private)
 
 

@@ -8,20 +8,24 @@ trace.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from .contents import is_stale_in_model, is_stale_in_space
+from .card_keeping import keep, what_is_lost
+from .contents import CARD, is_stale_in_model, is_stale_in_space
 from .evaluation_files import is_stale_in_dataset
 from .faults import HubError, ask, keep_secret
 from .files import check_repo_id, digests, size_of
 
+
+logger = logging.getLogger(__name__)
 
 #: Order of publication: nothing names a repository that comes after it.
 KINDS = ("base", "component", "mixture", "dataset", "policy", "space")
@@ -133,6 +137,7 @@ def publish_repo(
             "private in its settings, choose another id, or leave private out."
         )
     url = f"{api.endpoint}/{'' if plan.repo_type == 'model' else plan.repo_type + 's/'}{plan.repo_id}"
+    plan = _with_earlier_card(api, plan, remote)
     operations = _operations(plan, remote)
     if not operations:
         return Published(plan, url, remote.sha, "unchanged")
@@ -173,6 +178,19 @@ def _look(api: HfApi, plan: RepoPlan, revision: str | None) -> _Remote | None:
         return None
     names = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in info.siblings or ()}
     return _Remote(info.sha, bool(info.private), names)
+
+
+def _with_earlier_card(api: HfApi, plan: RepoPlan, remote: _Remote) -> RepoPlan:
+    """The plan, with what the card on the Hub says beyond the record: somebody may have written it there."""
+    card, there = plan.files.get(CARD), remote.files.get(CARD)
+    if not isinstance(card, bytes) or plan.kind == "space" or there is None or there in digests(card):
+        return plan
+    options = {"repo_type": plan.repo_type, "revision": remote.sha}
+    path = ask(f"Reading the card of {plan.title}", lambda: api.hf_hub_download(plan.repo_id, CARD, **options))
+    earlier = Path(path).read_text(encoding="utf-8", errors="replace")
+    if (lost := what_is_lost(earlier)) is not None:
+        logger.warning(f"{CARD} of {plan.repo_id}: {lost} It stays in the history, at commit {remote.sha[:8]}.")
+    return replace(plan, files={**plan.files, CARD: keep(card.decode(), earlier).encode()})
 
 
 def _operations(plan: RepoPlan, remote: _Remote) -> list[CommitOperationAdd | CommitOperationDelete]:

@@ -7,9 +7,15 @@ imported only then.
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers.utils import CONFIG_NAME
 
 
 if TYPE_CHECKING:
@@ -68,6 +74,8 @@ def push_to_hub(
     options = PushOptions(private=private, license=license, base_model=base_model)
     with tempfile.TemporaryDirectory() as folder:
         mixture.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+        if (card := _beside(mixture, "README.md", token)) is not None:
+            shutil.copyfile(card, Path(folder, "README.md"))  # what it says beyond the record is kept
         plan = plan_mixture(folder, repo_id, record or _record_of(mixture, token), options)
         return publish([plan], token=token, revision=revision, commit_message=commit_message)[0]
 
@@ -119,27 +127,51 @@ def push_components_to_hub(
         return publish(plans, **where)
 
 
+def origin(name: str, **place: Any) -> dict[str, Any]:
+    """Where the files lie that a mixture was just loaded from, so that its record and card are found beside them.
+
+    Args:
+        name (`str`): folder or Hub id.
+        **place: `revision`, `subfolder`, `cache_dir` as in `from_pretrained`.
+
+    Returns:
+        `dict`: the same; of a branch on the Hub, the commit that was loaded.
+    """
+    kept = {key: place[key] for key in ("revision", "subfolder", "cache_dir") if place.get(key) is not None}
+    if not os.path.isdir(name):
+        file = "/".join(filter(None, (kept.get("subfolder"), CONFIG_NAME)))
+        cached = try_to_load_from_cache(name, file, kept.get("cache_dir"), kept.get("revision"))
+        if isinstance(cached, str):
+            kept["revision"] = Path(cached.removesuffix(file)).name
+    return {"name": name, **kept}
+
+
 def _record_of(mixture: MixtureRewardModel, token: str | bool | None) -> RunRecord:
     """The record beside the files that the mixture was loaded from, an empty one where there is none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    from ..hub.faults import ask
-    from ..hub.files import is_hub_id
     from ..run_record import RUN_RECORD_NAME, RunRecord
 
-    source = mixture.config.name_or_path
-    if source and (Path(source) / RUN_RECORD_NAME).is_file():
-        return RunRecord.load(source)
-    if not is_hub_id(source):
-        return RunRecord()
+    path = _beside(mixture, RUN_RECORD_NAME, token)
+    return RunRecord.load(path) if path is not None else RunRecord()
 
-    def read() -> RunRecord:
+
+def _beside(mixture: MixtureRewardModel, name: str, token: str | bool | None) -> Path | None:
+    """A file beside those that the mixture was loaded from, in a folder or on the Hub, of the same commit."""
+    from ..hub.faults import ask
+
+    place = dict(mixture._origin)
+    source = place.pop("name", None)
+    if source is None:
+        return None
+    if os.path.isdir(source):
+        path = Path(source, place.get("subfolder", ""), name)
+        return path if path.is_file() else None
+
+    def find() -> Path | None:
         try:
-            # Of the commit that the weights are of.
-            commit = getattr(mixture.config, "_commit_hash", None)
-            return RunRecord.load(hf_hub_download(source, RUN_RECORD_NAME, revision=commit, token=token))
+            return Path(hf_hub_download(source, name, token=token, **place))
+        except LocalEntryNotFoundError:  # the Hub was not asked
+            raise
         except EntryNotFoundError:
-            return RunRecord()
+            return None
 
-    return ask(f"Reading the record of {source}", read)
+    return ask(f"Reading {name} of {source}", find)
