@@ -29,7 +29,8 @@ from trl_maxmin.hub.evaluation_files import (
     public_report,
 )
 from trl_maxmin.hub.local_paths import for_publication, read_config, without_local
-from trl_maxmin.hub.plan import model_contents, plan_policy, plan_space
+from trl_maxmin.hub.plan import model_contents, plan_policy
+from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.run_record import RunRecord
 
 

@@ -25,15 +25,14 @@ from .evaluation_files import evaluation_files
 from .files import check_repo_id, is_hub_id, slug
 from .local_paths import read_config
 from .plan import (
-    APP_FILES,
     PushOptions,
     figure_in,
     plan_component,
     plan_dataset,
     plan_mixture,
     plan_policy,
-    plan_space,
 )
+from .plan_app import APP_FILES, plan_space
 from .push import RepoPlan, in_order
 
 
