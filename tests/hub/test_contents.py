@@ -137,7 +137,7 @@ class TestModel:
             "optimizer.pt",
         ]
         assert all(map(is_stale_in_model, stale))
-        kept = ["README.md", "comparison.png", "mine.txt", "data/em_state.safetensors", ".gitattributes"]
+        kept = ["README.md", "run_record.json", "mine.txt", "data/em_state.safetensors", ".gitattributes"]
         assert not any(map(is_stale_in_model, kept))
         assert is_stale_in_space("trl_maxmin-0.1-py3-none-any.whl") and is_stale_in_space("run/mixture/x.json")
         assert not is_stale_in_space("app.py") and not is_stale_in_space("runs/x")

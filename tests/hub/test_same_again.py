@@ -35,7 +35,9 @@ def test_a_whole_run(hub, run, tmp_path):
     assert main(["pull", "me/film", "--output_dir", str(tmp_path / "again")]) == 0
     files = {p.relative_to(tmp_path / "pulled") for p in (tmp_path / "pulled").rglob("*") if p.is_file()}
     files = {p for p in files if not any(part.startswith(".") for part in p.parts)}
-    assert files and all((tmp_path / "again" / p).read_bytes() == (tmp_path / "pulled" / p).read_bytes() for p in files)
+    assert files and all(
+        (tmp_path / "again" / p).read_bytes() == (tmp_path / "pulled" / p).read_bytes() for p in files
+    )
 
 
 @pytest.mark.parametrize("part", ["mixture", "policies/maxmin", "policies/adapter", "components/concise"])

@@ -214,7 +214,7 @@ def _is_weight_or_config(name: str) -> bool:
 def is_stale_in_model(name: str) -> bool:
     """Whether a file that a push no longer brings is removed by it: left behind, it would be loaded instead, or it
     should never have been there."""
-    if name in (CARD, "run_record.json", FIGURE):
+    if name in (CARD, "run_record.json"):
         return False
     return is_model_name(name) or bool(_PICKLED.fullmatch(name)) or name in _PRIVATE
 

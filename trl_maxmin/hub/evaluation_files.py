@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..run_record import RunRecord
-from .contents import plain_file
+from ..run_record import RUN_RECORD_NAME, RunRecord
+from .contents import CARD, plain_file
 
 
 RESULTS_LINES = "results.jsonl"
@@ -18,7 +18,7 @@ EVALUATION = "evaluation.json"
 COMPLETIONS = ("completions.parquet", "completions.jsonl")
 FIGURES = ("win_rate.png", "utility.png", "pareto.png", "training.png")
 #: A data set of ours on the Hub; the lines of results are made from the record.
-DATASET_NAMES = ("README.md", RESULTS_LINES, EVALUATION, *COMPLETIONS, *FIGURES)
+DATASET_NAMES = (CARD, RUN_RECORD_NAME, RESULTS_LINES, EVALUATION, *COMPLETIONS, *FIGURES)
 
 _REQUIRED, _OPTIONAL = ("policy", "prompt", "completion"), ("finished",)
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
@@ -53,7 +53,7 @@ def evaluation_files(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
 
 def is_stale_in_dataset(name: str) -> bool:
     """Whether a file of an earlier push that a later one no longer brings is removed by it."""
-    return name in DATASET_NAMES and name != "README.md"
+    return name in DATASET_NAMES and name not in (CARD, RUN_RECORD_NAME)
 
 
 def _refuse(path: Path, problem: str) -> ValueError:

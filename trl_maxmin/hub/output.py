@@ -26,7 +26,6 @@ from .files import check_repo_id, is_hub_id, slug
 from .local_paths import read_config
 from .plan import (
     PushOptions,
-    figure_in,
     plan_component,
     plan_dataset,
     plan_mixture,
@@ -108,14 +107,12 @@ def plan_output_folder(
     if dataset:
         dataset_id = ids("dataset")
         repos.append(plan_dataset(plain_folder(folder, "evaluation"), dataset_id, record, options, mixture))
-    figure = figure_in(folder, record)
+    figure = plain_file(folder, FIGURE)
     base = None
     for path in layout.policies:
         name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
         kind = "base" if name == "reference" else "policy"
-        links = {"mixture": mixture, "dataset": dataset_id} if kind == "policy" else {}
-        if kind == "policy":  # of a run that was pulled, the figure lies beside each policy
-            links["figure"] = figure or figure_in(path, record)
+        links = {"mixture": mixture, "dataset": dataset_id, "figure": figure} if kind == "policy" else {}
         # Policies of one folder start from its reference policy, unless they say otherwise.
         plan = plan_policy(path, ids(kind, name), name, record, options, kind=kind, fallback_base=base, **links)
         base = plan.repo_id if kind == "base" else base
@@ -149,7 +146,7 @@ def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: Pus
         plan = plan_mixture(folder, repo_id, record, options)
     elif _kind(folder) == "policy":
         name = record.policy.get("name") or folder.resolve().name
-        plan = plan_policy(folder, repo_id, name, record, options, figure=figure_in(folder, record))
+        plan = plan_policy(folder, repo_id, name, record, options)
     else:
         raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
     namespace, title = repo_id.split("/")

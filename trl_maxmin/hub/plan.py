@@ -233,7 +233,8 @@ def plan_policy(
         record ([`RunRecord`]): of the whole run: what was evaluated.
         options ([`PushOptions`])
         mixture (`str`, *optional*), dataset (`str`, *optional*): repositories that are published before.
-        figure (`Path`, *optional*): the comparison figure.
+        figure (`Path`, *optional*): the comparison figure of the run; default: the one in the folder. It is shown
+            where the record has win rates.
         kind (`str`): `"base"` for the reference policy that others start from.
         fallback_base (`str`, *optional*): the base where neither the files nor the record name one on the Hub.
 
@@ -244,6 +245,8 @@ def plan_policy(
     value_head = options.value_head and kind == "policy"
     model = model_contents(folder, f"The policy {name!r}", options.base_model, fallback_base, value_head=value_head)
     record = _record("policy", folder, record, name).update("policy", name=name)
+    figure = figure or plain_file(Path(folder), FIGURE)
+    figure = figure if record.evaluation.get("win_rate") else None
     # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
     on_it = Path(str(record.policy.get("reward_model", ""))).name == "mixture"
     context = options.context(
@@ -300,8 +303,3 @@ def result_rows(record: RunRecord) -> list[dict[str, Any]]:
             row |= {"win_rate_low": rate.get("low"), "win_rate_high": rate.get("high")}
             rows.append(row | {"utility": utility.get(policy, {}).get(group)})
     return rows
-
-
-def figure_in(folder: str | os.PathLike[str], record: RunRecord) -> Path | None:
-    """The comparison figure of a run, where the run was evaluated."""
-    return plain_file(Path(folder), FIGURE) if record.evaluation.get("win_rate") else None
