@@ -18,7 +18,7 @@ EVALUATION = "evaluation.json"
 COMPLETIONS = ("completions.parquet", "completions.jsonl")
 FIGURES = ("win_rate.png", "utility.png", "pareto.png", "training.png")
 #: A data set of ours on the Hub; the lines of results are made from the record.
-DATASET_NAMES = ("README.md", RESULTS_LINES, EVALUATION, *COMPLETIONS, *FIGURES)
+DATASET_NAMES = ("README.md", "run_record.json", RESULTS_LINES, EVALUATION, *COMPLETIONS, *FIGURES)
 
 _REQUIRED, _OPTIONAL = ("policy", "prompt", "completion"), ("finished",)
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")

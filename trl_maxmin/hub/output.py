@@ -101,9 +101,7 @@ def plan_output_folder(
     for path in layout.policies:
         name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
         kind = "base" if name == "reference" else "policy"
-        links = {"mixture": mixture, "dataset": dataset_id} if kind == "policy" else {}
-        if kind == "policy":  # of a run that was pulled, the figure lies beside each policy
-            links["figure"] = figure or figure_in(path, record)
+        links = {"mixture": mixture, "dataset": dataset_id, "figure": figure} if kind == "policy" else {}
         # Policies of one folder start from its reference policy, unless they say otherwise.
         plan = plan_policy(
             path, repo_id_of(kind, repo_id, name), name, record, options, kind=kind, fallback_base=base, **links

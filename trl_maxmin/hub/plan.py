@@ -250,6 +250,8 @@ def plan_policy(
     value_head = options.value_head and kind == "policy"
     model = model_contents(folder, f"The policy {name!r}", options.base_model, fallback_base, value_head=value_head)
     record = _record("policy", folder, record, name).update("policy", name=name)
+    if kind == "policy" and figure is None:  # of a run that was pulled, it lies beside each policy
+        figure = figure_in(folder, record)
     # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
     on_it = Path(str(record.policy.get("reward_model", ""))).name == "mixture"
     context = options.context(
@@ -261,7 +263,7 @@ def plan_policy(
         tags=list(tags),
         value_head=value_head,
     )
-    if not context.base(record.policy.get("base_model"), record):
+    if not facts.hub_id(context.base_model, context.file_base, record.policy.get("base_model")):
         context.base_model = fallback_base
     made = card_files("policy", name, record, context, peft=model.peft, earlier=_earlier(folder))
     if figure is not None:
