@@ -121,7 +121,10 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
             return launch(command, options, [*rest, *flags])
         importlib.import_module(f".{command}", __package__).run(rest)
         _leave_process_group()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):  # of a push or a pull, which knows where it stands
+            print(f"\ntrl-maxmin {command}: {stop}", file=sys.stderr)
+            return 130
         hint = " (--resume_from_checkpoint true goes on)" if command in _TRAINS else ""
         print(
             f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder{hint}.", file=sys.stderr
