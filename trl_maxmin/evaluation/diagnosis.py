@@ -22,7 +22,7 @@ from .diversity import (
     ASSUMPTIONS,
     GAP_ASSUMPTIONS,
     alignment_gap,
-    diversity_margin,
+    diversity_margins,
     diversity_matrix,
     feature_curvature,
     gap_bound,
@@ -48,10 +48,11 @@ class Diagnosis:
         selection (`dict`): K -> `mean` held-out log-likelihood (nats a pair), `difference` to the best and its
             `standard_error`, clustered by annotator.
         diversity (`list[list[float]]`): total variation between groups, K x K.
-        epsilon (`float`): the paper's margin of diversity.
-        by_group (`dict`): group -> `share`, `mismatch` (total variation of the single reward to the group's),
-            `accuracy_own` and `accuracy_single` on held-out pairs, `parameter_distance` with its bound
-            `parameter_bound`, `predicted` (`epsilon (1 - share)`), `predicted_bound` and `gap`.
+        by_group (`dict`): group -> `share` (of the annotators; of the pairs where groups are known), `share_of_pairs`,
+            `mismatch` (total variation of the single reward to the group's), `accuracy_own` and `accuracy_single` on
+            held-out pairs, `epsilon` (the group's margin of diversity), `predicted` (`epsilon (1 - share_of_pairs)`:
+            the least total variation of everybody's preferences to the group's), `parameter_distance` with its bound
+            `parameter_bound`, and `gap` with its bound `predicted_bound`. The bounds order nothing.
         curves (`dict`): group -> list of `[share, gap]` as the group's share is varied by reweighting.
         feature_bound (`float`): D.
         beta (`float`): KL coefficient of the gaps.
@@ -63,7 +64,6 @@ class Diagnosis:
     num_annotators: int
     num_prompts: int
     diversity: list[list[float]]
-    epsilon: float
     by_group: dict[str, dict[str, Any]]
     curves: dict[str, list[list[float]]]
     feature_bound: float
@@ -75,9 +75,8 @@ class Diagnosis:
     assumptions: list[str] = field(default_factory=lambda: [*ASSUMPTIONS, *GAP_ASSUMPTIONS])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: the fields, `verdict`, `predicted_order` and `measured_order`."""
-        orders = {"predicted_order": self.predicted_order, "measured_order": self.measured_order}
-        return {"verdict": self.verdict(), **asdict(self), **orders}
+        """Plain JSON types: the fields, `verdict` and `measured_order`."""
+        return {"verdict": self.verdict(), **asdict(self), "measured_order": self.measured_order}
 
     def run_record_facts(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Facts for `RunRecord.replace("evaluation", ...)`.
@@ -86,11 +85,6 @@ class Diagnosis:
             dataset (`Mapping`, *optional*): where the preferences come from: `name`, `config`, `split`.
         """
         return {"diagnostics": self.to_dict() | ({"dataset": dict(dataset)} if dataset else {})}
-
-    @property
-    def predicted_order(self) -> list[str]:
-        """Groups by predicted gap, the largest first: by `epsilon (1 - share)`."""
-        return sorted(self.by_group, key=lambda group: -self.by_group[group]["predicted"])
 
     @property
     def measured_order(self) -> list[str]:
@@ -144,21 +138,23 @@ class Diagnosis:
         rows = [[k, *(f"{facts[name]:.4f}" for name in measures)] for k, facts in self.selection.items()]
         lines += table(["K", *measures.values()], rows)
         if self.num_groups > 1:
-            columns = ["share", "mismatch", "accuracy_own", "accuracy_single", "predicted", "gap"]
-            columns += ["parameter_distance", "parameter_bound", "predicted_bound"]
+            columns = ["share", "mismatch", "accuracy_own", "accuracy_single", "gap", "epsilon", "predicted"]
+            columns += ["predicted_bound", "parameter_distance", "parameter_bound"]
             rows = [
                 [name, *(_shown(facts.get(column)) for column in columns)] for name, facts in self.by_group.items()
             ]
             lines += ["", *table(["group", *columns], rows)]
             lines += [
                 "",
-                "`mismatch`: total variation between the single reward's preferences and the group's. `predicted`: "
-                f"epsilon (1 - share) with epsilon = {self.epsilon:.3f}, which orders the gaps; `gap`: what the group "
-                "loses under the policy of the single reward, log-odds; `parameter_bound`, `predicted_bound`: lower "
-                "bounds of `parameter_distance` and `gap` (Lemma 1; its square with strong concavity).",
+                "`mismatch`: total variation between the single reward's preferences and the group's. `gap`: what the "
+                "group loses under the policy of the single reward, log-odds. `epsilon`: how much farther the group "
+                "lies from some other than all the rest do; where it is 0 the bounds say nothing of this group. "
+                "`predicted`: epsilon (1 - share of the pairs), the least total variation between everybody's "
+                "preferences together and the group's. `predicted_bound`, `parameter_bound`: lower bounds of `gap` and "
+                "`parameter_distance` (Lemma 1; its square with strong concavity). Bounds are not estimates, and their "
+                "order is not that of the gaps.",
                 "",
-                f"Predicted order of the gaps: {', '.join(self.predicted_order)}. Measured: "
-                f"{', '.join(self.measured_order)}.",
+                f"Groups by measured gap, the largest first: {', '.join(self.measured_order)}.",
             ]
         lines += ["", "Assumptions:", "", *(f"- {assumption}" for assumption in self.assumptions)]
         return "\n".join(lines) + "\n"
@@ -253,7 +249,8 @@ def _measure(
     probability = preference_probability(chosen @ own.T, rejected @ own.T)
     probability_single = preference_probability(chosen @ single, rejected @ single)
     diversity = diversity_matrix(probability)
-    epsilon = diversity_margin(diversity)
+    margins = diversity_margins(diversity)
+    of_pairs = memberships[learn].mean(axis=0)
     bound = float(np.linalg.norm(np.concatenate([pairs.chosen, pairs.rejected]), axis=1).max())
     candidates = _candidates(pairs)
     by_prompt = _bootstrap(pairs.prompt[heldout], num_resamples, seed)
@@ -261,16 +258,18 @@ def _measure(
     belongs = memberships[heldout].argmax(axis=1)
     by_group: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(names):
-        share = float(shares[k])
+        epsilon, part = float(margins[k]), float(of_pairs[k])
         gap = _gaps(candidates, own[k], single, beta)
         curvature = feature_curvature(candidates[:_CURVATURE_PROMPTS], own[k], single, beta)
         facts: dict[str, Any] = {
-            "share": share,
+            "share": float(shares[k]),
+            "share_of_pairs": part,
             "mismatch": _mean(by_prompt, total_variation(probability[:, k], probability_single)),
             "parameter_distance": float(np.linalg.norm(own[k] - single)),
-            "parameter_bound": mismatch_bound(epsilon, share, bound),
-            "predicted": epsilon * (1 - share),
-            "predicted_bound": gap_bound(epsilon, share, bound, beta, curvature),
+            "parameter_bound": mismatch_bound(epsilon, part, bound),
+            "epsilon": epsilon,
+            "predicted": epsilon * (1 - part),
+            "predicted_bound": gap_bound(epsilon, part, bound, beta, curvature),
             "gap": _mean(over_prompts, gap),
         }
         mine = belongs == k
@@ -284,7 +283,6 @@ def _measure(
         num_annotators=int(pairs.annotator.max()) + 1,
         num_prompts=int(pairs.prompt.max()) + 1,
         diversity=diversity.tolist(),
-        epsilon=epsilon,
         by_group=by_group,
         curves=_curves(pairs, memberships, own, names, candidates, beta) if len(names) > 1 else {},
         feature_bound=bound,

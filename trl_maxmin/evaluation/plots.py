@@ -233,10 +233,6 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     axes = panels[1]
     _draw_lines(axes, curves)
     handles = list(zip((f"gap of {_short(name)}" for name in curves), axes.get_lines(), strict=True))
-    first = next(iter(curves.values()))
-    scale = first[0][1] / max(1 - first[0][0], 1e-9)
-    (shape,) = axes.plot(*zip(*((s, scale * (1 - s)) for s, _ in first), strict=True), color="black", lw=1, ls=":")
-    handles.append(("predicted shape (1 - share)", shape))
     for index, facts in enumerate(diagnosis["by_group"].values()):
         fill, gap = _LINES[index % len(_LINES)][0], facts["gap"]["mean"]
         axes.plot(facts["share"], gap, marker="*", ms=16, mfc=fill, mec="black", ls="", zorder=5)
