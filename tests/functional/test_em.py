@@ -385,7 +385,9 @@ class TestDegenerateEvidence:
         assert found.exp()[1].tolist() == pytest.approx([0.3, 0.7]), "who gave no pair"
         assert posterior_entropy(found).isfinite().all()
         single = annotator_log_likelihood(pairs.float(), torch.zeros(100_000).long(), 1)
-        assert single[0].tolist() == pytest.approx([math.fsum(c) for c in pairs.float().double().T.tolist()], rel=1e-12)
+        assert single[0].tolist() == pytest.approx(
+            [math.fsum(c) for c in pairs.float().double().T.tolist()], rel=1e-12
+        )
 
     def test_a_pair_that_no_component_thinks_possible(self):
         pairs = torch.tensor([[-math.inf, -math.inf], [-1.0, -2.0], [-math.inf, -1.0]])

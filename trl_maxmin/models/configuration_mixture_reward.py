@@ -36,6 +36,13 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         component_annotators (`list[int]`, *optional*):
             How many annotators each component describes best. Policies are not trained for a component with 0: nobody
             stands behind it. `None`: not known, and every component counts.
+        component_pairs (`list[int]`, *optional*):
+            How many training pairs these annotators gave. Policies demand a floor of both before a component may be
+            the worst-off group.
+        evidence_weight (`float`, defaults to `1.0`):
+            Weight of an annotator's pairs in their posterior, in (0, 1]:
+            `gamma[h, k] proportional to pi_k exp(evidence_weight * L[h, k])`, under the rewards before temperatures
+            were divided out. 1: a plain product of likelihoods.
         reward_shift (`list[float]`, *optional*):
             Mean reward of the reference policy's replies per component, Bradley-Terry log-odds. Defaults to zeros.
         reward_scale (`list[float]`, *optional*):
@@ -65,7 +72,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
     Raises:
         ValueError: unknown `component_type` or `pooling`, K below 1, `kernel_features` that are odd, negative or not
             of `"head"` components, a list whose length is not K, names that repeat, weights off the simplex, a scale
-            that is not positive, numbers of annotators below 0 or all 0.
+            that is not positive, numbers of annotators or pairs below 0 or all 0, an `evidence_weight` outside (0, 1].
 
     Example:
 
@@ -95,6 +102,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         base_model_revision: str | None = None,
         base_quantization: dict[str, Any] | None = None,
         component_annotators: list[int] | None = None,
+        component_pairs: list[int] | None = None,
+        evidence_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
@@ -106,6 +115,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         self.component_names = component_names or [f"component_{k}" for k in range(count)]
         self.mixing_weights = mixing_weights or [1.0 / count] * count
         self.component_annotators = component_annotators
+        self.component_pairs = component_pairs
+        self.evidence_weight = evidence_weight
         self.reward_shift = reward_shift or [0.0] * count
         self.reward_scale = reward_scale or [1.0] * count
         self.temperatures = temperatures or [1.0] * count
@@ -142,8 +153,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         if not isinstance(self.num_components, int) or self.num_components < 1:
             raise ValueError(f"num_components must be a whole number of at least 1, got {self.num_components!r}.")
         lists = ["component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"]
-        if self.component_annotators is not None:
-            lists.append("component_annotators")
+        counted = [name for name in ("component_annotators", "component_pairs") if getattr(self, name) is not None]
+        lists += counted
         for name in lists:
             if len(getattr(self, name)) != self.num_components:
                 raise ValueError(
@@ -154,9 +165,12 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             raise ValueError(f"component_names must be distinct, got {self.component_names}.")
         if min(self.mixing_weights) < 0 or not math.isclose(sum(self.mixing_weights), 1.0, abs_tol=1e-3):
             raise ValueError(f"mixing_weights must be non-negative and sum to 1, got {self.mixing_weights}.")
-        counts = self.component_annotators
-        if counts is not None and (min(counts) < 0 or max(counts) == 0):
-            raise ValueError(f"component_annotators must be numbers of people, not all of them 0, got {counts}.")
+        for name in counted:
+            counts, what = getattr(self, name), "people" if name == "component_annotators" else "pairs"
+            if min(counts) < 0 or max(counts) == 0:
+                raise ValueError(f"{name} must be numbers of {what}, not all of them 0, got {counts}.")
+        if not 0 < self.evidence_weight <= 1:
+            raise ValueError(f"evidence_weight must lie in (0, 1], got {self.evidence_weight}; 1 is a plain product.")
         for name in ("reward_scale", "temperatures"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
