@@ -24,7 +24,7 @@ from .preference import require_shape
 
 
 _CHUNK = 1 << 20
-#: What a pair may count against a component, nats: one reply of infinite reward shall not make a sum that means nothing.
+#: What a pair may count against a component, nats: a reply of infinite reward shall not make a sum that means nothing.
 _LEAST = -1e9
 
 
