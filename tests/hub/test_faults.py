@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants, create_branch, hf_api
 
-from tests.hub.artefacts import make_app, make_model, make_output, make_record
+from tests.hub.artefacts import OTHER_TOKENIZER, TOKENIZER, make_app, make_model, make_output, make_record
 from tests.hub_server import OTHER, READ, WRITE
 from tests.hub_store import Commit, make_blob, now
 from trl_maxmin.hub import HubError, PushOptions, RepoPlan, plan_output_folder, publish, publish_repo
@@ -99,13 +99,13 @@ def test_another_commit_meanwhile(hub, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "_route", meanwhile)
     changed = plan(tmp_path)
-    changed.files["tokenizer.json"] = b"[]"
+    changed.files["tokenizer.json"] = OTHER_TOKENIZER
     with pytest.raises(HubError, match="412.*new commit.*nothing of theirs was overwritten"):
         publish_repo(changed)
     monkeypatch.setattr(hub, "_route", route)
-    assert history[-1].title == "theirs" and history[-1].files["tokenizer.json"].data == b"{}"
+    assert history[-1].title == "theirs" and history[-1].files["tokenizer.json"].data == TOKENIZER
     publish_repo(changed)
-    assert history[-1].files["tokenizer.json"].data == b"[]" and "theirs.txt" in history[-1].files
+    assert history[-1].files["tokenizer.json"].data == OTHER_TOKENIZER and "theirs.txt" in history[-1].files
 
 
 class TestTokens:
@@ -176,11 +176,11 @@ class TestRevision:
         publish_repo(plan(tmp_path))
         create_branch("me/film-mixture", branch="dev/one")
         changed = plan(tmp_path)
-        changed.files["tokenizer.json"] = b"[]"
+        changed.files["tokenizer.json"] = OTHER_TOKENIZER
         publish_repo(changed, revision="dev/one")
         repo = hub.store.repos["model", "me/film-mixture"]
-        assert repo.commit("dev/one").files["tokenizer.json"].data == b"[]"
-        assert repo.commit("main").files["tokenizer.json"].data == b"{}"
+        assert repo.commit("dev/one").files["tokenizer.json"].data == OTHER_TOKENIZER
+        assert repo.commit("main").files["tokenizer.json"].data == TOKENIZER
 
     def test_a_missing_branch(self, hub, tmp_path):
         publish_repo(plan(tmp_path))

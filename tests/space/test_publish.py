@@ -10,24 +10,26 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
+from tests.hub.artefacts import make_output
 from tests.hub_server import HubServer, client_of
 from trl_maxmin.cli import main
 from trl_maxmin.hub import Published
 from trl_maxmin.space.config import SpaceConfig
-from trl_maxmin.space.publish import build_wheel, push_space, read_secrets, space_files
+from trl_maxmin.space.publish import push_space, read_secrets, space_files
+from trl_maxmin.space.wheel import build_wheel
 
 
 @pytest.fixture
 def run_folder(tmp_path):
-    folder = tmp_path / "run"
-    for part in ("policies/reference", "policies/maxmin", "mixture"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text("{}")
-        (folder / part / "model.safetensors").write_bytes(b"w")
-        (folder / part / "training_args.bin").write_bytes(b"pickle")
-    (folder / "assignments.json").write_text('{"ann": "a"}')
-    (folder / "run_record.json").write_text('{"schema_version": 1}')
-    return folder
+    return make_output(tmp_path / "run")
+
+
+def write(files, folder):
+    """The files as the Hub would have them."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
 
 def test_the_wheel_is_one(tmp_path):
@@ -70,10 +72,7 @@ def test_small_models_go_along_and_annotators_do_not(run_folder):
 
 
 def test_what_is_deployed_can_be_started_from(run_folder, tmp_path):
-    for name, content in space_files(SpaceConfig(run=str(run_folder))).items():
-        path = tmp_path / "space" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    write(space_files(SpaceConfig(run=str(run_folder))), tmp_path / "space")
     config = SpaceConfig.load(tmp_path / "space" / "space.yaml", {}).check()
     assert config.policies["maxmin"] == str(tmp_path / "space" / "run" / "policies" / "maxmin")
     assert config.record == str(tmp_path / "space" / "run")
@@ -95,7 +94,7 @@ def test_folders_that_do_not_exist_and_models_too_large(run_folder, monkeypatch)
 
 
 def test_the_template_has_to_be_there(monkeypatch, tmp_path):
-    monkeypatch.setattr("trl_maxmin.space.publish.PACKAGE", tmp_path / "trl_maxmin")
+    monkeypatch.setattr("trl_maxmin.space.wheel.PACKAGE", tmp_path / "trl_maxmin")
     with pytest.raises(FileNotFoundError, match="reinstall trl-maxmin"):
         space_files(SpaceConfig(policies={"a": "me/a"}))
 

@@ -11,10 +11,14 @@ from ..hub.collection import collection_items, publish_collection
 from ..hub.faults import HubError
 from ..hub.files import size_of
 from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
-from ..hub.plan import PushOptions
+from ..hub.plan import APP_FILES, PushOptions
 from ..hub.push import Published, publish
 from .io import print_table
 from .parser import CommandParser, UsageError
+
+
+#: Names of files that stay are shown up to so many.
+_SHOWN = 20
 
 
 @dataclass
@@ -31,7 +35,9 @@ class PushArguments:
         collection (`bool`): tie everything together in a collection.
         license (`str`): of models and data, for the cards.
         base_model (`str`): Hub id of the base model, where the files only know a path.
+        value_head (`bool`): also push PPO's critic, beside its policy.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
+        space_files (`list[str]`): more files of the Space's folder.
         exact (`bool`): the folder is one model, and `repo_id` is its repository; no collection.
         dry_run (`bool`): print the plan and send nothing.
     """
@@ -54,6 +60,10 @@ class PushArguments:
     )
     space_sdk: str = field(default="gradio", metadata={"help": "SDK of a new Space: gradio, docker or static."})
     space_hardware: str | None = field(default=None, metadata={"help": "Hardware of a new Space, such as zero-a10g."})
+    space_files: list[str] | None = field(
+        default=None, metadata={"help": "Files of the Space's folder beyond app.py, requirements.txt and the like."}
+    )
+    value_head: bool = field(default=False, metadata={"help": "Also push PPO's critic, beside its policy."})
     exact: bool = field(
         default=False,
         metadata={"help": "The folder is one model, and repo_id is its repository; no collection."},
@@ -97,8 +107,16 @@ def print_plan(plan: OutputPlan, private: bool, collection: bool) -> None:
         print(f"collection {plan.namespace}/{plan.title} ({visibility}), last")
     if not private:
         print("visibility `default`: public, or what the namespace prescribes; --private for private")
+    print_left_out(plan)
+
+
+def print_left_out(plan: OutputPlan) -> None:
+    """What stays on this machine, by name: somebody may miss it there."""
     if plan.left_out:
-        print(f"stays here: {', '.join(plan.left_out)}")
+        more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
+        print(f"stays here: {', '.join(plan.left_out[:_SHOWN])}{more}")
+    if any(repo.kind == "space" for repo in plan.repos):
+        print("of the app's folder go: README.md, " + ", ".join(APP_FILES) + ", and what --space_files names")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -123,6 +141,8 @@ def run(argv: Sequence[str]) -> None:
         private=arguments.private or None,
         license=arguments.license,
         base_model=arguments.base_model,
+        value_head=arguments.value_head,
+        space_files=tuple(arguments.space_files or ()),
         space_sdk=arguments.space_sdk,
         space_hardware=arguments.space_hardware,
     )
@@ -144,6 +164,7 @@ def run(argv: Sequence[str]) -> None:
         done.append(entry)
         print(f"{entry.status:>9}  {entry.url}", flush=True)
 
+    print_left_out(plan)
     publish(plan.repos, command=command, on_done=tell)
     if arguments.collection:
         push_collection(plan, done, arguments.private, command)

@@ -1,74 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a folder go to the Hub, and which are taken from it: a list of what is allowed, never of what is
-not."""
+"""Names of repositories, and names of contents."""
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-
-
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-)
-#: What a model repository of ours consists of. Nothing in it is a pickle, code, or names an annotator.
-MODEL_FILES = (*WEIGHTS, *CONFIGS, *TOKENIZER, "README.md", "run_record.json", "*.png")
-#: What a later push removes where it is no longer part of the model: left behind, it would be loaded instead.
-STALE_FILES = (*WEIGHTS, *CONFIGS, "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-#: Of a Space: the package of an older push, and the run that it carried.
-STALE_IN_SPACE = ("trl_maxmin-*.whl", "run/*")
-DATASET_FILES = ("*.jsonl", "*.parquet", "*.csv", "*.json", "README.md", "*.png")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file name matches one of the patterns."""
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def model_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Files of a model folder that are published: weights in safetensors, configuration, tokenizer.
-
-    Args:
-        folder (`str` or `os.PathLike`): what `save_pretrained` or a trainer wrote.
-
-    Returns:
-        `dict[str, Path]`: name in the repository -> file, without card, record and pictures, which are made anew.
-
-    Raises:
-        ValueError: the folder holds no weights, or only pickled ones.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. Give the output folder of a training.")
-    patterns = (*WEIGHTS, *CONFIGS, *TOKENIZER)
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and matches(path.name, patterns)}
-    if not any(name.endswith(".safetensors") for name in files):
-        pickled = sorted(path.name for path in folder.iterdir() if matches(path.name, _PICKLES))
-        found = f"only pickled files ({', '.join(pickled)})" if pickled else "no weights"
-        raise ValueError(
-            f"{folder} holds {found}. Save the model with `save_pretrained`, which writes .safetensors, and push it."
-        )
-    if not ("config.json" in files or "adapter_config.json" in files):
-        raise ValueError(f"{folder} holds weights but neither config.json nor adapter_config.json.")
-    return files
 
 
 def is_hub_id(name: str | None) -> bool:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,22 @@ from pathlib import Path
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from . import facts
 from .cards import read_record
-from .files import check_repo_id, is_hub_id, model_files, slug
-from .plan import (
+from .contents import (
     BASE_FOLDER,
+    CARD,
     FIGURE,
+    TEMPLATES_FOLDER,
+    VALUE_HEAD,
+    VALUE_MODEL_FOLDER,
+    model_files,
+    plain_file,
+    plain_folder,
+)
+from .evaluation_files import evaluation_files
+from .files import check_repo_id, is_hub_id, slug
+from .local_paths import read_config
+from .plan import (
+    APP_FILES,
     PushOptions,
     figure_in,
     plan_component,
@@ -97,7 +108,7 @@ def plan_output_folder(
         repos.append(plan_mixture(layout.mixture, mixture, record, options, components))
     if dataset:
         dataset_id = ids("dataset")
-        repos.append(plan_dataset(folder / "evaluation", dataset_id, record, options, mixture))
+        repos.append(plan_dataset(plain_folder(folder, "evaluation"), dataset_id, record, options, mixture))
     figure = figure_in(folder, record)
     base = None
     for path in layout.policies:
@@ -120,7 +131,8 @@ def plan_output_folder(
     bases = [options.base_model, record.reward.get("base_model"), record.policy.get("base_model")]
     extra = [(name, "model", "base model") for name in dict.fromkeys(bases) if is_hub_id(name)]
     namespace, title = repo_id.split("/")
-    return OutputPlan(in_order(repos), title, namespace, extra, layout.left_out(dataset))
+    left_out = layout.left_out(dataset, options.value_head) + (_left_in_app(Path(space), options) if space else [])
+    return OutputPlan(in_order(repos), title, namespace, extra, left_out)
 
 
 def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None) -> OutputPlan:
@@ -140,7 +152,7 @@ def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: Pus
     else:
         raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
     namespace, title = repo_id.split("/")
-    return OutputPlan([plan], title, namespace, left_out=layout.left_out(False))
+    return OutputPlan([plan], title, namespace, left_out=layout.left_out(False, options.value_head))
 
 
 class _Layout:
@@ -148,34 +160,51 @@ class _Layout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mixture = next((path for path in (folder / "mixture", folder) if _kind(path) == "mixture"), None)
-        self.components = _models(folder / "components")
-        policies = _models(folder / "policies")
+        mixture = plain_folder(folder, "mixture")
+        self.mixture = next((path for path in (mixture, folder) if path and _kind(path) == "mixture"), None)
+        self.components = _models(folder, "components")
+        policies = _models(folder, "policies")
         # The reference first: others name it as their base.
         self.policies = sorted(policies, key=lambda path: path.name != "reference")
         if _kind(folder) == "policy":
             self.policies.append(folder)
 
-    def left_out(self, dataset: bool) -> list[str]:
+    def left_out(self, dataset: bool, value_head: bool) -> list[str]:
+        """What stays, of the folder and of its evaluation."""
         taken = {"mixture", "components", "policies", FIGURE, RUN_RECORD_NAME, *(["evaluation"] if dataset else [])}
-        own = set(model_files(self.folder)) if self.folder in (self.mixture, *self.policies) else set()
-        own |= {BASE_FOLDER} if self.folder == self.mixture else set()
-        return sorted(
-            entry.name + "/" * entry.is_dir()
-            for entry in self.folder.iterdir()
-            if entry.name not in taken and entry.name not in own and not entry.name.startswith(".")
-        )
+        if self.folder in (self.mixture, *self.policies):
+            taken |= {CARD, TEMPLATES_FOLDER, *model_files(self.folder)}
+            taken |= {BASE_FOLDER} if self.folder == self.mixture else set()
+            taken |= {VALUE_HEAD, VALUE_MODEL_FOLDER} if value_head else set()
+        stays = _names_in(self.folder, taken)
+        if dataset and (evaluation := plain_folder(self.folder, "evaluation")) is not None:
+            taken = {RUN_RECORD_NAME, *evaluation_files(evaluation)}
+            stays += [f"evaluation/{name}" for name in _names_in(evaluation, taken)]
+        return stays
 
 
-def _models(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _kind(path)) if folder.is_dir() else []
+def _names_in(folder: Path, taken: set[str]) -> list[str]:
+    entries = (entry for entry in folder.iterdir() if entry.name not in taken and not entry.name.startswith("."))
+    return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+
+
+def _left_in_app(folder: Path, options: PushOptions) -> list[str]:
+    """What of an app's folder stays, and may be missed there."""
+    taken = {CARD, *APP_FILES, *(name.split("/")[0] for name in options.space_files)}
+    names = [name for name in _names_in(folder, taken) if not name.startswith("__")]
+    return [f"{folder.name}/{name}" for name in names]
+
+
+def _models(folder: Path, name: str) -> list[Path]:
+    below = plain_folder(folder, name)
+    found = sorted(below.iterdir()) if below is not None else []
+    return [path for path in found if path.is_dir() and plain_folder(folder, f"{name}/{path.name}") and _kind(path)]
 
 
 def _kind(folder: Path) -> str | None:
     """`"mixture"`, `"policy"` (or any other model), `None` for what is no model."""
-    if (folder / "adapter_config.json").is_file():
+    if plain_file(folder, "adapter_config.json") is not None:
         return "policy"
-    if not (folder / "config.json").is_file():
+    if (path := plain_file(folder, "config.json")) is None:
         return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return "mixture" if config.get("model_type") == "mixture_reward" else "policy"
+    return "mixture" if read_config(path).get("model_type") == "mixture_reward" else "policy"

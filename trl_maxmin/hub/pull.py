@@ -11,8 +11,10 @@ from pathlib import Path
 from huggingface_hub import Collection, HfApi
 
 from .collection import find_collection
+from .contents import is_model_name
+from .evaluation_files import DATASET_NAMES
 from .faults import HubError, ask, keep_secret
-from .files import DATASET_FILES, MODEL_FILES, check_repo_id, digests, matches
+from .files import check_repo_id, digests
 from .output import NAMES
 
 
@@ -58,9 +60,8 @@ def pull_repo(
     keep_secret(token)
     api, doing = HfApi(token=token), f"Downloading {repo_id}"
     info = ask(doing, lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True))
-    patterns = DATASET_FILES if repo_type == "dataset" else MODEL_FILES
     entries = {entry.rfilename: entry for entry in info.siblings or ()}
-    wanted = [name for name in entries if matches(name.split("/")[-1], patterns)]
+    wanted = [name for name in entries if (name in DATASET_NAMES if repo_type == "dataset" else is_model_name(name))]
     left_out = sorted(set(entries) - set(wanted) - {".gitattributes"})
     if repo_type == "model" and not any(name.endswith(".safetensors") for name in wanted):
         raise ValueError(

@@ -123,6 +123,7 @@ class MixtureRewardModel(PreTrainedModel):
             compute_in_float32(get_linear(component))
         self.processing_class: PreTrainedTokenizerBase | None = None
         self._base_folder: str | None = None
+        self._origin: dict[str, Any] = {}
         if config.component_type == "lora":
             add_adapters(self.components[0], config.num_components, config.lora)
             for module in self.components.modules():
@@ -289,6 +290,7 @@ class MixtureRewardModel(PreTrainedModel):
             model = load_pretrained(super().from_pretrained, name, *args, argument=argument, exact=True, **kwargs)
         # Weights without a tokenizer are complete: `score` then asks for one.
         model.processing_class = load_tokenizer(name, argument, optional=True, **place)
+        model._origin = pushing.origin(name, **place)
         return (model, dict.fromkeys(_KINDS_OF_KEYS, ())) if wants_info else model
 
     def get_input_embeddings(self) -> nn.Module:

@@ -178,7 +178,7 @@ def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, A
         rule = getattr(trainer, "welfare", None)
         if rule is not None and not rule.enough.all():
             below = [name for name, enough in zip(rule.component_names, rule.enough, strict=True) if not enough]
-            welfare["components_below_the_floor_of_evidence"] = ", ".join(below)
+            welfare["below_evidence_floor"] = ", ".join(below)
     utility = getattr(trainer, "utility", None)
     return {
         "name": name,
