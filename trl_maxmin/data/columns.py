@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Above it, held-out figures say little of what people will prefer next.
 _MAX_FAMILIAR_SHARE = 0.1
+# Below it, holding out texts leaves too few of them to learn from or to measure on.
+_MIN_TEXTS = 50
 
 ANNOTATOR_COLUMN = "annotator_id"
 # Ends the message about ties that are none as text.
@@ -309,6 +311,42 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
             "the smallest candidate of select, to at least the number of groups, and name at least one."
         )
     return groups
+
+
+def split_by_text(dataset: Dataset, heldout_fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Set aside texts, where most of them stand in several pairs: who has trained on a text knows it.
+
+    Held out are the pairs that have one of these texts, so none is lost; of some of them both texts are new. Where
+    texts are few, or most stand in a single pair, [`split_by_annotator`] deals pairs.
+
+    Args:
+        dataset (`Dataset`): preferences, see [`prepare_preferences`].
+        heldout_fraction (`float`): share of the pairs to hold out, about, in [0, 1).
+        seed (`int`): of the random choice.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: pairs to train and assign on, and held-out pairs (`None` where none are).
+
+    Raises:
+        ValueError: a fraction outside [0, 1).
+    """
+    texts = distinct_texts(prompts_of(dataset), dataset["chosen"], dataset["rejected"])[1]
+    count = int(texts.max()) + 1
+    repeated = np.bincount(texts.ravel(), minlength=count)[texts] > 1
+    if count < _MIN_TEXTS or repeated.all(1).mean() <= 0.5 or not 0 < heldout_fraction < 1:
+        return split_by_annotator(dataset, heldout_fraction, seed)
+    # Pairs with neither text held out remain: (1 - q)^2 of them.
+    size = max(1, round(count * (1 - (1 - heldout_fraction) ** 0.5)))
+    new = np.zeros(count, dtype=bool)
+    new[np.random.default_rng(seed).permutation(count)[:size]] = True
+    held = new[texts].any(1)
+    # An annotator whose pairs would all be held out keeps them: nothing else says who they are.
+    annotators = np.array(number_values(dataset[ANNOTATOR_COLUMN]))
+    lost = np.bincount(annotators[~held], minlength=annotators.max() + 1) == 0
+    held &= ~lost[annotators]
+    if not held.any():
+        return split_by_annotator(dataset, heldout_fraction, seed)
+    return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
 
 
 def split_by_annotator(
