@@ -172,7 +172,6 @@ def test_coin_tosses_are_no_evidence_of_groups(monkeypatch):
 def test_a_pair_is_never_scored_by_what_has_seen_it():
     """A pair that contradicts all others scores the same whichever way it is turned, up to what the others say."""
 
-
     def scores_of(pairs):
         return heldout_scores(cross_validate(pairs, 12, (1,), seed=0, prior_scale=2.0)[1], pairs.annotator_index)
 

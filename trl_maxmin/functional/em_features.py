@@ -147,7 +147,9 @@ class _Fitter:
         return new, torch.where(uphill, 0.0, 0.7) * moved, difference
 
 
-def fit_rewards(pairs: FeaturePairs, weights: Tensor, prior_scale: float | None = None, num_steps: int = 100) -> Tensor:
+def fit_rewards(
+    pairs: FeaturePairs, weights: Tensor, prior_scale: float | None = None, num_steps: int = 100
+) -> Tensor:
     """K linear rewards for given weights of the pairs: the M-step alone.
 
     Args:
@@ -173,7 +175,10 @@ def fit_rewards(pairs: FeaturePairs, weights: Tensor, prior_scale: float | None 
     fitter = _Fitter(curvature, in_directions(pairs, directions))
     scale = math.sqrt(len(curvature)) if prior_scale is None else prior_scale
     weight = torch.zeros(weights.shape[1], len(curvature))
-    return _converge(fitter, weight, weights.float(), fitter.ridge(torch.tensor(scale)), num_steps) @ directions.T.double()
+    return (
+        _converge(fitter, weight, weights.float(), fitter.ridge(torch.tensor(scale)), num_steps)
+        @ directions.T.double()
+    )
 
 
 def _converge(fitter: _Fitter, weight: Tensor, pair_weights: Tensor, ridge: Tensor, num_steps: int) -> Tensor:
@@ -247,8 +252,10 @@ class _Run:
         count, folds, components = state.weight.shape[:3]
         size = max(1, _MOST_COLUMNS // max(len(self.own) * folds * components, 1))
         parts = [self._advance(state.pick(rows), beta[rows], assign) for rows in torch.arange(count).split(size)]
-        return parts[0] if len(parts) == 1 else _State(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in _State.__dataclass_fields__)
+        return (
+            parts[0]
+            if len(parts) == 1
+            else _State(*(torch.cat([getattr(part, name) for part in parts]) for name in _State.__dataclass_fields__))
         )
 
     def _advance(self, state: _State, beta: Tensor, assign: bool) -> _State:
@@ -454,7 +461,7 @@ def _search(
     for step in range(first):
         beta = torch.tensor([annealed_beta(step, first // 2, start) for start in betas])
         state = run.advance(state, beta)
-    partitions = distinct_partitions(state.log_resp.argmax(-1)[:: count])
+    partitions = distinct_partitions(state.log_resp.argmax(-1)[::count])
     state = state.pick(_best(run, state, 3))
     every = torch.tensor(priors)
     if len(priors) > 1:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .em import clustered_error, predictive_log_likelihood, select_num_components
-from .em_features import LinearMixture, directions_of_pairs, fit_feature_mixtures, fit_rewards, in_directions
+from .em_features import LinearMixture, directions_of_pairs, fit_feature_mixtures, fit_rewards
 from .feature_pairs import FeaturePairs, deal_folds
 from .planted import plant_two_groups, who_is_small
 
@@ -21,8 +21,8 @@ MIN_GAIN = 2e-3
 """Nats a held-out pair that one more component has to gain: a group of 1 % brings that much if its own reward predicts
 its pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
 RELEVANT_GAIN = 0.02
-"""Nats a pair that groups have to be worth, once they are known, before they matter: a group of a tenth whose pairs its
-own reward predicts 0.2 nats better."""
+"""Nats a pair that groups have to be worth, once they are known, before they matter: a group of a tenth whose pairs
+its own reward predicts 0.2 nats better."""
 SHARES = (0.5, 0.1)
 """Of the smaller group in the simulations that say whether such groups would have been seen."""
 _ERRORS = 2.0  # standard errors beyond which something counts as seen

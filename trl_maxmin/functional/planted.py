@@ -51,8 +51,7 @@ def plant_two_groups(
     own = common + torch.where(small[pairs.annotator_index], high, 0.0) * extra
     stays = uniform < torch.sigmoid(own)
     chosen, rejected = (
-        torch.where(stays, one, two)
-        for one, two in ((pairs.chosen, pairs.rejected), (pairs.rejected, pairs.chosen))
+        torch.where(stays, one, two) for one, two in ((pairs.chosen, pairs.rejected), (pairs.rejected, pairs.chosen))
     )
     return replace(pairs, chosen=chosen, rejected=rejected, margin=None)
 
