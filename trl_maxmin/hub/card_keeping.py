@@ -37,13 +37,13 @@ _KEPT = (
 _FIRST = (*_GIVEN[:4], "library_name", "pipeline_tag", "base_model", "base_model_relation", "datasets", "tags")
 _LONGEST_CARD = 2**20
 
-_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _BEGIN = (
     "<!-- {library} {digest} {made}: made from run_record.json; what stands above or below these marks is kept -->"
 )
 _END = f"<!-- {LIBRARY} end -->"
 _SECTION = re.compile(
-    rf"^<!-- {LIBRARY} (?P<digest>[0-9a-f]{{12}}) (?P<made>[a-z_,-]+): [^\n]*-->\r?\n(?P<body>.*?)^{_END}[ \t]*$",
+    rf"^<!-- {LIBRARY} (?P<digest>[0-9a-f]{{12}}) (?P<made>[a-z_,-]+): [^\n]*-->\n(?P<body>.*?)^{_END}[ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -73,7 +73,7 @@ def is_edited(card: str) -> bool:
     >>> is_edited(marked("# Film", [])), is_edited(marked("# Film", []).replace("Film", "Films"))
     (False, True)
     """
-    found = _SECTION.search(card)
+    found = _SECTION.search(_parsed(card)[1])
     return found is not None and _digest(found["body"]) != found["digest"]
 
 
@@ -84,7 +84,8 @@ def what_is_lost(earlier: str) -> str | None:
             "it was changed between its marks, where it is made from the run record, and that change is not kept. "
             "What is written above or below the marks is."
         )
-    if _SECTION.search(earlier) is None and _parsed(earlier)[1].strip():
+    text = _parsed(earlier)[1]
+    if text.strip() and _SECTION.search(text) is None:
         return (
             "it was not made by this package, so of what it says only licence, language and data sets are kept. What "
             "is written above or below the marks of the new one will be kept."
@@ -96,6 +97,7 @@ def _parsed(card: str | None) -> tuple[dict[str, Any], str]:
     """Metadata and text; what cannot be read is no metadata."""
     if not card or len(card) > _LONGEST_CARD:
         return {}, ""
+    card = card.replace("\r\n", "\n")
     found = _FRONT_MATTER.match(card)
     try:
         data = yaml.safe_load(found[1]) if found else {}
@@ -135,7 +137,7 @@ def keep(card: str, earlier: str | None) -> str:
     """
     data, text = _parsed(card)
     before, old_text = _parsed(earlier)
-    ours = _SECTION.search(old_text)
+    ours, section = _SECTION.search(old_text), _SECTION.search(text)
     made = ours["made"].split(",") if ours else ()
     fields = [name for name in (_KEPT if ours else _GIVEN) if name not in made]
     if "base_model" in data or "base_model" in made:
@@ -146,9 +148,9 @@ def keep(card: str, earlier: str | None) -> str:
     own = [tag for tag in old_tags if tag not in OUR_TAGS and not tag.startswith("base_model:")]
     given = [tag for tag in tags if tag not in OUR_TAGS]
     data["tags"] = list(dict.fromkeys([*(tag for tag in tags if tag in OUR_TAGS), *without_secrets(own), *given]))
-    if ours:
+    if ours and section:
         above, below = (without_secrets(part).strip() for part in (old_text[: ours.start()], old_text[ours.end() :]))
-        text = "\n\n".join(filter(None, (above, text.strip(), below)))
+        text = "\n\n".join(filter(None, (above, section[0], below)))
     return f"---\n{yaml_dump(_in_order(data), sort_keys=False).rstrip()}\n---\n\n{text.strip()}\n"
 
 
