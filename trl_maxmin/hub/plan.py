@@ -259,8 +259,8 @@ def plan_policy(
         tags=list(tags),
         value_head=value_head,
     )
-    if not context.base(record.policy.get("base_model"), record):
-        context.base_model = fallback_base
+    if not facts.hub_id(context.base_model, context.file_base, record.policy.get("base_model")):
+        context.base_model = fallback_base  # rather than what an earlier push, maybe under another name, called so
     made = card_files("policy", name, record, context, peft=model.peft, earlier=_earlier(folder))
     if figure is not None:
         made[FIGURE] = checked_picture(figure)
