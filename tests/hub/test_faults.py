@@ -12,7 +12,8 @@ from tests.hub_server import OTHER, READ, WRITE
 from tests.hub_store import Commit, make_blob, now
 from trl_maxmin.hub import HubError, PushOptions, RepoPlan, plan_output_folder, publish, publish_repo
 from trl_maxmin.hub.faults import explain, keep_secret, without_tokens
-from trl_maxmin.hub.plan import plan_mixture, plan_space
+from trl_maxmin.hub.plan import plan_mixture
+from trl_maxmin.hub.plan_app import plan_space
 
 
 def plan(folder, repo_id="me/film-mixture", **options):

@@ -76,19 +76,20 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"--output_file {arguments.output_file} is a folder. Name a file, such as annotators.json.")
     require_writable(Path(arguments.output_file).parent, "--output_file: the folder")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
-    log_likelihood = mixture.preference_log_likelihood(rows, batch_size=arguments.batch_size)
+    evidence = mixture.preference_evidence(rows, batch_size=arguments.batch_size)
+    weight = mixture.config.evidence_weight
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])
     people = torch.tensor(index.encode(rows[ANNOTATOR_COLUMN]))
-    sums = annotator_log_likelihood(log_likelihood, people, len(index))
+    sums = annotator_log_likelihood(evidence, people, len(index))
     posterior = AnnotatorPosterior(
         index.annotator_ids,
-        log_responsibilities(sums, mixture.mixing_weights.log()).exp(),
+        log_responsibilities(sums, mixture.mixing_weights.log(), weight).exp(),
         torch.bincount(people, minlength=len(index)),
     )
     write_posterior(posterior, mixture.component_names, arguments.output_file)
     best, probability = posterior.best, posterior.probabilities
     print_table(
-        f"{len(index)} annotators, {len(rows)} pairs",
+        f"{len(index)} annotators, {len(rows)} pairs, each counting {weight:.2g}",
         ["component", "annotators", "mean posterior"],
         [
             [name, str(int((best == k).sum())), f"{probability[:, k].mean():.3f}"]
@@ -99,7 +100,7 @@ def run(argv: Sequence[str]) -> None:
     print(f"assigned with a posterior of at least 0.9: {sure:.0%}; mean entropy {posterior.entropy.mean():.3f} nats")
     if arguments.curve:
         texts = torch.from_numpy(distinct_texts(prompts_of(rows), rows["chosen"], rows["rejected"])[1])
-        print_curve(log_likelihood, people, mixture.mixing_weights, arguments.seed, texts)
+        print_curve(evidence, people, mixture.mixing_weights, arguments.seed, texts, weight)
     print(f"wrote {arguments.output_file} (it names annotators: keep it on this machine)")
 
 
@@ -123,14 +124,25 @@ def write_posterior(posterior: AnnotatorPosterior, names: list[str], path: str |
 
 
 def print_curve(
-    log_likelihood: torch.Tensor, people: torch.Tensor, weights: torch.Tensor, seed: int, texts: torch.Tensor
+    log_likelihood: torch.Tensor,
+    people: torch.Tensor,
+    weights: torch.Tensor,
+    seed: int,
+    texts: torch.Tensor,
+    evidence_weight: float = 1.0,
 ) -> None:
     """The curve of accuracy against pairs seen, for the sizes that leave two people pairs of other texts to judge."""
     generator = torch.Generator().manual_seed(seed)
     for end in range(len(CURVE_SIZES), 0, -1):
         try:
             points = assignment_curve(
-                log_likelihood, people, weights, generator=generator, sizes=CURVE_SIZES[:end], texts=texts
+                log_likelihood,
+                people,
+                weights,
+                generator=generator,
+                sizes=CURVE_SIZES[:end],
+                texts=texts,
+                evidence_weight=evidence_weight,
             )
             break
         except ValueError:

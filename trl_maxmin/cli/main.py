@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 #: (an optional part, or a later release) are left out.
 COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
+    "convert": "bring a public set, or an export of an annotation tool, to the columns of preferences",
     "diagnose": "do my preferences need more than one reward? an answer before any training",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
     "assign": "say which component describes annotators who were not in the training data",

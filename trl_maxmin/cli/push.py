@@ -11,7 +11,8 @@ from ..hub.collection import collection_items, publish_collection
 from ..hub.faults import HubError, HubInterrupted
 from ..hub.files import size_of
 from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
-from ..hub.plan import APP_FILES, PushOptions
+from ..hub.plan import PushOptions
+from ..hub.plan_app import APP_FILES
 from ..hub.push import Published, publish
 from .io import print_table
 from .parser import CommandParser, UsageError

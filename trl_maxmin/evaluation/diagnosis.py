@@ -150,9 +150,9 @@ class Diagnosis:
                 "group loses under the policy of the single reward, log-odds. `epsilon`: how much farther the group "
                 "lies from some other than all the rest do; where it is 0 the bounds say nothing of this group. "
                 "`predicted`: epsilon (1 - share of the pairs), the least total variation between everybody's "
-                "preferences together and the group's. `predicted_bound`, `parameter_bound`: lower bounds of `gap` and "
-                "`parameter_distance` (Lemma 1; its square with strong concavity). Bounds are not estimates, and their "
-                "order is not that of the gaps.",
+                "preferences together and the group's. `predicted_bound`, `parameter_bound`: lower bounds of `gap` "
+                "and `parameter_distance` (Lemma 1; its square with strong concavity). Bounds are not estimates, and "
+                "their order is not that of the gaps.",
                 "",
                 f"Groups by measured gap, the largest first: {', '.join(self.measured_order)}.",
             ]

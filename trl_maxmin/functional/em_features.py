@@ -136,6 +136,27 @@ class _Fitter:
         return new, torch.where(uphill, 0.0, 0.7) * moved, difference
 
 
+def fit_rewards(pairs: FeaturePairs, weights: Tensor, prior_scale: float, num_steps: int = 100) -> Tensor:
+    """K linear rewards for given weights of the pairs: the M-step alone.
+
+    Args:
+        pairs ([`FeaturePairs`]): N pairs.
+        weights (`Tensor` of shape `(N, K)`): of each pair in each reward's likelihood, non-negative.
+        prior_scale (`float`): standard deviation of a pair's log-odds under the prior.
+        num_steps (`int`): quasi-Newton steps.
+
+    Returns:
+        `Tensor` of shape `(K, D)`, float64: rewards are `features @ weight.T`, Bradley-Terry log-odds.
+    """
+    directions, curvature = directions_of_pairs(pairs)
+    fitter = _Fitter(curvature, _in_directions(pairs, directions), prior_scale)
+    weight = torch.zeros(weights.shape[1], len(curvature))
+    momentum = torch.zeros_like(weight)
+    for _ in range(num_steps):
+        weight, momentum, _ = fitter.step(weight, weights.float(), momentum)
+    return weight.double() @ directions.T.double()
+
+
 def fit_feature_mixture(
     pairs: FeaturePairs,
     num_annotators: int,

@@ -26,15 +26,13 @@ from .evaluation_files import evaluation_files
 from .files import check_repo_id, is_hub_id, repo_id_of, slug
 from .local_paths import read_config
 from .plan import (
-    APP_FILES,
     PushOptions,
-    figure_in,
     plan_component,
     plan_dataset,
     plan_mixture,
     plan_policy,
-    plan_space,
 )
+from .plan_app import APP_FILES, plan_space
 from .push import RepoPlan, in_order
 
 
@@ -96,7 +94,7 @@ def plan_output_folder(
     if dataset:
         dataset_id = repo_id_of("dataset", repo_id)
         repos.append(plan_dataset(plain_folder(folder, "evaluation"), dataset_id, record, options, mixture))
-    figure = figure_in(folder, record)
+    figure = plain_file(folder, FIGURE)
     base = None
     for path in layout.policies:
         name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
@@ -139,7 +137,7 @@ def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: Pus
         plan = plan_mixture(folder, repo_id, record, options)
     elif _kind(folder) == "policy":
         name = record.policy.get("name") or folder.resolve().name
-        plan = plan_policy(folder, repo_id, name, record, options, figure=figure_in(folder, record))
+        plan = plan_policy(folder, repo_id, name, record, options)
     else:
         raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
     namespace, title = repo_id.split("/")

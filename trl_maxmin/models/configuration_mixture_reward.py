@@ -40,6 +40,13 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         component_annotators (`list[int]`, *optional*):
             How many annotators each component describes best. Policies are not trained for a component with 0: nobody
             stands behind it. `None`: not known, and every component counts.
+        component_pairs (`list[int]`, *optional*):
+            How many training pairs these annotators gave. Policies demand a floor of both before a component may be
+            the worst-off group.
+        evidence_weight (`float`, defaults to `1.0`):
+            Weight of an annotator's pairs in their posterior, in (0, 1]:
+            `gamma[h, k] proportional to pi_k exp(evidence_weight * L[h, k])`, under the rewards before temperatures
+            were divided out. 1: a plain product of likelihoods.
         reward_shift (`list[float]`, *optional*):
             Mean reward of the reference policy's replies per component, Bradley-Terry log-odds. Defaults to zeros.
         reward_scale (`list[float]`, *optional*):
@@ -70,7 +77,7 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         ValueError: unknown `component_type` or `pooling`, K below 1 or above 1,000, `kernel_features` that are odd,
             negative or not of `"head"` components, a list whose length is not K or that holds something else than
             finite numbers, names that repeat or cannot be folders, weights off the simplex, a scale that is not
-            positive, numbers of annotators below 0 or all 0.
+            positive, numbers of annotators or pairs below 0 or all 0, an `evidence_weight` outside (0, 1].
 
     Example:
 
@@ -100,6 +107,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         base_model_revision: str | None = None,
         base_quantization: dict[str, Any] | None = None,
         component_annotators: list[int] | None = None,
+        component_pairs: list[int] | None = None,
+        evidence_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
@@ -112,6 +121,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         self.component_names = component_names or [f"component_{k}" for k in range(count)]
         self.mixing_weights = mixing_weights or [1.0 / count] * count
         self.component_annotators = component_annotators
+        self.component_pairs = component_pairs
+        self.evidence_weight = evidence_weight
         self.reward_shift = reward_shift or [0.0] * count
         self.reward_scale = reward_scale or [1.0] * count
         self.temperatures = temperatures or [1.0] * count
@@ -154,8 +165,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
 
     def _check_lists(self) -> None:
         numbers = ["mixing_weights", "reward_shift", "reward_scale", "temperatures"]
-        if self.component_annotators is not None:
-            numbers.append("component_annotators")
+        counted = [name for name in ("component_annotators", "component_pairs") if getattr(self, name) is not None]
+        numbers += counted
         for name in ("component_names", *numbers):
             entries = getattr(self, name)
             if not isinstance(entries, list | tuple) or len(entries) != self.num_components:
@@ -171,9 +182,12 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             raise ValueError(f"component_names must be distinct, got {self.component_names}.")
         if min(self.mixing_weights) < 0 or not math.isclose(sum(self.mixing_weights), 1.0, abs_tol=1e-3):
             raise ValueError(f"mixing_weights must be non-negative and sum to 1, got {self.mixing_weights}.")
-        counts = self.component_annotators
-        if counts is not None and (min(counts) < 0 or max(counts) == 0):
-            raise ValueError(f"component_annotators must be numbers of people, not all of them 0, got {counts}.")
+        for name in counted:
+            counts, what = getattr(self, name), "people" if name == "component_annotators" else "pairs"
+            if min(counts) < 0 or max(counts) == 0:
+                raise ValueError(f"{name} must be numbers of {what}, not all of them 0, got {counts}.")
+        if not 0 < self.evidence_weight <= 1:
+            raise ValueError(f"evidence_weight must lie in (0, 1], got {self.evidence_weight}; 1 is a plain product.")
         for name in ("reward_scale", "temperatures"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

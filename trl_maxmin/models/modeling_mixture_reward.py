@@ -89,6 +89,7 @@ class MixtureRewardModel(PreTrainedModel):
     calibrate = text_interface.calibrate
     assign = text_interface.assign
     preference_log_likelihood = text_interface.preference_log_likelihood
+    preference_evidence = text_interface.preference_evidence
     reward_functions = text_interface.reward_functions
 
     component = components.component
@@ -349,7 +350,8 @@ class MixtureRewardModel(PreTrainedModel):
         for name in ("component_names", "reward_shift", "reward_scale", "temperatures"):
             setattr(config, name, getattr(config, name)[:count])
         config.mixing_weights = [1.0 / count] * count
-        config.component_annotators = None
+        config.component_annotators = config.component_pairs = None
+        config.evidence_weight = 1.0
 
     @property
     def num_components(self) -> int:

@@ -129,7 +129,8 @@ def assign(
         batch_size (`int`): sequences per forward.
 
     Returns:
-        [`AnnotatorPosterior`]: `pi_k prod_n p_k(n)` normalised over components, per annotator.
+        [`AnnotatorPosterior`]: `pi_k exp(evidence_weight * sum_n log p_k(n))` normalised over components, per
+        annotator, with `evidence_weight` of the configuration.
 
     Raises:
         ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
@@ -138,17 +139,36 @@ def assign(
     sequences, rows = _tokenised(mixture, preferences, processing_class)
     sides = ([sequences[row] for row in side] for side in rows.T)
     preferences = without_ties(preferences, *sides, AS_TOKENS)
-    log_likelihood = mixture.preference_log_likelihood(
-        preferences, processing_class=processing_class, batch_size=batch_size
-    )
+    evidence = mixture.preference_evidence(preferences, processing_class=processing_class, batch_size=batch_size)
     index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
     rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
-    sums = annotator_log_likelihood(log_likelihood, rows, len(index))
+    sums = annotator_log_likelihood(evidence, rows, len(index))
     return AnnotatorPosterior(
         index.annotator_ids,
-        log_responsibilities(sums, mixture.mixing_weights.log()).exp(),
+        log_responsibilities(sums, mixture.mixing_weights.log(), mixture.config.evidence_weight).exp(),
         torch.bincount(rows, minlength=len(index)),
     )
+
+
+def preference_evidence(
+    mixture: MixtureRewardModel,
+    preferences: Any,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """What each pair says of who gave it: its log-likelihood under the rewards as they were fitted.
+
+    A temperature says how sure a reward may be of a reply that nobody judged. How sure pairs make us of a person is
+    another question, which `evidence_weight` answers for rewards without temperatures.
+
+    Args:
+        preferences, processing_class, batch_size: as in [`~MixtureRewardModel.preference_log_likelihood`].
+
+    Returns:
+        `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
+    """
+    return _log_likelihood(mixture, preferences, processing_class, batch_size, mixture.config.temperatures)
 
 
 def preference_log_likelihood(
@@ -168,8 +188,21 @@ def preference_log_likelihood(
     Returns:
         `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
     """
+    return _log_likelihood(mixture, preferences, processing_class, batch_size)
+
+
+def _log_likelihood(
+    mixture: MixtureRewardModel,
+    preferences: Any,
+    processing_class: PreTrainedTokenizerBase | None,
+    batch_size: int,
+    factors: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """`(N, K)`; rewards are multiplied by K factors."""
     sequences, rows = _tokenised(mixture, preferences, processing_class)
     rewards = mixture.score(prompt_ids=[[]] * len(sequences), completion_ids=sequences, batch_size=batch_size).cpu()
+    if factors is not None:
+        rewards = rewards * torch.tensor(factors)
     margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
     return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin)
 

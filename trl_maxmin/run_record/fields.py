@@ -174,6 +174,8 @@ _diagnostics = _record(
         "predicted_order": _list_of(_text),
         "measured_order": _list_of(_text),
         "curves": _curves,
+        "assignment_calibration": _settings,
+        "below_evidence_floor": _list_of(_text),
         "assumptions": _list_of(_text),
     },
     required=("verdict", "num_groups", "by_group", "assumptions"),
@@ -204,6 +206,8 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "component_pairs": _by_name,
         "component_heldout_accuracy": _by_name,
         "component_heldout_pairs": _by_name,
+        "evidence_weight": _number,
+        "assignment_calibration": _settings,
         "calibration": _calibration,
     },
     "policy": {

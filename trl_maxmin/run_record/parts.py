@@ -47,7 +47,10 @@ EM_SETTINGS = (
 )
 #: Of every rule, then of one rule only.
 WELFARE_SETTINGS: dict[str, tuple[str, ...]] = {
-    "": ("welfare_window", "welfare_floor"),
+    "": (
+        *("welfare_window", "welfare_floor", "min_group_annotators", "min_group_share", "min_group_pairs"),
+        "below_evidence_floor",
+    ),
     "softmin": ("welfare_temperature",),
     "mirror": ("welfare_step_size", "welfare_step_schedule"),
     "nash": ("disagreement_point",),
@@ -167,6 +170,12 @@ def _welfare(value: Any) -> Any:
     return _fields(_all(names, _setting))(value)
 
 
+def _assignment_calibration(value: Any) -> Any:
+    """Numbers, and the curve, whose bins are numbers."""
+    curve = [_numbers(entry) for entry in value.get("curve", []) if isinstance(entry, Mapping)]
+    return _numbers({name: entry for name, entry in value.items() if name != "curve"}) | {"curve": curve}
+
+
 @functools.cache
 def _public_fields(here: bool) -> dict[str, _Public]:
     """Stage -> what of it is public."""
@@ -190,6 +199,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
         {"dataset": dataset, "verdict": _text, "features": _text, "assumptions": _each(_text)}
         | _all(("num_groups", "known", "num_pairs", "num_annotators", "num_prompts", "feature_bound", "beta"))
         | _all(("epsilon", "diversity", "selection", "by_group", "predicted_order", "measured_order", "curves"))
+        | {"assignment_calibration": _assignment_calibration, "below_evidence_floor": _same}
     )
     by_component = ("component_annotators", "component_pairs", "component_heldout_accuracy", "component_heldout_pairs")
     reward = _fields(
@@ -197,7 +207,8 @@ def _public_fields(here: bool) -> dict[str, _Public]:
         | {"em": _fields(_all(EM_SETTINGS, _setting)), "training": _fields(_all(TRAINING_SETTINGS, _setting))}
         | {"selection": _fields(_all(_SELECTION, _numbers) | {"verdict": _text}), "component_kind": _text}
         | _all(("num_components", "component_names", "mixing_weights", "shares", "converged", "heldout_accuracy"))
-        | _all(("assignment_accuracy", "adjusted_rand_index", *by_component))
+        | _all(("assignment_accuracy", "adjusted_rand_index", "evidence_weight", *by_component))
+        | {"assignment_calibration": _assignment_calibration}
     )
     trained = _fields(
         {"name": _same, "algorithm": _text, "base_model": place, "reward_model": place, "dataset": dataset}

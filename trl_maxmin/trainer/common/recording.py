@@ -37,7 +37,15 @@ _EM_SETTINGS = (
     "dirichlet_concentration",
     "heldout_fraction",
 )
-_WELFARE_SETTINGS = ("welfare_temperature", "welfare_step_size", "welfare_window", "welfare_floor")
+_WELFARE_SETTINGS = (
+    "welfare_temperature",
+    "welfare_step_size",
+    "welfare_window",
+    "welfare_floor",
+    "min_group_annotators",
+    "min_group_share",
+    "min_group_pairs",
+)
 _CURVES = ("maxmin/", "objective/", "rewards/", "em/", "predictive_log_likelihood", "accuracy", "kl", "loss")
 
 
@@ -167,6 +175,10 @@ def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, A
     welfare = {}
     if hasattr(args, "welfare"):
         welfare = {"rule": args.welfare, **training_settings(args, _WELFARE_SETTINGS)}
+        rule = getattr(trainer, "welfare", None)
+        if rule is not None and not rule.enough.all():
+            below = [name for name, enough in zip(rule.component_names, rule.enough, strict=True) if not enough]
+            welfare["below_evidence_floor"] = ", ".join(below)
     utility = getattr(trainer, "utility", None)
     return {
         "name": name,

@@ -121,7 +121,8 @@ class TRLPolicyMixin(MaxMinMixin):
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
-        self._init_maxmin(mixing_weights, welfare_function, reference_statistics)
+        source = None if rewards is None else rewards.source
+        self._init_maxmin(mixing_weights, welfare_function, reference_statistics, source)
 
     def _stop_at_turns(self, train_dataset: Any) -> None:
         """Tokens that end a reply: the policy's, and the tokenizer's. In a conversation the one that closes a turn

@@ -25,8 +25,10 @@ from ...data.columns import (
     known_groups,
     prepare_preferences,
     split_by_annotator,
+    split_by_text,
     without_ties,
 )
+from ...data.texts import number_values
 from ...functional.em import annealed_beta
 from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
 from ...functional.em_linear import LinearMixture, fit_linear_rewards
@@ -50,6 +52,7 @@ from .em_state import EMState
 from .heads import fit_feature_map, fit_temperatures, set_heads
 from .mixture_reward_config import MixtureRewardConfig
 from .setup import build_mixture, require_effect, require_whole_weights
+from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, scores_of_new_people, weigh_evidence
 from .text_features import TextFeatures
 
 
@@ -143,7 +146,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         fewest = min(self._candidates) if self._candidates else num_components
         groups = known_groups(train_dataset, args.group_column, fewest)
         if eval_dataset is None:
-            train_dataset, eval_dataset = split_by_annotator(train_dataset, args.heldout_fraction, args.seed)
+            # A trained trunk knows the texts it was trained on; heads are refitted without them.
+            split = split_by_text if args.train_trunk and args.calibrate_temperature else split_by_annotator
+            train_dataset, eval_dataset = split(train_dataset, args.heldout_fraction, args.seed)
         else:
             eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
@@ -300,6 +305,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if resume:
             self.em_state.load(resume)
             return self._train_trunk(*args, **kwargs)
+        # What a mixture that was given had been calibrated to says nothing of the rewards that it will have.
+        self.mixture.config.temperatures = [1.0] * self.mixture.num_components
+        self.mixture.config.evidence_weight = 1.0
         if not self.args.train_trunk:
             pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
             fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
@@ -335,6 +343,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(0, -fitted.score, metrics)
+
+    @property
+    def _prior_scale(self) -> float:
+        """Of the heads on the frozen trunk."""
+        return self.args.prior_scale
 
     def _set_num_components(self, count: int) -> None:
         self.mixture.keep_components(count)
@@ -561,14 +574,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         saves = self.args.save_strategy != SaveStrategy.NO
         if saves:
             self.save_model(_internal_call=True)  # no push: the calibrated one follows
-        if self.eval_dataset is None:
-            if self.args.calibrate_temperature:
-                logger.warning(
-                    "No pairs are held out, so the temperatures of the components stay 1 and nothing says how sure "
-                    "their rewards may be. Set heldout_fraction, give an eval_dataset, or calibrate_temperature=False."
-                )
-            return
-        for title, measure in (("calibration", self._calibrate_temperatures), ("held-out figures", self._measure)):
+        measures = {
+            "weight of the evidence": self._weigh_evidence,
+            "calibration": self._calibrate_temperatures,
+            "held-out figures": self._measure,
+        }
+        for title, measure in measures.items():
             try:
                 measure()
             except Exception as error:
@@ -581,25 +592,76 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if saves:
             self.save_model(_internal_call=True)
 
+    def _weigh_evidence(self) -> None:
+        """How much each pair of an annotator says about who they are; posteriors follow."""
+        if self.mixture.num_components == 1:
+            return
+        state, seed = self.em_state, self.args.seed
+        if self.args.train_trunk:
+            scores, data = state.pair_scores(), self.train_dataset
+            numbers = torch.tensor(number_values(map(tuple, [*data["chosen_ids"], *data["rejected_ids"]])))
+            texts = numbers.chunk(2)
+        else:
+            pairs = self.feature_pairs(self.train_dataset)
+            responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
+            scores = scores_of_new_people(pairs, responsibilities, self._prior_scale, seed)
+            texts = (pairs.chosen, pairs.rejected)
+        found = weigh_evidence(scores, texts, state.annotator_index, state.mixing_weights, seed)
+        weight = found.weight if found else 1.0
+        state.weigh(weight)
+        self.mixture.config.evidence_weight = self.final_facts["evidence_weight"] = weight
+        self.final_facts["assignment_calibration"] = found.to_dict() if found else None
+        self._describe_components()
+
     def _calibrate_temperatures(self) -> None:
+        """Temperatures from pairs of texts that the rewards do not know."""
         if not self.args.calibrate_temperature:
             return
+        if not self.args.train_trunk:
+            pairs = self.feature_pairs(self.train_dataset)
+            responsibilities = self.em_state.log_responsibilities.exp()[pairs.annotator_index]
+            differences = differences_on_new_texts(pairs, responsibilities, self._prior_scale, self.args.seed)
+            margin, rows = pairs.margin, differences.isfinite().all(1)
+        elif self.eval_dataset is not None:
+            differences, responsibilities = self.reward_differences(self.eval_dataset), self._eval_responsibilities()
+            margin, known = margins_of(self.eval_dataset), self._known_texts(self.eval_dataset)
+            rows = ~known.any(1)
+            if int(rows.sum()) < MIN_NEW_PAIRS:
+                rows = ~known.all(1) if not known.all(1).all() else torch.ones(len(known), dtype=torch.bool)
+        else:
+            rows = torch.zeros(0, dtype=torch.bool)
+        if not rows.any():
+            logger.warning(
+                "No pairs of texts that the rewards do not know are held out, so the temperatures of the components "
+                "stay 1 and nothing says how sure their rewards may be. Set heldout_fraction, give an eval_dataset, "
+                "or calibrate_temperature=False."
+            )
+            return
         temperatures = fit_temperatures(
-            self.reward_differences(self.eval_dataset).double(),
-            self._eval_responsibilities(),
-            margins_of(self.eval_dataset),
+            differences[rows].double(),
+            responsibilities[rows].double(),
+            None if margin is None else margin[rows],
             self.mixture.described_components,
             self.mixture.component_names,
         )
         self.mixture.scale_heads(temperatures)
 
     def _measure(self) -> None:
-        self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
+        if self.eval_dataset is not None:
+            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
+
+    def _known_texts(self, dataset: Dataset) -> torch.Tensor:
+        """`(N, 2)`: whether the chosen and the rejected text of each pair stand in training pairs."""
+        train = self.train_dataset
+        known = set(map(tuple, [*train["chosen_ids"], *train["rejected_ids"]]))
+        sides = (dataset["chosen_ids"], dataset["rejected_ids"])
+        return torch.tensor([[tuple(ids) in known for ids in side] for side in sides]).T
 
     def _describe_components(self) -> None:
         """Into the mixture's configuration: whom EM found, as numbers."""
         self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
         self.mixture.config.component_annotators = self.em_state.annotators_of_components()
+        self.mixture.config.component_pairs = self.em_state.pairs_of_components()
 
     @torch.no_grad()
     def reward_differences(self, dataset: Dataset) -> torch.Tensor:
@@ -620,7 +682,28 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _log_likelihood(self, dataset: Dataset) -> torch.Tensor:
         """`(N, K)` of a prepared data set's pairs, nats, float64."""
-        differences = self.reward_differences(dataset).double()
+        return self.pair_log_likelihood(self.reward_differences(dataset), dataset)
+
+    def pair_log_likelihood(
+        self, differences: torch.Tensor, dataset: Dataset, as_fitted: bool = False
+    ) -> torch.Tensor:
+        """Log-likelihood of pairs. A temperature says how sure a reward may be of a text that it does not know; of two
+        texts of the training pairs, rewards are as sure as they were fitted.
+
+        Args:
+            differences (`torch.Tensor` of shape `(N, K)`): from [`~MixtureRewardTrainer.reward_differences`].
+            dataset (`Dataset`): theirs.
+            as_fitted (`bool`): of all texts, as where they are evidence of who somebody is.
+
+        Returns:
+            `torch.Tensor` of shape `(N, K)`, nats, float64.
+        """
+        temperatures = torch.tensor(self.mixture.config.temperatures, dtype=torch.float64)
+        undone = differences.double() * temperatures
+        if as_fitted or (temperatures == 1).all():
+            differences = undone
+        else:
+            differences = torch.where(self._known_texts(dataset).all(1, keepdim=True), undone, differences.double())
         return preference_log_likelihood(differences, torch.zeros_like(differences), margins_of(dataset))
 
     def _eval_responsibilities(self) -> torch.Tensor:
@@ -655,7 +738,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """
         scores, people = torch.zeros(0, self.em_state.num_components), torch.zeros(0, dtype=torch.long)
         if self.eval_dataset is not None:
-            scores = self._log_likelihood(self.eval_dataset)
+            differences = self.reward_differences(self.eval_dataset)
+            scores = self.pair_log_likelihood(differences, self.eval_dataset, as_fitted=True)
             people = torch.tensor(self.eval_dataset["annotator_index"])
         return AnnotatorPosterior(self.annotators.annotator_ids, *self.em_state.posterior(scores, people))
 
