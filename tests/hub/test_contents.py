@@ -28,7 +28,7 @@ from trl_maxmin.hub.evaluation_files import (
     public_groups,
     public_report,
 )
-from trl_maxmin.hub.local_paths import for_publication, read_config, without_local
+from trl_maxmin.hub.local_paths import for_publication, without_local
 from trl_maxmin.hub.plan import model_contents, plan_policy
 from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.run_record import RunRecord
@@ -280,8 +280,8 @@ class TestPaths:
     @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000, "\x80"])
     def test_a_configuration_that_is_none(self, tmp_path, text):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
-        with pytest.raises(ValueError, match="config.json (is not JSON|must hold a JSON object)"):
-            read_config(tmp_path / "config.json")
+        with pytest.raises(ValueError, match="config.json (is no JSON|holds a |has brackets)"):
+            for_publication(tmp_path / "config.json")
 
     def test_the_critics_base_is_replaced_too(self, tmp_path):
         make_adapter(tmp_path, base="/home/ann/base")

@@ -8,11 +8,12 @@ an evaluation folder gives is in `evaluation_files.py`, and how paths leave the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from ..reading import read_json
 
 
 CARD, FIGURE = "README.md", "comparison.png"
@@ -138,9 +139,9 @@ def _weight_names(folder: Path) -> Iterator[str]:
 
 def _shards(index: Path, stem: str) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         found = [_SHARD.fullmatch(name) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of weights ({type(error).__name__}). Save the model anew.") from error
     if not names or not all(match and match[1] == stem for match in found):
         named = ", ".join(map(str, names)) or "no shard"

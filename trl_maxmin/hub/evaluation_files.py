@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..reading import read_json
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .contents import CARD, plain_file
 
@@ -85,7 +86,7 @@ def columns_of(content: Path | bytes) -> list[str]:
         ValueError: it is no such file.
     """
     if isinstance(content, bytes):
-        return list(json.loads(content.split(b"\n", 1)[0]))
+        return list(read_json(content.split(b"\n", 1)[0], name="the first line"))
     if content.suffix != ".parquet":
         return list(next(_lines(content), {}))
     from pyarrow.parquet import read_schema
@@ -100,8 +101,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for line in file:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = read_json(line, name="a line")
+            except ValueError as error:
                 raise _refuse(path, str(error)) from error
             if not isinstance(row, dict):
                 raise _refuse(path, f"a line holds {type(row).__name__}, not an object")
@@ -180,14 +181,14 @@ def _as_record(path: Path, fields: Any) -> RunRecord:
     found = _object(path)
     try:
         return RunRecord().update("evaluation", **fields(found))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _refuse(path, str(error)) from error
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = read_json(path)
+    except ValueError as error:
         raise _refuse(path, str(error)) from error
     if not isinstance(found, dict):
         raise _refuse(path, f"it holds {type(found).__name__}, not an object")
