@@ -27,6 +27,7 @@ from ..._compat import _BaseTrainer, unwrap_model_for_generation
 from ...functional import ppo
 from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
+from ...reading import read_json_object
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.sampling import sample_completions, sampling_config, seeded
 from ..scoring.sources import RewardBatch, build_reward_source, models_of, refuse_infinite
@@ -521,7 +522,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         state_file = Path(resume_from_checkpoint) / STATE_FILE
         if state_file.exists():
-            self.kl_coef = json.loads(state_file.read_text())["kl_coef"]
+            self.kl_coef = read_json_object(state_file)["kl_coef"]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
