@@ -93,7 +93,7 @@ def make_record(version=0):
 GPT2 = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 16, "bos_token_id": 1}
 GPT2 |= {"eos_token_id": 2, "pad_token_id": 0}
 _WORDS = {"type": "WordLevel", "vocab": {"<pad>": 0, "film": 3}, "unk_token": "<pad>"}
-TOKENIZER = json.dumps({"version": "1.0", "model": _WORDS}).encode()
+TOKENIZER = json.dumps({"version": "1.0", "added_tokens": [], "model": _WORDS}).encode()
 OTHER_TOKENIZER = TOKENIZER.replace(b"film", b"movie")
 
 

@@ -49,7 +49,23 @@ def plant(folder, value_head=True):
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 
 
+#: A card that somebody else or another tool wrote: of its metadata some is kept, of its text nothing.
+README = f"""---
+license: mit
+base_model: {HOME}/base
+datasets: [{HOME}/prefs.jsonl, me/prefs]
+tags: [films]
+adapter_of: {MARK}
+---
+
+# Notes
+{MARK} {TOKEN} {HOME}/x
+"""
+
+
 def _plant_here(place, secret, value_head):
+    if not (place / "README.md").exists():
+        (place / "README.md").write_text(README)
     for name in (*PICKLES, *TEXTS):
         if not (place / name).exists():  # on a disk that tells Config.json from config.json
             (place / name).write_bytes(f"\x80 {MARK} {ANNOTATOR} {TOKEN} {HOME}/x".encode("latin-1"))

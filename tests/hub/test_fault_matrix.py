@@ -10,7 +10,8 @@ from tests.hub.artefacts import make_adapter, make_app, make_output, make_record
 from tests.hub_server import FAULTS, OTHER, WRITE
 from trl_maxmin.hub import HubError, PushOptions, plan_output_folder, publish, publish_collection
 from trl_maxmin.hub.collection import UNFINISHED, collection_items
-from trl_maxmin.hub.plan import plan_component, plan_dataset, plan_mixture, plan_policy, plan_space
+from trl_maxmin.hub.plan import plan_component, plan_dataset, plan_mixture, plan_policy
+from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.hub.push import Published
 
 

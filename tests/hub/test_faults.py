@@ -12,7 +12,8 @@ from tests.hub_server import OTHER, READ, WRITE
 from tests.hub_store import Commit, make_blob, now
 from trl_maxmin.hub import HubError, PushOptions, RepoPlan, plan_output_folder, publish, publish_repo
 from trl_maxmin.hub.faults import explain, keep_secret, without_tokens
-from trl_maxmin.hub.plan import plan_mixture, plan_space
+from trl_maxmin.hub.plan import plan_mixture
+from trl_maxmin.hub.plan_app import plan_space
 
 
 def plan(folder, repo_id="me/film-mixture", **options):
@@ -24,12 +25,12 @@ def plan(folder, repo_id="me/film-mixture", **options):
     ("fault", "path", "words"),
     [
         (401, None, ("401", "does not know this token", "hf auth login")),
-        (402, "/repos/create", ("402", "payment", "zero-a10g")),
+        (402, "/repos/create", ("402", "payment", "plan")),
         (403, "/commit/", ("403", "may not write", "token with write access")),
         (404, "/commit/", ("404", "shows no such repository", "spelling")),
         (409, "/commit/", ("409", "somebody else", "Wait")),
         (412, "/commit/", ("412", "new commit", "nothing of theirs was overwritten")),
-        (413, "/commit/", ("413", "larger than", "max_shard_size")),
+        (413, "/commit/", ("413", "larger than", "save_pretrained(folder, max_shard_size")),
         (429, "/commit/", ("429", "limits how often", "Wait 7 s")),
         (400, "/commit/", ("400", "malformed")),
         (500, "/commit/", ("500", "in trouble", "status.huggingface.co")),

@@ -15,9 +15,9 @@ from trl_maxmin.hub.plan import (
     plan_dataset,
     plan_mixture,
     plan_policy,
-    plan_space,
     result_rows,
 )
+from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.run_record import RunRecord
 
 

@@ -10,7 +10,8 @@ from tests.hub.artefacts import make_output
 from tests.hub_server import OTHER
 from trl_maxmin.hub import HubError, PushOptions, plan_output_folder, publish, publish_collection, pull
 from trl_maxmin.hub.collection import collection_items
-from trl_maxmin.hub.pull import place
+from trl_maxmin.hub.files import place_of_repo as place
+from trl_maxmin.hub.mirror import LIST
 
 
 def push(folder, **options):
@@ -23,7 +24,7 @@ def same(folder, pulled):
     """Every pulled file but card and record is the one that was pushed."""
     names = [p.relative_to(pulled) for p in pulled.rglob("*") if p.is_file() and ".cache" not in p.parts]
     # A configuration loses what is of this machine alone.
-    made = {"config.json", "README.md", "run_record.json", "results.jsonl", "comparison.png"}
+    made = {LIST, "config.json", "README.md", "run_record.json", "results.jsonl", "comparison.png"}
     compared = [name for name in names if name.name not in made]
     return len(compared) >= 2 and all(filecmp.cmp(folder / name, pulled / name, shallow=False) for name in compared)
 
@@ -116,4 +117,4 @@ def test_nothing_of_that_name(hub, tmp_path, token, monkeypatch):
 def test_places():
     assert place("me/film-policy-max-min", "me/film") == "policies/max-min"
     assert place("me/film-evaluation", "me/film") == "evaluation"
-    assert place("me/other", "me/film") == "other"
+    assert place("me/other", "me/film") == "others/me/other"

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..hub.collection import collection_items, publish_collection
-from ..hub.faults import HubError
+from ..hub.faults import HubError, HubInterrupted
 from ..hub.files import size_of
 from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
-from ..hub.plan import APP_FILES, PushOptions
+from ..hub.plan import PushOptions
+from ..hub.plan_app import APP_FILES
 from ..hub.push import Published, publish
 from .io import print_table
 from .parser import CommandParser, UsageError
@@ -166,20 +167,24 @@ def run(argv: Sequence[str]) -> None:
 
     print_left_out(plan)
     publish(plan.repos, command=command, on_done=tell)
+    statuses = [entry.status for entry in done]
     if arguments.collection:
-        push_collection(plan, done, arguments.private, command)
-    print("Nothing has changed." if all(entry.status == "unchanged" for entry in done) else "Done.")
+        statuses.append(push_collection(plan, done, arguments.private, command))
+    print("Nothing has changed." if set(statuses) == {"unchanged"} else "Done.")
 
 
-def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool, command: str) -> None:
-    """The collection, after everything that it shows."""
+def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool, command: str) -> str:
+    """The collection, after everything that it shows; returns what became of it."""
+    repos, itself = [entry.plan.repo_id for entry in done], [f"collection {plan.namespace}/{plan.title}"]
     try:
         slug, status, left_out = publish_collection(
             plan.namespace, plan.title, collection_items(done), optional_items=plan.extra, private=private or None
         )
     except HubError as error:
-        repos = [entry.plan.repo_id for entry in done]
-        raise error.placed(repos, [f"collection {plan.namespace}/{plan.title}"], command) from error.__cause__
+        raise error.placed(repos, itself, command) from error.__cause__
+    except KeyboardInterrupt:
+        raise HubInterrupted(repos, itself, command) from None
     print(f"{status:>9}  collection {slug}")
     for name in left_out:
         print(f"           without {name}, which the Hub does not show")
+    return status

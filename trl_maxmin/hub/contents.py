@@ -143,9 +143,8 @@ def _shards(index: Path, stem: str) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of weights ({type(error).__name__}). Save the model anew.") from error
     if not names or not all(match and match[1] == stem for match in found):
-        raise ValueError(
-            f"{index} names {', '.join(names) or 'no shard'}; shards are {stem}-00001-of-00002.safetensors."
-        )
+        named = ", ".join(map(str, names)) or "no shard"
+        raise ValueError(f"{index} names {named}; shards are called {stem}-00001-of-00002.safetensors.")
     if len({match[3] for match in found if match}) != 1:
         raise ValueError(
             f"{index} names shards of two sets ({', '.join(names)}). Save the model into an empty folder."
@@ -215,7 +214,7 @@ def _is_weight_or_config(name: str) -> bool:
 def is_stale_in_model(name: str) -> bool:
     """Whether a file that a push no longer brings is removed by it: left behind, it would be loaded instead, or it
     should never have been there."""
-    if name in (CARD, "run_record.json", FIGURE):
+    if name in (CARD, "run_record.json"):
         return False
     return is_model_name(name) or bool(_PICKLED.fullmatch(name)) or name in _PRIVATE
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..run_record import RunRecord
-from .contents import plain_file
+from ..run_record import RUN_RECORD_NAME, RunRecord
+from .contents import CARD, plain_file
 
 
 RESULTS_LINES = "results.jsonl"
@@ -18,7 +18,7 @@ EVALUATION = "evaluation.json"
 COMPLETIONS = ("completions.parquet", "completions.jsonl")
 FIGURES = ("win_rate.png", "utility.png", "pareto.png", "training.png")
 #: A data set of ours on the Hub; the lines of results are made from the record.
-DATASET_NAMES = ("README.md", "run_record.json", RESULTS_LINES, EVALUATION, *COMPLETIONS, *FIGURES)
+DATASET_NAMES = (CARD, RUN_RECORD_NAME, RESULTS_LINES, EVALUATION, *COMPLETIONS, *FIGURES)
 
 _REQUIRED, _OPTIONAL = ("policy", "prompt", "completion"), ("finished",)
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
@@ -53,7 +53,7 @@ def evaluation_files(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
 
 def is_stale_in_dataset(name: str) -> bool:
     """Whether a file of an earlier push that a later one no longer brings is removed by it."""
-    return name in DATASET_NAMES and name != "README.md"
+    return name in DATASET_NAMES and name not in (CARD, RUN_RECORD_NAME)
 
 
 def _refuse(path: Path, problem: str) -> ValueError:
@@ -69,35 +69,40 @@ def checked_completions(path: Path) -> Path:
     Raises:
         ValueError: other columns, or values of another kind.
     """
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow.parquet import read_schema
-
-            _check_columns(path, read_schema(path).names)
-        else:
-            for row in _lines(path):
-                _check_columns(path, row)
-                _check_row(path, row)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _refuse(path, str(error)) from error
+    if path.suffix == ".parquet":
+        _check_columns(path, columns_of(path))
+    else:
+        for row in _lines(path):
+            _check_columns(path, row)
+            _check_row(path, row)
     return path
 
 
 def columns_of(content: Path | bytes) -> list[str]:
-    """Columns of a file of rows: in its schema, or in its first line."""
-    if isinstance(content, Path) and content.suffix == ".parquet":
-        from pyarrow.parquet import read_schema
+    """Columns of a file of rows: in its schema, or in its first line.
 
-        return list(read_schema(content).names)
-    if isinstance(content, Path):
+    Raises:
+        ValueError: it is no such file.
+    """
+    if isinstance(content, bytes):
+        return list(json.loads(content.split(b"\n", 1)[0]))
+    if content.suffix != ".parquet":
         return list(next(_lines(content), {}))
-    return list(json.loads(content.split(b"\n", 1)[0]))
+    from pyarrow.parquet import read_schema
+
+    try:
+        return list(read_schema(content).names)
+    except (OSError, ValueError) as error:
+        raise _refuse(content, str(error)) from error
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _refuse(path, str(error)) from error
             if not isinstance(row, dict):
                 raise _refuse(path, f"a line holds {type(row).__name__}, not an object")
             yield row
@@ -151,8 +156,10 @@ def public_groups(path: Path) -> bytes:
     """
     found = _object(path)
     for group, own in found.items():
-        if not isinstance(own, dict) or (other := sorted(set(own) - set(_GROUP))):
-            raise _refuse(path, f"{group} has {', '.join(other) if isinstance(own, dict) else own!r:.80}")
+        if not isinstance(own, dict):
+            raise _refuse(path, f"{group} is {own!r:.80}")
+        if other := sorted(set(own) - set(_GROUP)):
+            raise _refuse(path, f"{group} has {', '.join(other)}")
         for name, value in own.items():
             if not isinstance(value, _GROUP[name]) or isinstance(value, bool):
                 raise _refuse(path, f"{name} of {group} is {value!r:.80}")

@@ -63,6 +63,85 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
+#: Kind -> name of its repository, from the base name that the user gives.
+NAMES = {
+    "base": "{base}-policy-{name}",
+    "component": "{base}-reward-{name}",
+    "mixture": "{base}-mixture",
+    "dataset": "{base}-evaluation",
+    "policy": "{base}-policy-{name}",
+    "space": "{base}-space",
+}
+_PLACES = {
+    "mixture": "mixture",
+    "component": "components/{name}",
+    "policy": "policies/{name}",
+    "dataset": "evaluation",
+}
+#: The Hub's limit for the name of a repository, and what of it is left for the base and for a name of its own.
+_LONGEST, _LONGEST_BASE, _LONGEST_NAME = 96, 48, 40
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text cut to a length that no other text is cut to.
+
+    Example:
+
+    >>> shortened("film", 20), shortened("film" * 10, 20)
+    ('film', 'filmfilmfil-b91e7825')
+    """
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 9].rstrip('-.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def recut(text: str) -> str:
+    """What [`shortened`] made, as long as the base in a repository's name that had to be cut."""
+    return f"{text[: _LONGEST_BASE - 9].rstrip('-.')}{text[-9:]}"
+
+
+def repo_id_of(kind: str, base: str, name: str = "") -> str:
+    """Id of a repository of a push; one that would be too long for the Hub is cut, and stays its own.
+
+    Args:
+        kind (`str`): a key of `NAMES`.
+        base (`str`): `namespace/name` that the user gives.
+        name (`str`): of the component or policy.
+
+    Example:
+
+    >>> repo_id_of("component", "me/film", "likes films"), len(repo_id_of("mixture", "me/" + 90 * "f"))
+    ('me/film-reward-likes-films', 59)
+    """
+    namespace, title = base.split("/")
+    name = slug(name) if name else ""
+    made = NAMES[kind].format(base=title, name=name)
+    if len(made) > _LONGEST:
+        made = NAMES[kind].format(base=shortened(title, _LONGEST_BASE), name=shortened(name, _LONGEST_NAME))
+    return f"{namespace}/{made}"
+
+
+def place_of_repo(repo_id: str, base: str) -> str:
+    """Folder of a repository below the output folder of a pull.
+
+    Args:
+        repo_id (`str`): `namespace/name`.
+        base (`str`): that of the push; its name may be one that was cut.
+
+    Example:
+
+    >>> place_of_repo("me/film-reward-concise", "me/film"), place_of_repo("you/film-mixture", "me/film")
+    ('components/concise', 'others/you/film-mixture')
+    """
+    namespace, title = base.split("/")
+    for text in dict.fromkeys((title, shortened(title, _LONGEST_BASE))):
+        for kind, folder in _PLACES.items():
+            pattern = re.escape(f"{namespace}/{NAMES[kind].format(base=text, name='@')}").replace("@", "(?P<name>.+)")
+            if match := re.fullmatch(pattern, repo_id):
+                return folder.format(**match.groupdict())
+    return f"others/{repo_id}"
+
+
 def size_of(content: Path | bytes) -> int:
     """Bytes of a planned file."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size

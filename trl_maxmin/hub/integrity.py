@@ -168,7 +168,7 @@ def _require_configured(
     from transformers import AutoConfig
 
     from ..models.configuration_mixture_reward import MixtureRewardModelConfig
-    from ..models.limits import require_sane_numbers
+    from ..models.limits import require_enough_weights, require_sane_numbers
 
     require_sane_numbers(config, name)
     _refuse_own_code(config, name)
@@ -183,9 +183,7 @@ def _require_configured(
         raise ValueError(f"{name} has no model_type. Save the model with `save_pretrained`.")
     if config.get("quantization_config"):
         return None  # names and shapes are those of its quantiser, which need not be installed
-    layers = getattr(built.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > len(tensors):
-        raise ValueError(f"{name} describes {layers} layers, and there are {len(tensors)} weights. Copy all files.")
+    require_enough_weights(config, len(tensors), name)
     mixture = isinstance(built, MixtureRewardModelConfig)
     file = ", ".join(sorted({place for place, _ in tensors.values()})[:3])
     with _quiet(), torch.device("meta"):

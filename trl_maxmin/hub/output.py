@@ -10,6 +10,7 @@ from pathlib import Path
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from . import facts
 from .cards import read_record
+from .collection import BASE_NOTE
 from .contents import (
     BASE_FOLDER,
     CARD,
@@ -22,30 +23,17 @@ from .contents import (
     plain_folder,
 )
 from .evaluation_files import evaluation_files
-from .files import check_repo_id, is_hub_id, slug
+from .files import check_repo_id, is_hub_id, repo_id_of, slug
 from .local_paths import read_config
 from .plan import (
-    APP_FILES,
     PushOptions,
-    figure_in,
     plan_component,
     plan_dataset,
     plan_mixture,
     plan_policy,
-    plan_space,
 )
+from .plan_app import APP_FILES, plan_space
 from .push import RepoPlan, in_order
-
-
-#: Kind -> repository id, from the base id that the user gives.
-NAMES = {
-    "base": "{base}-policy-{name}",
-    "component": "{base}-reward-{name}",
-    "mixture": "{base}-mixture",
-    "dataset": "{base}-evaluation",
-    "policy": "{base}-policy-{name}",
-    "space": "{base}-space",
-}
 
 
 @dataclass
@@ -80,7 +68,7 @@ def plan_output_folder(
     Args:
         folder (`str` or `os.PathLike`): with any of `mixture/`, `components/<name>/`, `policies/<name>/`,
             `evaluation/`, `run_record.json`, `comparison.png`; or itself a mixture or a policy.
-        repo_id (`str`): base id, `namespace/name`; the repositories are named after `NAMES`.
+        repo_id (`str`): base id, `namespace/name`; the repositories are named after `hub.files.NAMES`.
         options ([`PushOptions`], *optional*)
         dataset (`bool`): also push the evaluation set and the results.
         space (`str` or `os.PathLike`, *optional*): folder of an app to push as a Space.
@@ -94,42 +82,43 @@ def plan_output_folder(
     check_repo_id(repo_id)
     record = read_record(folder) or RunRecord()
 
-    def ids(kind: str, name: str = "") -> str:
-        return NAMES[kind].format(base=repo_id, name=slug(name) if name else "")
-
     layout = _Layout(folder)
     repos: list[RepoPlan] = []
     for path in layout.components:
-        repos.append(plan_component(path, ids("component", path.name), path.name, record, options))
+        repos.append(plan_component(path, repo_id_of("component", repo_id, path.name), path.name, record, options))
     components = {plan.name: plan.repo_id for plan in repos}
     mixture = dataset_id = None
     if layout.mixture is not None:
-        mixture = ids("mixture")
+        mixture = repo_id_of("mixture", repo_id)
         repos.append(plan_mixture(layout.mixture, mixture, record, options, components))
     if dataset:
-        dataset_id = ids("dataset")
+        dataset_id = repo_id_of("dataset", repo_id)
         repos.append(plan_dataset(plain_folder(folder, "evaluation"), dataset_id, record, options, mixture))
-    figure = figure_in(folder, record)
+    figure = plain_file(folder, FIGURE)
     base = None
     for path in layout.policies:
         name = path.name if path != folder else slug(record.policy.get("name", "") or "aligned")
         kind = "base" if name == "reference" else "policy"
         links = {"mixture": mixture, "dataset": dataset_id, "figure": figure} if kind == "policy" else {}
         # Policies of one folder start from its reference policy, unless they say otherwise.
-        plan = plan_policy(path, ids(kind, name), name, record, options, kind=kind, fallback_base=base, **links)
+        plan = plan_policy(
+            path, repo_id_of(kind, repo_id, name), name, record, options, kind=kind, fallback_base=base, **links
+        )
         base = plan.repo_id if kind == "base" else base
         repos.append(plan)
     if space is not None:
         shown = [plan.repo_id for plan in repos if plan.repo_type == "model"]
         sets = [dataset_id] if dataset_id else []
         groups = facts.groups_of(record.evaluation)
-        repos.append(plan_space(space, ids("space"), options, models=shown, datasets=sets, groups=groups))
+        repos.append(
+            plan_space(space, repo_id_of("space", repo_id), options, models=shown, datasets=sets, groups=groups)
+        )
     if not repos:
         raise ValueError(
             f"{folder} holds nothing to push: no mixture/, no components/, no policies/, and it is no model itself."
         )
     bases = [options.base_model, record.reward.get("base_model"), record.policy.get("base_model")]
-    extra = [(name, "model", "base model") for name in dict.fromkeys(bases) if is_hub_id(name)]
+    extra = [(name, "model", BASE_NOTE) for name in dict.fromkeys(bases) if is_hub_id(name)]
     namespace, title = repo_id.split("/")
     left_out = layout.left_out(dataset, options.value_head) + (_left_in_app(Path(space), options) if space else [])
     return OutputPlan(in_order(repos), title, namespace, extra, left_out)
@@ -148,7 +137,7 @@ def plan_single_model(folder: str | os.PathLike[str], repo_id: str, options: Pus
         plan = plan_mixture(folder, repo_id, record, options)
     elif _kind(folder) == "policy":
         name = record.policy.get("name") or folder.resolve().name
-        plan = plan_policy(folder, repo_id, name, record, options, figure=figure_in(folder, record))
+        plan = plan_policy(folder, repo_id, name, record, options)
     else:
         raise ValueError(f"{folder} is neither a mixture nor a policy. Leave --exact out to push a whole run.")
     namespace, title = repo_id.split("/")

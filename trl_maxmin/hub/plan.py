@@ -8,15 +8,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-
-from huggingface_hub import RepoCard
 
 from ..run_record import RunRecord
 from . import facts
 from .card_keeping import is_edited, what_is_lost
-from .cards import CardContext, card_files, read_record, space_card
+from .cards import CardContext, card_files, read_record
 from .contents import CARD, CONFIGS, FIGURE, TOKENIZER, critic_files, mixture_files, model_files, plain_file
 from .evaluation_files import RESULTS_LINES, checked_picture, columns_of, evaluation_files
 from .files import is_hub_id
@@ -27,10 +25,6 @@ from .push import RepoPlan
 
 logger = logging.getLogger(__name__)
 
-#: Of an app whose folder is given; other files of it are named one by one.
-APP_FILES = (
-    *"app.py index.html style.css script.js requirements.txt pre-requirements.txt packages.txt Dockerfile".split(),
-)
 _CLEANED = (*CONFIGS, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -44,7 +38,7 @@ class PushOptions:
         base_model (`str`, *optional*): Hub id of the base model, where the folders only know a path.
         value_head (`bool`): PPO's critic is published beside the policies, which nobody needs to use them.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
-        space_files (`tuple[str, ...]`): files of the Space's folder beyond `APP_FILES`.
+        space_files (`tuple[str, ...]`): files of the Space's folder beyond `plan_app.APP_FILES`.
         language (`str` or `list[str]`, *optional*): for the cards.
         datasets (`tuple[str, ...]`): Hub ids of the training data, where the record does not name them.
     """
@@ -239,7 +233,8 @@ def plan_policy(
         record ([`RunRecord`]): of the whole run: what was evaluated.
         options ([`PushOptions`])
         mixture (`str`, *optional*), dataset (`str`, *optional*): repositories that are published before.
-        figure (`Path`, *optional*): the comparison figure.
+        figure (`Path`, *optional*): the comparison figure of the run; default: the one in the folder. It is shown
+            where the record has win rates.
         kind (`str`): `"base"` for the reference policy that others start from.
         fallback_base (`str`, *optional*): the base where neither the files nor the record name one on the Hub.
 
@@ -250,8 +245,8 @@ def plan_policy(
     value_head = options.value_head and kind == "policy"
     model = model_contents(folder, f"The policy {name!r}", options.base_model, fallback_base, value_head=value_head)
     record = _record("policy", folder, record, name).update("policy", name=name)
-    if kind == "policy" and figure is None:  # of a run that was pulled, it lies beside each policy
-        figure = figure_in(folder, record)
+    figure = figure or plain_file(Path(folder), FIGURE)
+    figure = figure if record.evaluation.get("win_rate") else None
     # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
     on_it = Path(str(record.policy.get("reward_model", ""))).name == "mixture"
     context = options.context(
@@ -263,7 +258,7 @@ def plan_policy(
         tags=list(tags),
         value_head=value_head,
     )
-    if not facts.hub_id(context.base_model, context.file_base, record.policy.get("base_model")):
+    if not context.base(record.policy.get("base_model"), record):
         context.base_model = fallback_base
     made = card_files("policy", name, record, context, peft=model.peft, earlier=_earlier(folder))
     if figure is not None:
@@ -308,48 +303,3 @@ def result_rows(record: RunRecord) -> list[dict[str, Any]]:
             row |= {"win_rate_low": rate.get("low"), "win_rate_high": rate.get("high")}
             rows.append(row | {"utility": utility.get(policy, {}).get(group)})
     return rows
-
-
-def plan_space(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    options: PushOptions,
-    *,
-    models: list[str],
-    datasets: list[str] | None = None,
-    groups: list[str] | None = None,
-) -> RepoPlan:
-    """An app's folder as a Space: the files of `APP_FILES`, and those that `options.space_files` names.
-
-    Raises:
-        ValueError: there is no `app.py` (of a static Space: no `index.html`), a named file is not there, or one is a
-            link.
-    """
-    folder = Path(folder)
-    main = "index.html" if options.space_sdk == "static" else "app.py"
-    if not (folder / main).is_file():
-        raise ValueError(f"{folder} has no {main}, so it is not an app. Give the folder of the Space with --space.")
-    files: dict[str, Path | bytes] = {}
-    for name in (*APP_FILES, *options.space_files):
-        path = None if PurePosixPath(name).is_absolute() or ".." in name.split("/") else plain_file(folder, name)
-        if path is not None:
-            files[name] = path
-        elif name not in APP_FILES:
-            raise ValueError(f"There is no file {name!r} below {folder}. Name files by their paths in that folder.")
-    readme = own.read_text(encoding="utf-8") if (own := plain_file(folder, CARD)) is not None else ""
-    card = space_card(
-        CardContext(repo_id, license=options.license),
-        models=models,
-        datasets=datasets,
-        front_matter=RepoCard(readme, ignore_metadata_errors=True).data.to_dict() if readme else {},
-        sdk=options.space_sdk,
-        groups=groups,
-    )
-    files[CARD] = str(card).encode()
-    hosting = {"space_sdk": card.data.to_dict()["sdk"], "space_hardware": options.space_hardware}
-    return RepoPlan(repo_id, "space", "", files, private=options.private, **hosting)
-
-
-def figure_in(folder: str | os.PathLike[str], record: RunRecord) -> Path | None:
-    """The comparison figure of a run, where the run was evaluated."""
-    return plain_file(Path(folder), FIGURE) if record.evaluation.get("win_rate") else None

@@ -21,7 +21,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from .card_keeping import keep, what_is_lost
 from .contents import CARD, is_stale_in_model, is_stale_in_space
 from .evaluation_files import is_stale_in_dataset
-from .faults import HubError, ask, keep_secret
+from .faults import HubError, HubInterrupted, ask, keep_secret
 from .files import check_repo_id, digests, size_of
 
 
@@ -228,6 +228,7 @@ def publish(
 
     Raises:
         HubError: with what is complete, what is not, and how to continue.
+        HubInterrupted: on Ctrl-C, with the same.
         ValueError: two plans for one repository, or as [`publish_repo`].
     """
     plans = in_order(plans)
@@ -238,6 +239,9 @@ def publish(
         except HubError as error:
             complete, missing = [p.plan.repo_id for p in done], [p.repo_id for p in plans[number:]]
             raise error.placed(complete, missing, command) from error.__cause__
+        except KeyboardInterrupt:
+            complete, missing = [p.plan.repo_id for p in done], [p.repo_id for p in plans[number:]]
+            raise HubInterrupted(complete, missing, command) from None
         done.append(published)
         if on_done is not None:
             on_done(published)

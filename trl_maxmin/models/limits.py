@@ -16,8 +16,9 @@ from ..reading import printable
 
 MAX_COMPONENTS = 1000
 #: What the last words of a setting's name say it counts, and how many there may be.
+_LAYERS = re.compile(r"(^|_)(n_layer|n_layers|layers|depth|depths|blocks|n_block)$")
 _LIMITS = (
-    (re.compile(r"(^|_)(n_layer|n_layers|layers|depth|depths|blocks|n_block)$"), 0, 1_000),
+    (_LAYERS, None, 1_000),
     (re.compile(r"(^|_)(n_head|heads|experts|groups|stages|components|branches)$"), None, 100_000),
     (re.compile(r"(^|_)(labels)$"), 1, 100_000),
     (re.compile(r"^(vocab_size|hidden_size|n_embd|d_model)$"), 1, 2**24),
@@ -57,6 +58,22 @@ def require_sane_numbers(config: dict[str, Any], name: str) -> None:
                 )
         if abs(number) > _LARGEST and not isinstance(number, float):
             raise ValueError(f"{name}: {path} is {printable(number, 40)}; no setting is that large. Correct it.")
+
+
+def require_enough_weights(config: dict[str, Any], number: int, name: str) -> None:
+    """Raise where a configuration has so many layers that building them, to find them missing, would take minutes.
+
+    Args:
+        config (`dict`): what `config.json` holds.
+        number (`int`): of tensors in the files beside it. Families that use a layer ten times over are none.
+        name (`str`): of the file, for the message.
+
+    Raises:
+        ValueError: more than ten layers a tensor.
+    """
+    for path, key, layers in _numbers(config):
+        if _LAYERS.search(key) and layers > 10 * number:
+            raise ValueError(f"{name} describes {layers} layers ({path}), beside {number} weights. Copy all files.")
 
 
 def _numbers(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, str, int | float]]:

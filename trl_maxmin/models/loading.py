@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..reading import printable, read_header, read_json_object
-from .limits import require_sane_numbers
+from .limits import require_enough_weights, require_sane_numbers
 
 
 #: What the host raises of files that others wrote, whose settings may have any type and value.
@@ -191,7 +191,7 @@ def require_model_folder(
             f"{argument}: the folder {folder} holds no model: neither config.json nor adapter_config.json is "
             f"there.{hint}"
         )
-    _read_json(folder / config, argument)
+    settings = _read_json(folder / config, argument)
     if not weights:
         return
     is_adapter = (folder / "adapter_config.json").is_file()
@@ -210,7 +210,7 @@ def require_model_folder(
     for file in files:
         if not file.is_file():
             raise ValueError(f"{argument}: {file} is missing; {folder} holds {len(files)} files of weights. Copy all.")
-        _require_whole(file, argument)
+    _require_whole(files, settings, f"{folder / config}", argument)
 
 
 def _require_on_hub(
@@ -232,17 +232,18 @@ def _require_on_hub(
             return None
 
     with suppress(OSError):
+        settings: dict[str, Any] = {}
         for file in ("config.json", "adapter_config.json"):
             if path := fetch(file):
-                _read_json(path, argument)
+                settings |= _read_json(path, argument)
         for file in (_WEIGHTS[0], _WEIGHTS[1], _ADAPTER_WEIGHTS[0]) if weights else ():
             path = fetch(file)
             if path is None:
                 continue
-            for shard in map(fetch, _shards(path, argument)) if path.suffix == ".json" else [path]:
-                if shard is None:
-                    raise ValueError(f"{argument}: {file} of {name} names files that are missing. Take another model.")
-                _require_whole(shard, argument)
+            shards = list(map(fetch, _shards(path, argument))) if path.suffix == ".json" else [path]
+            if None in shards:
+                raise ValueError(f"{argument}: {file} of {name} names files that are missing. Take another model.")
+            _require_whole([shard for shard in shards if shard], settings, f"config.json of {name}", argument)
             return
 
 
@@ -269,7 +270,7 @@ def read_tensors(file: str | os.PathLike, argument: str) -> dict[str, torch.Tens
     """
     if not os.path.isfile(file):
         raise ValueError(f"{argument}: {file} is missing.")
-    _require_whole(Path(file), argument)
+    _require_whole([Path(file)], {}, "", argument)
     return load_file(file)
 
 
@@ -406,20 +407,31 @@ def _read_json(file: Path, argument: str) -> dict[str, Any]:
     return found
 
 
-def _require_whole(file: Path, argument: str) -> None:
+def _require_whole(files: Iterable[Path], config: dict[str, Any], name: str, argument: str) -> None:
+    """Files of weights are whole, and not of much fewer layers than the configuration (called `name`) has."""
+    number = 0
     try:
-        if file.suffix == ".safetensors":
-            read_header(file)
-        elif file.stat().st_size == 0:
-            raise ValueError(f"{file} is cut off or damaged (it is empty). Copy it again.")
+        for file in files:
+            if file.suffix == ".safetensors":
+                number += len(read_header(file))
+            elif file.stat().st_size == 0:
+                raise ValueError(f"{file} is cut off or damaged (it is empty). Copy it again.")
+        if number:
+            require_enough_weights(config, number, name)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
 
 
-def _file_of(name: str, subfolder: str = "", **_: Any) -> str:
-    """The file that holds the weights, or lists the files that do; of the Hub, the id."""
-    candidates = (Path(name, subfolder, file) for file in (*_WEIGHTS, *_ADAPTER_WEIGHTS))
-    return str(next((file for file in candidates if file.is_file()), name))
+def _file_of(name: str, subfolder: str = "", **place: Any) -> str:
+    """The file that holds the weights, or lists the files that do."""
+    for file in (*_WEIGHTS, *_ADAPTER_WEIGHTS):
+        if os.path.isfile(path := os.path.join(name, subfolder, file)):
+            return path
+        if not os.path.isdir(name):
+            where = {key: place[key] for key in ("cache_dir", "revision") if key in place}
+            if isinstance(try_to_load_from_cache(name, os.path.join(subfolder, file), **where), str):
+                return f"{file} of {name}"
+    return name
 
 
 def left_over(unexpected: Iterable[str], model: PreTrainedModel) -> list[str]:

@@ -219,7 +219,8 @@ class HubPushMixin:
         card: Mapping[str, Any] = MappingProxyType({}),
         value_head: bool = False,
     ) -> Any:
-        from ...hub.plan import PushOptions, figure_in, plan_mixture, plan_policy
+        from ...hub.contents import FIGURE, plain_file
+        from ...hub.plan import PushOptions, plan_mixture, plan_policy
 
         given = {name: card[name] for name in ("license", "language", "base_model") if card.get(name)}
         options = PushOptions(private, value_head=value_head, **given)
@@ -228,7 +229,7 @@ class HubPushMixin:
         if self._is_mixture():
             return plan_mixture(folder, repo_id, record, options, tags=tags)
         name = record.policy.get("name") or Path(self.args.output_dir).resolve().name
-        figure = figure_in(self.args.output_dir, record)
+        figure = plain_file(Path(self.args.output_dir), FIGURE)
         return plan_policy(folder, repo_id, name, record, options, tags=tags, figure=figure)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
