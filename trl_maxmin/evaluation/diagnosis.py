@@ -52,8 +52,8 @@ class Diagnosis:
         selection (`dict`): K -> `mean` held-out log-likelihood (nats a pair), `difference` to the best and its
             `standard_error`, clustered by annotator.
         diversity (`list[list[float]]`): total variation between groups, K x K.
-        by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where groups
-            are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
+        by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where
+            groups are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
             `accuracy_own` and `accuracy_single` on held-out pairs, `epsilon` (the group's margin of diversity),
             `predicted` (`epsilon (1 - share_of_pairs)`: the least total variation of everybody's preferences to the
             group's), `parameter_distance` with its bound `parameter_bound`, and `gap` with its bound

@@ -206,8 +206,8 @@ def _draw_lines(axes: Any, curves: Mapping[str, Sequence[Sequence[float]]]) -> N
 
 
 def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Evidence for K, what the single reward costs each group as the group's share varies, and, of groups that EM found,
-    how often two halves of a person's pairs agree against how often posteriors say so.
+    """Evidence for K, what the single reward costs each group as the group's share varies, and, of groups that EM
+    found, how often two halves of a person's pairs agree against how often posteriors say so.
 
     Args:
         diagnosis (`Mapping`): `Diagnosis.to_dict()`.
@@ -215,9 +215,8 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     """
     curves = diagnosis["curves"]
     calibration = (diagnosis.get("assignment_calibration") or {}).get("curve") if curves else None
-    figure, panels = _canvas(
-        2 + bool(calibration) if curves else 1, 9.4 + 4.2 * bool(calibration) if curves else 5.0, 4.4
-    )
+    count = 1 + bool(curves) + bool(calibration)
+    figure, panels = _canvas(count, (5.0, 9.4, 13.6)[count - 1], 4.4)
     axes = panels[0]
     ks = sorted(diagnosis["selection"], key=int)
     below = [-diagnosis["selection"][k]["difference"] for k in ks]

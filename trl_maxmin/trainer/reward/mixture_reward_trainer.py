@@ -52,7 +52,7 @@ from .em_state import EMState
 from .heads import fit_feature_map, fit_temperatures, set_heads
 from .mixture_reward_config import MixtureRewardConfig
 from .setup import build_mixture, require_effect, require_whole_weights
-from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, scores_of_new_people, weigh_evidence
+from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, say_how_sure, scores_of_new_people, weigh_evidence
 from .text_features import TextFeatures
 
 
@@ -609,6 +609,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             scores = scores_of_new_people(pairs, responsibilities, self._prior_scale, seed)
             texts = (pairs.chosen, pairs.rejected)
         found = weigh_evidence(scores, texts, state.annotator_index, state.mixing_weights, seed)
+        say_how_sure(found)
         weight = found.weight if found else 1.0
         state.weigh(weight)
         self.mixture.config.evidence_weight = self.final_facts["evidence_weight"] = weight
