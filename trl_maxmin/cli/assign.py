@@ -18,6 +18,7 @@ from ..data.texts import distinct_texts, prompts_of
 from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..models import AnnotatorPosterior, MixtureRewardModel
+from ..models.base import pick_device, place
 from .io import print_table, read_dataset
 from .loading import require_model
 from .output_folder import require_writable
@@ -83,6 +84,7 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"--output_file {arguments.output_file} is a folder. Name a file, such as annotators.json.")
     require_writable(Path(arguments.output_file).parent, "--output_file: the folder")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
+    place(mixture, pick_device())
     evidence = mixture.preference_evidence(rows, batch_size=arguments.batch_size)
     weight = mixture.config.evidence_weight
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])

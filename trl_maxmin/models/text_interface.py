@@ -102,13 +102,17 @@ def calibrate(
             f"Give the same number of replies to each of the {len(prompts)} prompts, got "
             f"{sorted({len(replies) for replies in completions})} for {len(completions)} prompts."
         )
-    rewards = mixture.score(
-        [prompt for prompt in prompts for _ in range(num_replies)],
-        [reply for replies in completions for reply in replies],
-        finished=True if finished is None else [flag for flags in finished for flag in flags],
-        processing_class=processing_class,
-        batch_size=batch_size,
-    ).view(len(prompts), num_replies, mixture.num_components)
+    rewards = (
+        mixture.score(
+            [prompt for prompt in prompts for _ in range(num_replies)],
+            [reply for replies in completions for reply in replies],
+            finished=True if finished is None else [flag for flags in finished for flag in flags],
+            processing_class=processing_class,
+            batch_size=batch_size,
+        )
+        .cpu()
+        .view(len(prompts), num_replies, mixture.num_components)
+    )
     mixture.config.reward_scale = within_prompt_scale(rewards).tolist()
     mixture.config.reward_shift = rewards.mean(dim=(0, 1)).tolist()
 

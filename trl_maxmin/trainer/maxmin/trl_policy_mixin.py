@@ -352,7 +352,7 @@ class TRLPolicyMixin(MaxMinMixin):
             self._evaluation.add_rewards(rewards=rewards, utilities=utilities, optimised=optimised)
             return
         super()._log_welfare(mode, rewards, utilities, optimised)
-        values = rewards.detach().double()
+        values = rewards.detach().cpu().double()
         means, stds = values.nanmean(dim=0).tolist(), masked_std(values).nan_to_num(0.0).tolist()
         for name, mean, std in zip(self.component_names, means, stds, strict=True):
             if mean == mean:

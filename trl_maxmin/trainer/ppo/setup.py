@@ -233,6 +233,26 @@ def check_roles(
     check_trained(args, root.policy, ref_model, root.value_model, rewards)
 
 
+def refuse_engine_scheduler(accelerator: Accelerator) -> None:
+    """A scheduler of DeepSpeed's own steps with its optimizer, several times a rollout; the schedule of the run counts
+    rollouts, and would be over after a fraction of it.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+
+    Raises:
+        `ValueError`: DeepSpeed's configuration has a `scheduler`.
+    """
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    block = None if plugin is None else plugin.deepspeed_config.get("scheduler")
+    if block is not None:
+        raise ValueError(
+            f"DeepSpeed's configuration has `scheduler: {block}`, which would step at every minibatch and epoch of a "
+            "rollout. Take it out: the schedule is that of `lr_scheduler_type`, `warmup_steps` and `learning_rate`, "
+            "which counts rollouts and runs under DeepSpeed too."
+        )
+
+
 def match_shards(root: PolicyWithCritic) -> None:
     """Give the weights that were made beside a policy in shards (DeepSpeed ZeRO-3), those of adapters and of the
     critic's head, its dtype: ZeRO-3 keeps what it trains in one buffer, with a float32 copy for the optimizer."""
