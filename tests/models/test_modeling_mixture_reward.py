@@ -337,7 +337,7 @@ class TestErrors:
         ("kwargs", "message"),
         [
             ({"component_type": "lorra"}, "lorra.*head.*full"),
-            ({"num_components": 0}, "at least 1, got 0"),
+            ({"num_components": 0}, "from 1 to 1,000, got 0"),
             ({"component_names": ["a"]}, "1 entries.*2 components"),
             ({"component_names": ["a", "a"]}, "distinct"),
             ({"mixing_weights": [0.7, 0.7]}, "sum to 1"),
