@@ -5,12 +5,25 @@ import json
 import logging
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
+from transformers import pipeline
 
 from tests.hub.artefacts import make_output, make_record
 from tests.hub_cards import card_errors
-from trl_maxmin.hub import CardContext, PushOptions, mixture_card, plan_output_folder, policy_card, publish, pull
+from tests.trainer.ppo_helpers import gpt2
+from trl_maxmin import MixtureRewardModel
+from trl_maxmin.hub import (
+    CardContext,
+    HubError,
+    PushOptions,
+    mixture_card,
+    plan_output_folder,
+    policy_card,
+    publish,
+    pull,
+)
 from trl_maxmin.hub.card_keeping import _SECTION, is_edited, keep, what_is_lost
 from trl_maxmin.hub.cards import card_files
 from trl_maxmin.hub.collection import collection_items, publish_collection
@@ -191,6 +204,61 @@ class TestWhatPeopleWrite:
             and "# Hi" not in text
             and "it was not made by this package" in caplog.text
         )
+
+
+class TestFromPretrained:
+    """A mixture takes record and card from beside the files that it was loaded from."""
+
+    @pytest.fixture
+    def mixture(self, hub, word_tokenizer):
+        torch.manual_seed(0)
+        gpt2().push_to_hub("me/base")
+        word_tokenizer.push_to_hub("me/base")
+        mixture = MixtureRewardModel.from_base("me/base", 2, "head", ["concise", "positive"])
+        mixture.push_to_hub("me/mixture", record=make_record(), license="mit")
+        return mixture
+
+    def test_of_the_hub(self, hub, mixture, tmp_path):
+        loaded = MixtureRewardModel.from_pretrained("me/mixture")
+        assert loaded.push_to_hub("me/mixture").status == "unchanged"
+        loaded.push_to_hub("me/copy")
+        text = hub.store.repos["model", "me/copy"].commit("main").files["README.md"].data.decode()
+        assert "| `positive` | 0.87 | 20 | 0.90 |" in text and front(text)["license"] == "mit"
+        loaded.push_components_to_hub("me/copy-{name}")
+        text = hub.store.repos["model", "me/copy-positive"].commit("main").files["README.md"].data.decode()
+        assert "| `positive` | 0.87 | 20 | 0.90 |" in text and "`concise`" in text
+
+    def test_of_the_commit_that_was_loaded(self, hub, mixture):
+        loaded = MixtureRewardModel.from_pretrained("me/mixture")
+        mixture.push_to_hub("me/mixture", record=make_record(version=3))
+        loaded.push_to_hub("me/copy")
+        record = json.loads(hub.store.repos["model", "me/copy"].commit("main").files["run_record.json"].data)
+        assert record["seed"] == 0
+
+    def test_of_a_folder(self, hub, mixture, tmp_path):
+        pull("me/mixture", tmp_path)
+        assert MixtureRewardModel.from_pretrained(tmp_path).push_to_hub("me/mixture").status == "unchanged"
+
+    def test_of_a_repository_without_a_record(self, hub, mixture):
+        HfApi().delete_file("run_record.json", "me/mixture")
+        HfApi().delete_file("README.md", "me/mixture")
+        MixtureRewardModel.from_pretrained("me/mixture").push_to_hub("me/copy")
+        text = hub.store.repos["model", "me/copy"].commit("main").files["README.md"].data.decode()
+        assert "| `positive` | 0.50 |" in text and "held-out accuracy`" not in text
+
+    def test_when_the_hub_does_not_answer(self, hub, mixture):
+        loaded = MixtureRewardModel.from_pretrained("me/mixture")
+        hub.inject(503, path="resolve", lasting=True)
+        with pytest.raises(HubError, match="Reading README.md of me/mixture"):
+            loaded.push_to_hub("me/copy")
+        assert ("model", "me/copy") not in hub.store.repos
+
+    def test_the_label_of_a_component_is_its_name(self, hub, mixture, tmp_path):
+        mixture.save_component("positive", tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["id2label"] == {"0": "positive"} and config["label2id"] == {"positive": 0}
+        (said,) = pipeline("text-classification", str(tmp_path), function_to_apply="none")("the film")
+        assert said["label"] == "positive"
 
 
 class TestKeep:

@@ -14,6 +14,7 @@ from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
 from ..hub.plan import PushOptions
 from ..hub.plan_app import APP_FILES
 from ..hub.push import Published, publish
+from ..reading import printable
 from .io import print_table
 from .parser import CommandParser, UsageError
 
@@ -34,7 +35,9 @@ class PushArguments:
         dataset (`bool`): also push the evaluation prompts and the results by group.
         space (`str`): folder of an app to push as a Space.
         collection (`bool`): tie everything together in a collection.
-        license (`str`): of models and data, for the cards.
+        license (`str`), language (`list[str]`): of models and data, for the cards; those of the cards that are there
+            are kept.
+        datasets (`list[str]`): Hub ids of the training data, where the run record does not name them.
         base_model (`str`): Hub id of the base model, where the files only know a path.
         value_head (`bool`): also push PPO's critic, beside its policy.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
@@ -56,6 +59,10 @@ class PushArguments:
     space: str | None = field(default=None, metadata={"help": "Folder of an app to push as a Space."})
     collection: bool = field(default=True, metadata={"help": "Tie everything together in a collection."})
     license: str | None = field(default=None, metadata={"help": "Licence of models and data, for the cards."})
+    language: list[str] | None = field(default=None, metadata={"help": "Languages, such as en de, for the cards."})
+    datasets: list[str] | None = field(
+        default=None, metadata={"help": "Hub ids of the training data, where the run record does not name them."}
+    )
     base_model: str | None = field(
         default=None, metadata={"help": "Hub id of the base model, where the files only know a path."}
     )
@@ -115,7 +122,7 @@ def print_left_out(plan: OutputPlan) -> None:
     """What stays on this machine, by name: somebody may miss it there."""
     if plan.left_out:
         more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
-        print(f"stays here: {', '.join(plan.left_out[:_SHOWN])}{more}")
+        print(f"stays here: {', '.join(map(printable, plan.left_out[:_SHOWN]))}{more}")
     if any(repo.kind == "space" for repo in plan.repos):
         print("of the app's folder go: README.md, " + ", ".join(APP_FILES) + ", and what --space_files names")
 
@@ -141,6 +148,8 @@ def run(argv: Sequence[str]) -> None:
     options = PushOptions(
         private=arguments.private or None,
         license=arguments.license,
+        language=arguments.language,
+        datasets=tuple(arguments.datasets or ()),
         base_model=arguments.base_model,
         value_head=arguments.value_head,
         space_files=tuple(arguments.space_files or ()),

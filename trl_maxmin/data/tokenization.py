@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -451,6 +452,24 @@ def same_vocabulary(tokenizer: PreTrainedTokenizerBase | None, other: PreTrained
         return True
     if tokenizer.eos_token_id != other.eos_token_id:
         return False
+    # Comparing 150,000 tokens takes longer than scoring a batch, so it is done once for two tokenizers as they are.
+    stamp = _vocabulary_stamp(tokenizer), _vocabulary_stamp(other)
+    known = _COMPARED.setdefault(tokenizer, weakref.WeakKeyDictionary())
+    if other not in known or known[other][0] != stamp:
+        known[other] = stamp, _compare_vocabularies(tokenizer, other)
+    return known[other][1]
+
+
+#: Tokenizer -> other -> (stamps of both, whether their vocabularies are the same).
+_COMPARED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _vocabulary_stamp(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """What changes with a vocabulary, and costs nothing to look at."""
+    return len(tokenizer), tokenizer.pad_token, id(getattr(tokenizer, "_tokenizer", None))
+
+
+def _compare_vocabularies(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     small, large = sorted((tokenizer, other), key=len)
     few, many = small.get_vocab(), large.get_vocab()
     return few.items() <= many.items() and many.keys() - few.keys() <= {large.pad_token}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..reading import read_json
+from ..reading import JSON_LIMIT, printable, read_json_object
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .contents import CARD, plain_file
 
@@ -58,6 +58,7 @@ def is_stale_in_dataset(name: str) -> bool:
 
 
 def _refuse(path: Path, problem: str) -> ValueError:
+    problem = printable(problem).rstrip(".")
     return ValueError(
         f"{path} is not what this package writes under that name: {problem}. Annotator ids and what is known of "
         "single annotators are not published. Move the file elsewhere, or evaluate again."
@@ -86,7 +87,7 @@ def columns_of(content: Path | bytes) -> list[str]:
         ValueError: it is no such file.
     """
     if isinstance(content, bytes):
-        return list(read_json(content.split(b"\n", 1)[0], name="the first line"))
+        return list(json.loads(content.split(b"\n", 1)[0]))
     if content.suffix != ".parquet":
         return list(next(_lines(content), {}))
     from pyarrow.parquet import read_schema
@@ -101,8 +102,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for line in file:
             try:
-                row = read_json(line, name="a line")
-            except ValueError as error:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise _refuse(path, str(error)) from error
             if not isinstance(row, dict):
                 raise _refuse(path, f"a line holds {type(row).__name__}, not an object")
@@ -181,18 +182,15 @@ def _as_record(path: Path, fields: Any) -> RunRecord:
     found = _object(path)
     try:
         return RunRecord().update("evaluation", **fields(found))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _refuse(path, str(error)) from error
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        return read_json_object(path, JSON_LIMIT, "it")
     except ValueError as error:
         raise _refuse(path, str(error)) from error
-    if not isinstance(found, dict):
-        raise _refuse(path, f"it holds {type(found).__name__}, not an object")
-    return found
 
 
 def _text(value: Any) -> bytes:

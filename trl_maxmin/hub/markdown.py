@@ -11,7 +11,7 @@ from typing import Any
 
 
 _LONGEST_TEXT = 300
-_LONGEST_WORD = 36
+_LONGEST_WORD, _LONGEST_IN_TEXT = 36, 70
 # What a card shows is about 85 characters wide; twice-as-long cells may break at their spaces.
 _WIDTH, _UNBROKEN_WIDTH = 84, 115
 _KEPT = "\u200d\u00a0\u3000"  # the joiner of emoji, and spaces of other scripts
@@ -31,14 +31,15 @@ def clean(text: Any) -> str:
 
 
 def code(text: Any, longest: int = _LONGEST_TEXT) -> str:
-    """A text in a code span, in which neither HTML nor Markdown means anything.
+    """A text in a code span, in which neither HTML nor Markdown means anything; words wider than a page are cut.
 
     Example:
 
     >>> code("<b>a|b</b>")
     '`<b>a|b</b>`'
     """
-    text = clean(text).replace("`", "'")
+    # Other scripts than the Latin one break between any two characters, or have shorter words.
+    text = re.sub(rf"([!-~]{{{_LONGEST_IN_TEXT}}})[!-~]{{4,}}", r"\1...", clean(text).replace("`", "'"))
     text = text if len(text) <= longest else text[:longest] + " ..."
     return f"`{text}`" if text.strip() else "(empty)"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..reading import read_json_object
+from ..reading import JSON_LIMIT, read_json_object
 from ..run_record import RunRecord
 from . import facts
 from .card_keeping import is_edited, what_is_lost
@@ -113,7 +113,7 @@ def model_contents(
     for name in [name for name in files if name.split("/")[-1] in _CLEANED or name.endswith(".index.json")]:
         own = _base_named_in(files[name], name, base_model, fallback, what)
         base = base or own
-        files[name] = for_publication(files[name], **({"base_model_name_or_path": own} if own else {}))
+        files[name] = for_publication(files[name], name, **({"base_model_name_or_path": own} if own else {}))
     require_whole(files, what)
     return ModelContents(files, base, "adapter_config.json" in files)
 
@@ -124,7 +124,7 @@ def _base_named_in(
     """The base that a configuration refers to, as an id on the Hub; a path of this machine is replaced or refused."""
     if name.split("/")[-1] not in ("adapter_config.json", "config.json"):
         return None
-    named = read_json_object(content, name=name).get("base_model_name_or_path")
+    named = read_json_object(content, JSON_LIMIT, name).get("base_model_name_or_path")
     if not named:
         return None
     base = base_model or str(named)
@@ -259,8 +259,8 @@ def plan_policy(
         tags=list(tags),
         value_head=value_head,
     )
-    if not context.base(record.policy.get("base_model"), record):
-        context.base_model = fallback_base
+    if not facts.hub_id(context.base_model, context.file_base, record.policy.get("base_model")):
+        context.base_model = fallback_base  # rather than what an earlier push, maybe under another name, called so
     made = card_files("policy", name, record, context, peft=model.peft, earlier=_earlier(folder))
     if figure is not None:
         made[FIGURE] = checked_picture(figure)

@@ -74,7 +74,7 @@ def _anything(value: Any, where: str) -> None:
 
 
 def _hub_id(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", value, re.ASCII):
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", value, re.ASCII):
         raise ValueError(f"{where} must be the id of a repository, namespace/name, got {value!r}")
 
 

@@ -101,7 +101,7 @@ def _place(name: str, here: bool) -> str | None:
     """
     if "," in name:
         return ",".join(filter(None, (_place(part.strip(), here) for part in name.split(",")))) or None
-    local = _PATH.match(name) or "\\" in name or name.count("/") > 1 or name.startswith(".")
+    local = _PATH.match(name) or "\\" in name or name.count("/") > 1 or name.startswith((".", "~"))
     if local or (here and "/" in name and os.path.exists(name)):
         return _last(name)
     return name

@@ -17,7 +17,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ...run_record import RunRecord, _file_path
-from .recording import policy_facts
+from .recording import policy_facts, recorded
 
 
 logger = get_logger(__name__)
@@ -67,7 +67,7 @@ class HubPushMixin:
         record = RunRecord.load(folder) if _file_path(folder).exists() else RunRecord()
         record.seed, record.versions = self.args.seed, RunRecord.installed_versions()
         name = dataset_name or self.dataset_name
-        facts["dataset"] = {**(facts.get("dataset") or {}), **({"name": name} if name else {})}
+        facts["dataset"] = {**(facts.get("dataset") or {}), **({"name": recorded(name)} if name else {})}
         # Curves of this run replace those of an earlier one in the same folder.
         getattr(record, stage).pop("curves", None)
         record.update(stage, **facts).save(folder)

@@ -82,7 +82,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         `ValueError`: a missing argument; a model that cannot play its part, that shares what is trained with another,
             that is not whole or has no tokenizer; nothing to train; fewer prompts than a rollout takes; a prompt that
             leaves no room for the reply; sizes that do not divide; a critic or a number of weights that does not fit
-            the K rewards.
+            the K rewards; a `scheduler` of DeepSpeed's own.
         `TypeError`: an argument of an older TRL; the message has its new name.
 
     References: Schulman et al. (arXiv 1707.06347); Ziegler et al. (arXiv 1909.08593).
@@ -166,6 +166,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         )
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
+        setup.refuse_engine_scheduler(self.accelerator)
         distributed.keep_float32_outputs(self.accelerator)
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
