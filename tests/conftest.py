@@ -12,6 +12,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+#: Where tests compute. On a machine with GPUs, too, that is the CPU unless it says otherwise.
+TEST_DEVICE = os.environ.get("TRL_MAXMIN_TEST_DEVICE", "cpu")
+if TEST_DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -40,6 +45,12 @@ def build_word_tokenizer(pad_token: str | None = "<pad>", reverse: bool = False)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad_token, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
+
+
+@pytest.fixture
+def device():
+    """Where tests compute: `TRL_MAXMIN_TEST_DEVICE`, the CPU by default."""
+    return torch.device(TEST_DEVICE)
 
 
 @pytest.fixture

@@ -7,14 +7,19 @@ by all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
+
+
+_Result = TypeVar("_Result")
 
 
 def rows_per_rank(accelerator: Accelerator, num_local: int) -> list[int]:
@@ -63,6 +68,39 @@ def gather_objects(accelerator: Accelerator, objects_local: list) -> list:
     return list(objects_local) if accelerator.num_processes == 1 else gather_object(list(objects_local))
 
 
+def on_main(accelerator: Accelerator, function: Callable[[], _Result]) -> _Result:
+    """What a function returns on the main process, on every rank; the others wait for as long as it takes.
+
+    A rank that waits in a collective is given up after the time limit of its process group, ten minutes under NCCL:
+    people and endpoints that are asked for judgements take longer.
+
+    Args:
+        function (`Callable`): called on the main process alone; what it returns is pickled.
+
+    Returns:
+        what the function returned.
+
+    Raises:
+        RuntimeError: on the other ranks, where the function raised on the main one.
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    outcome: list[Any] = [None, None]
+    try:
+        if accelerator.is_main_process:
+            outcome[0] = function()
+    except BaseException as error:
+        outcome[1] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        dist.broadcast_object_list(outcome, src=0, group=patient)
+        dist.destroy_process_group(patient)
+    if outcome[1] is not None:
+        raise RuntimeError(f"The main process failed: {outcome[1]}")
+    return outcome[0]
+
+
 def local_slice(accelerator: Accelerator, counts: list[int]) -> slice:
     """Where this rank's rows are in what [`gather_rows`] returned.
 
@@ -80,13 +118,15 @@ def sum_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tens
     """Elementwise sum over ranks, the same on every rank. No gradient passes.
 
     Args:
-        tensor (`torch.Tensor`): the same shape on every rank.
+        tensor (`torch.Tensor`): the same shape on every rank; on any device.
 
     Returns:
         `torch.Tensor`: as `tensor`.
     """
     tensor = tensor.detach()
-    return tensor if accelerator.num_processes == 1 else accelerator.reduce(tensor.clone(), reduction="sum")
+    if accelerator.num_processes == 1:
+        return tensor
+    return accelerator.reduce(tensor.to(accelerator.device, copy=True), reduction="sum").to(tensor.device)
 
 
 def _fsdp2_plugin(accelerator: Accelerator) -> Any:

@@ -189,7 +189,7 @@ def test_what_is_wrong_is_said_and_nothing_is_written(argv, status, words, folde
     assert {path: path.read_bytes() for path in folder.iterdir()} == there, "nothing is half-written"
 
 
-def test_a_set_of_the_hub(folder, monkeypatch):
+def test_a_set_of_the_hub(folder, monkeypatch, capsys):
     from trl_maxmin.cli import convert
 
     asked = []
@@ -205,3 +205,10 @@ def test_a_set_of_the_hub(folder, monkeypatch):
     words = ["--input", "me/copy", "--split", "test", "--config_name", "c", "--revision", "v1", "--overwrite", "true"]
     assert main(["convert", "collective_alignment", "--output", "o.jsonl", *words]) == 0
     assert asked[1] == (("me/copy", "c"), {"split": "test", "revision": "v1"})
+
+    def no_split(*args, **kwargs):
+        raise ValueError("Unknown split \"train\". Should be one of ['all'].")
+
+    monkeypatch.setattr(convert, "load_dataset", no_split)
+    assert main(["convert", "arena", "--output", "a.jsonl"]) == 1
+    assert "has no split 'train'" in (error := capsys.readouterr().err) and "Name one by --split" in error

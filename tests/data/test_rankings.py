@@ -181,8 +181,8 @@ def test_pairs_are_rankings_of_two_and_back():
 
 def test_vote_shares():
     pairs = {"prompt": ["p"] * 2, "chosen": ["a", "b"], "rejected": ["c", "d"]}
-    data = prepare_preferences(Dataset.from_dict(pairs | {"chosen_probability": [0.5, 1.0]}))
-    assert data["annotator_id"] == ["pair-0", "pair-1"], "every pair is its own annotator"
+    with pytest.raises(ValueError, match="no likelihood here reads yet.*a row for each vote"):
+        prepare_preferences(Dataset.from_dict(pairs | {"chosen_probability": [0.5, 1.0]}))
     for bad in ([0.9, 0.4], [0.9, 1.1], [0.9, math.nan], [0.9, None]):
         with pytest.raises(ValueError, match="Row 1 has chosen_probability .*from 0.5 to 1"):
             prepare_preferences(Dataset.from_dict(pairs | {"chosen_probability": bad}))

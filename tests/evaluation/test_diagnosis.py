@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from trl_maxmin.data.world import FilmReviewWorld
-from trl_maxmin.evaluation import diagnose
+from trl_maxmin.evaluation import diagnose, plot_diagnosis
 from trl_maxmin.evaluation.diversity import alignment_gap
 from trl_maxmin.evaluation.features import principal_features, word_features
 from trl_maxmin.functional.em_linear import fit_weighted_logistic
@@ -140,6 +140,27 @@ def test_nothing_is_said_of_the_group_in_the_middle():
     for entry in found.by_group.values():
         assert 0.1 < entry["epsilon"] and 0 < entry["parameter_bound"] <= entry["parameter_distance"]
     assert "order is not that of the gaps" in found.to_markdown() and "predicted_order" not in found.to_dict()
+
+
+def test_assignments_are_as_sure_as_they_say(planted, tmp_path):
+    """Of the planted world: nearly everybody is known for sure, by either half of their pairs."""
+    found = planted.assignment_calibration
+    assert 0 < found["weight"] <= 1 and found["num_annotators"] == planted.num_annotators and not found["says_nothing"]
+    assert found["expected"] == pytest.approx(found["observed"], abs=0.08) and found["observed"] > 0.85
+    assert sum(entry["num_annotators"] for entry in found["curve"]) <= planted.num_annotators
+    text = planted.to_markdown()
+    assert f"each pair of an annotator counts {found['weight']:.2f}" in text and "| agreement expected |" in text
+    assert plot_diagnosis(planted.to_dict(), tmp_path / "three.png").stat().st_size > 0
+    assert diagnose(preferences(), group_column="group", num_resamples=100).assignment_calibration is None
+
+
+def test_a_handful_is_named(uniform):
+    assert uniform.assignment_calibration is None and uniform.below_evidence_floor == []
+    data = preferences(share=0.0).remove_columns("group")
+    few = [{**row, "group": "few" if i < 20 else "rest"} for i, row in enumerate(data)]
+    found = diagnose(Dataset.from_list(few), group_column="group", num_resamples=100)
+    assert found.below_evidence_floor == ["few"], "twenty pairs of one annotator"
+    assert (found.by_group["few"]["num_annotators"], found.by_group["few"]["num_pairs"]) == (1, 20)
 
 
 def test_json_holds_it(planted):

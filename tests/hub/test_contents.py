@@ -28,7 +28,7 @@ from trl_maxmin.hub.evaluation_files import (
     public_groups,
     public_report,
 )
-from trl_maxmin.hub.local_paths import for_publication, read_config, without_local
+from trl_maxmin.hub.local_paths import for_publication, without_local
 from trl_maxmin.hub.plan import model_contents, plan_policy
 from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.run_record import RunRecord
@@ -84,7 +84,9 @@ class TestModel:
     def test_an_index_that_is_none(self, tmp_path, text):
         shards(tmp_path, TWO)
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(ValueError, match="is no index of weights"):
+        with pytest.raises(
+            ValueError, match="index.json (is no index of weights|is no JSON|holds a list|has brackets)"
+        ):
             model_files(tmp_path)
 
     def test_templates_by_name(self, tmp_path):
@@ -280,8 +282,8 @@ class TestPaths:
     @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000, "\x80"])
     def test_a_configuration_that_is_none(self, tmp_path, text):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
-        with pytest.raises(ValueError, match="config.json (is not JSON|must hold a JSON object)"):
-            read_config(tmp_path / "config.json")
+        with pytest.raises(ValueError, match="config.json (is no JSON|holds a .* not an object|has brackets)"):
+            for_publication(tmp_path / "config.json")
 
     def test_the_critics_base_is_replaced_too(self, tmp_path):
         make_adapter(tmp_path, base="/home/ann/base")
@@ -368,7 +370,7 @@ class TestEvaluation:
             ({"g": GROUP | {"examples": [{"prompt": "a", "chosen": "b", "rejected": {"by": "ann"}}]}}, "an example"),
             ({"g": GROUP | {"examples": ["ann"]}}, "an example of g is"),
             ({"g": "ann"}, "g is 'ann'"),
-            (["ann"], "it holds list"),
+            (["ann"], "it holds a list"),
         ],
     )
     def test_facts_about_single_people(self, tmp_path, facts, message):

@@ -63,26 +63,6 @@ def test_only_what_is_safe(hub, tmp_path):
         pull("me/pickled", tmp_path / "pickled")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [401, 403, 404, 429, 503, "drop", "cut", "garbage"])
-def test_every_fault_at_every_request(hub, tmp_path, fault):
-    push(tmp_path / "out")
-    hub.log.clear()
-    pull("me/film-mixture", tmp_path / "clean")
-    for at in range(len(hub.log)):
-        target = tmp_path / f"in{at}"
-        hub.inject(fault, at=at)
-        try:
-            pull("me/film-mixture", target)
-        except HubError as error:
-            assert "hf_" not in str(error)
-        else:
-            assert same(tmp_path / "out" / "mixture", target), f"{fault} at {at}: pulled, but not whole"
-        hub.heal()
-        pull("me/film-mixture", target)
-        assert same(tmp_path / "out" / "mixture", target), f"{fault} at {at}: the rerun does not complete it"
-
-
 def test_an_old_copy_is_not_taken_for_the_new_one(hub, tmp_path):
     """The client falls back to what it has when the Hub is in trouble; a pull must not."""
     push(tmp_path / "out")

@@ -29,7 +29,7 @@ def small_policy():
 
 def draw(logits, count, temperature=1.0):
     with seeded(CPU, 0):
-        scores = SampleByCdf(temperature)(None, logits.expand(count, -1))
+        scores = SampleByCdf(temperature)(None, logits.repeat(count, 1))
     return torch.bincount(scores.argmax(-1), minlength=logits.shape[-1]) / count
 
 

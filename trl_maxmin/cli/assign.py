@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from trl import ScriptArguments
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
+from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex
+from ..data.rankings import is_ranked, prepare_either
 from ..data.texts import distinct_texts, prompts_of
 from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..models import AnnotatorPosterior, MixtureRewardModel
+from ..models.base import pick_device, place
 from .io import print_table, read_dataset
 from .loading import require_model
 from .output_folder import require_writable
@@ -70,12 +72,19 @@ def run(argv: Sequence[str]) -> None:
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."
         )
     rows, _ = read_dataset(arguments, [arguments.annotator_column])
-    rows = prepare_preferences(rows, arguments.annotator_column)
+    rows = prepare_either(rows, arguments.annotator_column)
+    ranked = is_ranked(rows)
+    if ranked and arguments.curve:
+        raise UsageError(
+            "--curve is for pairs, and these are rankings. Leave it out, or cut them: trl-maxmin convert rankings "
+            "--input FILE --as_pairs all --output pairs.jsonl."
+        )
     require_model(arguments.reward_model, "--reward_model")
     if Path(arguments.output_file).is_dir():
         raise ValueError(f"--output_file {arguments.output_file} is a folder. Name a file, such as annotators.json.")
     require_writable(Path(arguments.output_file).parent, "--output_file: the folder")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
+    place(mixture, pick_device())
     evidence = mixture.preference_evidence(rows, batch_size=arguments.batch_size)
     weight = mixture.config.evidence_weight
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])
@@ -89,7 +98,7 @@ def run(argv: Sequence[str]) -> None:
     write_posterior(posterior, mixture.component_names, arguments.output_file)
     best, probability = posterior.best, posterior.probabilities
     print_table(
-        f"{len(index)} annotators, {len(rows)} pairs, each counting {weight:.2g}",
+        f"{len(index)} annotators, {len(rows)} {'rankings' if ranked else 'pairs'}, each counting {weight:.2g}",
         ["component", "annotators", "mean posterior"],
         [
             [name, str(int((best == k).sum())), f"{probability[:, k].mean():.3f}"]

@@ -173,14 +173,15 @@ def _rows(arguments: ConvertArguments, chosen: PublicSet) -> Iterator[dict[str, 
             if getattr(arguments, option) is not None:
                 raise UsageError(f"--{option} is for a set on the Hub, {name} is a file. Leave it out.")
         return rows_of_file(path)
-    return iter(
-        load_dataset(
-            name,
-            arguments.config_name or chosen.config,
-            split=arguments.split or chosen.split,
-            revision=arguments.revision or chosen.revision,
-        )
-    )
+    split = arguments.split or chosen.split
+    place = {"split": split, "revision": arguments.revision or chosen.revision}
+    try:
+        return iter(load_dataset(name, arguments.config_name or chosen.config, **place))
+    except ValueError as error:
+        # Sets change on the Hub: splits more often than columns.
+        if "split" not in str(error):
+            raise
+        raise ValueError(f"{name} has no split {split!r}: {error} Name one by --split.") from error
 
 
 class _Counts:

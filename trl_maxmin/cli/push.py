@@ -14,6 +14,7 @@ from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
 from ..hub.plan import PushOptions
 from ..hub.plan_app import APP_FILES
 from ..hub.push import Published, publish
+from ..reading import printable
 from .io import print_table
 from .parser import CommandParser, UsageError
 
@@ -121,7 +122,7 @@ def print_left_out(plan: OutputPlan) -> None:
     """What stays on this machine, by name: somebody may miss it there."""
     if plan.left_out:
         more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
-        print(f"stays here: {', '.join(plan.left_out[:_SHOWN])}{more}")
+        print(f"stays here: {', '.join(map(printable, plan.left_out[:_SHOWN]))}{more}")
     if any(repo.kind == "space" for repo in plan.repos):
         print("of the app's folder go: README.md, " + ", ".join(APP_FILES) + ", and what --space_files names")
 

@@ -116,6 +116,7 @@ def _describe(config: object, preferences: str) -> None:
     from datasets import Dataset
 
     from ..models import MixtureRewardModel
+    from ..models.base import pick_device, place
     from ..space.groups import describe_groups, write_group_facts
 
     record, mixture = getattr(config, "record", None), getattr(config, "mixture", None)
@@ -126,5 +127,6 @@ def _describe(config: object, preferences: str) -> None:
     if read is None or not path.is_file():
         raise ValueError(f"--preferences {preferences}: give an existing .jsonl or .parquet file.")
     model = MixtureRewardModel.from_pretrained(mixture, use_safetensors=True, argument="--mixture")
+    place(model, pick_device())
     facts = describe_groups(model, read(str(path)))
     print(f"wrote {write_group_facts(facts, record)}")

@@ -11,8 +11,8 @@ assistant |
 | `annotator_id` | `str` or `int` | the person; without it every pair is its own annotator |
 | `group` | `str`, optional | a known sub-population, used for reporting; None, NaN or blank where it is unknown |
 | `margin` | `float`, optional | Bradley-Terry log-odds by which the chosen reply should win |
-| `chosen_probability` | `float`, optional | share of votes for `chosen`, 0.5 to 1, where nobody is named: every \
-pair is its own annotator |
+| `chosen_probability` | `float`, optional | share of votes for `chosen`, 0.5 to 1, where nobody is named: checked, \
+and refused where something would be fitted to it |
 
 Rankings of several replies have `responses` instead, see [`trl_maxmin.data.rankings`].
 """
@@ -117,7 +117,7 @@ def prepare_preferences(
         )
     _check_texts(dataset)
     if "chosen_probability" in columns:
-        _check_vote_shares(dataset, annotator_column)
+        _refuse_vote_shares(dataset, annotator_column)
     dataset = with_annotators(dataset, annotator_column)
     for row, margin in enumerate(dataset["margin"] if "margin" in columns else ()):
         check_margin({"margin": margin}, row)
@@ -126,7 +126,7 @@ def prepare_preferences(
     return dataset
 
 
-def _check_vote_shares(dataset: Dataset, annotator_column: str) -> None:
+def _refuse_vote_shares(dataset: Dataset, annotator_column: str) -> None:
     if annotator_column in dataset.column_names:
         raise ValueError(
             f"The data have `chosen_probability` and {annotator_column!r}: a share of votes belongs to no one person. "
@@ -134,6 +134,11 @@ def _check_vote_shares(dataset: Dataset, annotator_column: str) -> None:
         )
     for row, probability in enumerate(dataset["chosen_probability"]):
         check_probability(probability, row)
+    raise ValueError(
+        "The data have `chosen_probability`, which no likelihood here reads yet, and dropping it in silence would make "
+        "every share of votes a certain choice. Write a row for each vote (the minority's with `chosen` and `rejected` "
+        "swapped), or remove the column if that is what you want."
+    )
 
 
 def as_dataset(dataset: Any, needed: str) -> Dataset:

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+import torch
 from datasets import Dataset
 
-from ..functional.ranking import MAX_TIED
+from ..functional.ranking import MAX_TIED, UNRANKED, RankedChoices
 from .checks import check_margin, check_prompt, check_reply, is_whole_number
-from .columns import ANNOTATOR_COLUMN, as_dataset, check_annotator_count, with_annotators
+from .columns import ANNOTATOR_COLUMN, as_dataset, check_annotator_count, prepare_preferences, with_annotators
 from .tokenization import plain_messages
 
 
@@ -93,6 +94,43 @@ def prepare_rankings(
     dataset = dataset.select(keep).add_column("ranking", [ranks[number] for number in keep])
     check_annotator_count(dataset, num_components)
     return dataset
+
+
+def prepare_either(
+    dataset: Dataset, annotator_column: str = ANNOTATOR_COLUMN, num_components: int | None = None
+) -> Dataset:
+    """[`prepare_rankings`] or [`prepare_preferences`], by the columns.
+
+    Args:
+        dataset, annotator_column, num_components: as there.
+
+    Returns:
+        `Dataset`: rankings (`responses`, `ranking`), or pairs (`chosen`, `rejected`).
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    prepare = prepare_rankings if is_ranked(as_dataset(dataset, "preferences")) else prepare_preferences
+    return prepare(dataset, annotator_column, num_components)
+
+
+def choices_of(rankings: Dataset, rows: Any, annotators: Any) -> RankedChoices:
+    """Rankings as the likelihood takes them.
+
+    Args:
+        rankings (`Dataset`): of [`prepare_rankings`].
+        rows (`(N, n)`): row of each reply's text, -1 where a ranking has fewer (see [`distinct_replies`]).
+        annotators (`(N,)`): annotator of each ranking.
+
+    Returns:
+        [`RankedChoices`].
+    """
+    responses = torch.as_tensor(rows)
+    ranks = torch.zeros_like(responses)
+    for row, own in enumerate(rankings["ranking"]):
+        ranks[row, : len(own)] = torch.tensor([UNRANKED if rank is None else rank for rank in own])
+    margin = torch.tensor(rankings["margin"]) if "margin" in rankings.column_names else None
+    return RankedChoices(responses, ranks, torch.as_tensor(annotators), margin)
 
 
 def ranking_of_row(row: Mapping[str, Any], number: int) -> list[int | None]:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from ..reading import read_json
 
 
 Prompt = str | list[dict[str, Any]]
@@ -44,7 +47,7 @@ def chat_options(row: Mapping[str, Any], defaults: ChatOptions | None = None) ->
     {'enable_thinking': False}
     """
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    tools = read_json(tools.encode(), name="the column `tools`") if isinstance(tools, str) else tools
     # Where rows have different keys, a table fills them up with None.
     own = {name: value for name, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
     return {**(defaults or {}), **own, **({"tools": tools} if tools else {})}
@@ -449,6 +452,24 @@ def same_vocabulary(tokenizer: PreTrainedTokenizerBase | None, other: PreTrained
         return True
     if tokenizer.eos_token_id != other.eos_token_id:
         return False
+    # Comparing 150,000 tokens takes longer than scoring a batch, so it is done once for two tokenizers as they are.
+    stamp = _vocabulary_stamp(tokenizer), _vocabulary_stamp(other)
+    known = _COMPARED.setdefault(tokenizer, weakref.WeakKeyDictionary())
+    if other not in known or known[other][0] != stamp:
+        known[other] = stamp, _compare_vocabularies(tokenizer, other)
+    return known[other][1]
+
+
+#: Tokenizer -> other -> (stamps of both, whether their vocabularies are the same).
+_COMPARED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _vocabulary_stamp(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """What changes with a vocabulary, and costs nothing to look at."""
+    return len(tokenizer), tokenizer.pad_token, id(getattr(tokenizer, "_tokenizer", None))
+
+
+def _compare_vocabularies(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     small, large = sorted((tokenizer, other), key=len)
     few, many = small.get_vocab(), large.get_vocab()
     return few.items() <= many.items() and many.keys() - few.keys() <= {large.pad_token}

@@ -344,7 +344,7 @@ class FilmReviewWorld:
             `GPT2LMHeadModel` in evaluation mode on the CPU, whose generation config samples at temperature 1.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             model = GPT2LMHeadModel(self.reference_config())
         prompts = self.sample_prompts(steps * batch_size, self._rng("pretrain-prompts", seed))
         reviews = self.sample_reviews(prompts, self._rng("pretrain-reviews", seed))

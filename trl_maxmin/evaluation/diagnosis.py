@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences, require_group_column
+from ..data.texts import number_values
+from ..functional.em_features import FeaturePairs
+from .assignment_calibration import assignment_calibration, calibration_lines, group_sizes
 from .bootstrap import Interval, PromptBootstrap
 from .diagnosis_groups import Pairs, find_groups, fit_reward, known_groups, read_pairs
 from .diversity import (
@@ -48,11 +52,15 @@ class Diagnosis:
         selection (`dict`): K -> `mean` held-out log-likelihood (nats a pair), `difference` to the best and its
             `standard_error`, clustered by annotator.
         diversity (`list[list[float]]`): total variation between groups, K x K.
-        by_group (`dict`): group -> `share` (of the annotators; of the pairs where groups are known), `share_of_pairs`,
-            `mismatch` (total variation of the single reward to the group's), `accuracy_own` and `accuracy_single` on
-            held-out pairs, `epsilon` (the group's margin of diversity), `predicted` (`epsilon (1 - share_of_pairs)`:
-            the least total variation of everybody's preferences to the group's), `parameter_distance` with its bound
-            `parameter_bound`, and `gap` with its bound `predicted_bound`. The bounds order nothing.
+        by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where
+            groups are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
+            `accuracy_own` and `accuracy_single` on held-out pairs, `epsilon` (the group's margin of diversity),
+            `predicted` (`epsilon (1 - share_of_pairs)`: the least total variation of everybody's preferences to the
+            group's), `parameter_distance` with its bound `parameter_bound`, and `gap` with its bound
+            `predicted_bound`. The bounds order nothing.
+        assignment_calibration (`dict`, *optional*): of groups that EM found, see [`EvidenceWeight`]: the weight of an
+            annotator's pairs, how often two halves of them agree, and how often posteriors say so.
+        below_evidence_floor (`list[str]`): groups of too few people or pairs to be the worst-off group of a policy.
         curves (`dict`): group -> list of `[share, gap]` as the group's share is varied by reweighting.
         feature_bound (`float`): D.
         beta (`float`): KL coefficient of the gaps.
@@ -72,6 +80,8 @@ class Diagnosis:
     num_groups: int = 1
     known: bool = False
     selection: dict[str, dict[str, float]] = field(default_factory=dict)
+    assignment_calibration: dict[str, Any] | None = None
+    below_evidence_floor: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=lambda: [*ASSUMPTIONS, *GAP_ASSUMPTIONS])
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,7 +148,17 @@ class Diagnosis:
         rows = [[k, *(f"{facts[name]:.4f}" for name in measures)] for k, facts in self.selection.items()]
         lines += table(["K", *measures.values()], rows)
         if self.num_groups > 1:
-            columns = ["share", "mismatch", "accuracy_own", "accuracy_single", "gap", "epsilon", "predicted"]
+            columns = [
+                "num_annotators",
+                "num_pairs",
+                "share",
+                "mismatch",
+                "accuracy_own",
+                "accuracy_single",
+                "gap",
+                "epsilon",
+                "predicted",
+            ]
             columns += ["predicted_bound", "parameter_distance", "parameter_bound"]
             rows = [
                 [name, *(_shown(facts.get(column)) for column in columns)] for name, facts in self.by_group.items()
@@ -156,6 +176,11 @@ class Diagnosis:
                 "",
                 f"Groups by measured gap, the largest first: {', '.join(self.measured_order)}.",
             ]
+        if self.below_evidence_floor and self.num_groups > 1:
+            few = ", ".join(self.below_evidence_floor)
+            lines += ["", f"Too few people or pairs to be the worst-off group of a policy: {few}."]
+        if self.assignment_calibration:
+            lines += ["", *calibration_lines(self.assignment_calibration)]
         lines += ["", "Assumptions:", "", *(f"- {assumption}" for assumption in self.assumptions)]
         return "\n".join(lines) + "\n"
 
@@ -218,9 +243,10 @@ def diagnose(
         posterior, selection, chosen, ridge = find_groups(pairs, max_groups, num_init, seed)
         names = [f"component_{k}" for k in range(chosen)]
         memberships, shares = posterior[pairs.annotator], posterior.mean(axis=0)
+        calibration = assignment_calibration(*_assigning(pairs, ridge), posterior, seed)
     else:
         memberships, selection, chosen, names, ridge = known_groups(pairs, dataset[group_column])
-        shares = memberships.mean(axis=0)
+        shares, calibration = memberships.mean(axis=0), None
     # Cards show this text, so of a local model only the folder's own name.
     model = Path(model_name_or_path or "")
     features = (
@@ -228,7 +254,20 @@ def diagnose(
     )
     pairs = replace(pairs, ridge=ridge)
     diagnosis = _measure(pairs, memberships, shares, names, features, beta, num_resamples, seed)
-    return replace(diagnosis, num_groups=chosen, known=known, selection=selection)
+    return replace(diagnosis, num_groups=chosen, known=known, selection=selection, assignment_calibration=calibration)
+
+
+def _assigning(pairs: Pairs, ridge: float) -> tuple[FeaturePairs, float]:
+    """The pairs that assigned annotators, over their distinct texts, and the scale of the prior on their rewards."""
+    rows = np.flatnonzero(pairs.learn)
+    texts = [text for row in rows for text in pairs.texts[row]]
+    numbers = torch.tensor(number_values(zip(np.repeat(pairs.prompt[rows], 2).tolist(), texts, strict=True)))
+    features = np.zeros((int(numbers.max()) + 1, pairs.chosen.shape[1]))
+    both = np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1).reshape(-1, pairs.chosen.shape[1])
+    features[numbers.numpy()] = both
+    scale = float(np.sqrt((pairs.difference[rows] ** 2).sum(axis=1).mean() / ridge))
+    margin, annotator = torch.tensor(pairs.margin[rows]), torch.tensor(pairs.annotator[rows])
+    return FeaturePairs(torch.tensor(features), numbers[::2], numbers[1::2], annotator, margin), scale
 
 
 def _measure(
@@ -256,12 +295,15 @@ def _measure(
     by_prompt = _bootstrap(pairs.prompt[heldout], num_resamples, seed)
     over_prompts = _bootstrap(np.arange(len(candidates)), num_resamples, seed)
     belongs = memberships[heldout].argmax(axis=1)
+    people, counts, enough = group_sizes(pairs.annotator, memberships)
     by_group: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(names):
         epsilon, part = float(margins[k]), float(of_pairs[k])
         gap = _gaps(candidates, own[k], single, beta)
         curvature = feature_curvature(candidates[:_CURVATURE_PROMPTS], own[k], single, beta)
         facts: dict[str, Any] = {
+            "num_annotators": people[k],
+            "num_pairs": counts[k],
             "share": float(shares[k]),
             "share_of_pairs": part,
             "mismatch": _mean(by_prompt, total_variation(probability[:, k], probability_single)),
@@ -284,6 +326,7 @@ def _measure(
         num_prompts=int(pairs.prompt.max()) + 1,
         diversity=diversity.tolist(),
         by_group=by_group,
+        below_evidence_floor=[name for name, has in zip(names, enough, strict=True) if not has],
         curves=_curves(pairs, memberships, own, names, candidates, beta) if len(names) > 1 else {},
         feature_bound=bound,
         beta=beta,

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
 from ..data.tokenization import Prompt, plain_messages, same_vocabulary
-from ..distributed import gather_objects
+from ..distributed import gather_objects, on_main
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
@@ -288,7 +289,7 @@ def _rewards(source: Any, replies: Replies, accelerator: Accelerator, sampling: 
             columns={"finished": [replies.finished[row] for row in part]},
             chat_template_kwargs=sampling.chat_template_kwargs,
         )
-        scored += zip(part, source(batch).double().cpu().tolist(), strict=True)
+        scored += zip(part, source(batch).cpu().double().tolist(), strict=True)
     found = dict(gather_objects(accelerator, scored))
     return np.array([found[row] for row in range(len(replies))], dtype=np.float64).reshape(len(replies), -1)
 
@@ -356,12 +357,9 @@ def _ask_judges(
             report(f"judge: {criterion}", number + 1, len(replies))
             if name == reference:
                 continue
-            asked = []
-            if accelerator.is_main_process:
-                judged = judge_pairs(judge, own.prompts, own.completions, base.completions)
-                asked = [(judged.outcomes, judged.counts)]
-            outcomes, found = gather_objects(accelerator, asked)[0]
-            scores.outcomes[name][:, column] = outcomes
-            sums = counts.setdefault(criterion, dict.fromkeys(found, 0))
-            counts[criterion] = {key: sums[key] + value for key, value in found.items()}
+            ask = partial(judge_pairs, judge, own.prompts, own.completions, base.completions)
+            judged = on_main(accelerator, ask)
+            scores.outcomes[name][:, column] = judged.outcomes
+            sums = counts.setdefault(criterion, dict.fromkeys(judged.counts, 0))
+            counts[criterion] = {key: sums[key] + value for key, value in judged.counts.items()}
     return counts

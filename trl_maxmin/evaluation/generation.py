@@ -23,6 +23,7 @@ from ..data.tokenization import Prompt, encode_prompt, plain_messages
 from ..distributed import gather_objects
 from ..models.base import context_length
 from ..trainer.common.sampling import pad, resolve_stop_tokens, sample_completions, sampling_config, seeded
+from ..trainer.ppo.policy import PolicyWithCritic, check_head
 
 
 @dataclass
@@ -174,20 +175,23 @@ def reply_logprobs(
 
     Returns:
         `np.ndarray` of shape `(N,)`, nats.
+
+    Raises:
+        ValueError: a model that is no decoder, or of a family whose head is not known.
     """
-    device = next(model.parameters()).device
+    check_head(model)
+    # As the trainers: only real tokens of replies meet the vocabulary, and only some of them at the same time.
+    policy, device = PolicyWithCritic(model, num_channels=0), next(model.parameters()).device
     lengths = [len(prompt) + len(reply) for prompt, reply in zip(prompt_ids, completion_ids, strict=True)]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     result = np.zeros(len(lengths))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        ids, mask = pad([[*prompt_ids[i], *completion_ids[i]] for i in rows], 0, device, left=False)
-        logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1].float()
-        token = torch.log_softmax(logits / temperature, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-        places = torch.arange(1, ids.shape[1], device=device)
-        first = torch.tensor([len(prompt_ids[i]) for i in rows], device=device)[:, None]
-        reply = (places >= first) & mask[:, 1:]
-        result[rows] = (token * reply).sum(dim=1).double().cpu().numpy()
+        left, left_mask = pad([prompt_ids[i] for i in rows], 0, device, left=True)
+        right, right_mask = pad([completion_ids[i] for i in rows], 0, device, left=False)
+        whole, mask = torch.cat([left, right], dim=1), torch.cat([left_mask, right_mask], dim=1)
+        logprobs = policy(whole, mask, right_mask, right, temperature)[0]
+        result[rows] = logprobs.sum(dim=1).cpu().numpy()
     return result
 
 

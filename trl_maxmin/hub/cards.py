@@ -162,6 +162,7 @@ def _reward_values(reward: Mapping[str, Any]) -> dict[str, Any]:
         "em": settings(reward.get("em")),
         "training": settings(reward.get("training")),
         "bound": facts.last(reward.get("curves"), "em/lower_bound"),
+        "assignments": facts.assignment_calibration(reward.get("assignment_calibration")),
         "data": reward.get("dataset") or {},
         "data_id": facts.hub_id((reward.get("dataset") or {}).get("name")),
         "heldout": reward.get("component_heldout_accuracy"),

@@ -8,11 +8,12 @@ an evaluation folder gives is in `evaluation_files.py`, and how paths leave the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from ..reading import JSON_LIMIT, printable, read_json_object
 
 
 CARD, FIGURE = "README.md", "comparison.png"
@@ -66,9 +67,10 @@ def plain_file(folder: Path, name: str) -> Path | None:
     for part in PurePosixPath(name).parts:
         path = path / part
         if path.is_symlink() and not _is_cached(folder, path):
+            target = printable(os.readlink(path))
             raise ValueError(
-                f"{path} is a link (to {os.readlink(path)}). Links are not published, as they may lead to anything. "
-                "Put the file itself there, or give the folder that it lies in."
+                f"{path} is a link (to {target}). Links are not published, as they may lead to anything. Put the file "
+                "itself there, or give the folder that it lies in."
             )
     return path if path.is_file() else None
 
@@ -138,12 +140,12 @@ def _weight_names(folder: Path) -> Iterator[str]:
 
 def _shards(index: Path, stem: str) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json_object(index, JSON_LIMIT)["weight_map"].values()))
         found = [_SHARD.fullmatch(name) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of weights ({type(error).__name__}). Save the model anew.") from error
     if not names or not all(match and match[1] == stem for match in found):
-        named = ", ".join(map(str, names)) or "no shard"
+        named = printable(", ".join(map(str, names))) or "no shard"
         raise ValueError(f"{index} names {named}; shards are called {stem}-00001-of-00002.safetensors.")
     if len({match[3] for match in found if match}) != 1:
         raise ValueError(

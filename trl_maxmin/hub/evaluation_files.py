@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..reading import JSON_LIMIT, printable, read_json_object
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .contents import CARD, plain_file
 
@@ -57,6 +58,7 @@ def is_stale_in_dataset(name: str) -> bool:
 
 
 def _refuse(path: Path, problem: str) -> ValueError:
+    problem = printable(problem).rstrip(".")
     return ValueError(
         f"{path} is not what this package writes under that name: {problem}. Annotator ids and what is known of "
         "single annotators are not published. Move the file elsewhere, or evaluate again."
@@ -186,12 +188,9 @@ def _as_record(path: Path, fields: Any) -> RunRecord:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json_object(path, JSON_LIMIT, "it")
+    except ValueError as error:
         raise _refuse(path, str(error)) from error
-    if not isinstance(found, dict):
-        raise _refuse(path, f"it holds {type(found).__name__}, not an object")
-    return found
 
 
 def _text(value: Any) -> bytes:

@@ -185,7 +185,25 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             f"{found[f'num_{what}']} {what}" for what in ("pairs", "annotators", "prompts") if f"num_{what}" in found
         ),
         "features": plain(found.get("features", "")),
+        "assignments": assignment_calibration(found.get("assignment_calibration")),
+        "below": [shown.get(name, code(name)) for name in found.get("below_evidence_floor") or []],
         "assumptions": [plain(text) for text in found["assumptions"]],
+    }
+
+
+def assignment_calibration(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How sure assignments are, for `_assignment_calibration.md`: agreements in per cent, and the curve."""
+    if not found or "observed" not in found:
+        return {}
+    names = ("expected", "observed", "standard_error", "num_annotators")
+    rows = [[number(entry.get(name)) for name in names] for entry in found.get("curve") or []]
+    columns = ["agreement expected", "observed", "standard error", "annotators"]
+    return {
+        "weight": number(found.get("weight")),
+        "table": table(columns, rows),
+        "num_annotators": number(found.get("num_annotators")),
+        "nothing": bool(found.get("says_nothing")),
+        **{name: number(100 * found[name], 1) for name in ("expected", "observed") if name in found},
     }
 
 

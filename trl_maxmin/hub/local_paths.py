@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..reading import JSON_LIMIT, read_json_object
 from ..run_record.parts import without_secrets
 from .files import is_hub_id
 
@@ -72,34 +73,17 @@ def _is_local(key: str, value: Any) -> bool:
     return key in _SECRETS or bool(_PATHS.search(key)) or is_absolute(value)
 
 
-def read_config(content: Path | bytes, name: str = "") -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: it is no JSON object; the message names the file.
-    """
-    try:
-        text = content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name or content} is not JSON ({error}). Save the model anew.") from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{name or content} must hold a JSON object, got {type(config).__name__}. Save the model anew."
-        )
-    return config
-
-
-def for_publication(content: Path | bytes, **replaced: Any) -> Path | bytes:
+def for_publication(content: Path | bytes, name: str | None = None, **replaced: Any) -> Path | bytes:
     """A configuration as it is published: the file itself where nothing in it is local.
 
     Args:
         content (`Path` or `bytes`): a JSON object.
+        name (`str`, *optional*): for messages; default: the path.
         **replaced: fields that get another value.
 
     Raises:
         ValueError: it is no JSON object.
     """
-    config = read_config(content)
+    config = read_json_object(content, JSON_LIMIT, name)
     public = without_local(config | replaced)
     return content if public == config else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..reading import read_json_object
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from . import facts
 from .cards import read_record
@@ -24,7 +25,6 @@ from .contents import (
 )
 from .evaluation_files import evaluation_files
 from .files import check_repo_id, is_hub_id, repo_id_of, slug
-from .local_paths import read_config
 from .plan import (
     PushOptions,
     plan_component,
@@ -196,4 +196,4 @@ def _kind(folder: Path) -> str | None:
         return "policy"
     if (path := plain_file(folder, "config.json")) is None:
         return None
-    return "mixture" if read_config(path).get("model_type") == "mixture_reward" else "policy"
+    return "mixture" if read_json_object(path).get("model_type") == "mixture_reward" else "policy"

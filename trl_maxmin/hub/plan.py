@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..reading import JSON_LIMIT, read_json_object
 from ..run_record import RunRecord
 from . import facts
 from .card_keeping import is_edited, what_is_lost
@@ -19,7 +20,7 @@ from .contents import CARD, CONFIGS, FIGURE, TOKENIZER, critic_files, mixture_fi
 from .evaluation_files import RESULTS_LINES, checked_picture, columns_of, evaluation_files
 from .files import is_hub_id
 from .integrity import require_whole
-from .local_paths import for_publication, read_config
+from .local_paths import for_publication
 from .push import RepoPlan
 
 
@@ -112,7 +113,7 @@ def model_contents(
     for name in [name for name in files if name.split("/")[-1] in _CLEANED or name.endswith(".index.json")]:
         own = _base_named_in(files[name], name, base_model, fallback, what)
         base = base or own
-        files[name] = for_publication(files[name], **({"base_model_name_or_path": own} if own else {}))
+        files[name] = for_publication(files[name], name, **({"base_model_name_or_path": own} if own else {}))
     require_whole(files, what)
     return ModelContents(files, base, "adapter_config.json" in files)
 
@@ -123,7 +124,7 @@ def _base_named_in(
     """The base that a configuration refers to, as an id on the Hub; a path of this machine is replaced or refused."""
     if name.split("/")[-1] not in ("adapter_config.json", "config.json"):
         return None
-    named = read_config(content, name).get("base_model_name_or_path")
+    named = read_json_object(content, JSON_LIMIT, name).get("base_model_name_or_path")
     if not named:
         return None
     base = base_model or str(named)
@@ -201,7 +202,7 @@ def plan_mixture(
 
 def _described(record: RunRecord, content: Path | bytes) -> RunRecord:
     """The record with what the mixture's own configuration knows, where the record does not say it."""
-    config = read_config(content)
+    config = read_json_object(content)
     known = {
         "component_kind": config.get("component_type"),
         "num_components": config.get("num_components"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..reading import read_json
 from .fields import FIELDS, SCHEMA_VERSION, STAGES, check_file, check_stage
 from .parts import public_facts
 
@@ -245,7 +246,7 @@ class RunRecord:
         """
         path = _file_path(path)
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            facts = read_json(path, parse_constant=_refuse_constant)
             if not isinstance(facts, dict):
                 raise ValueError(f"must be an object, got {type(facts).__name__}")
             return cls.from_dict(facts)

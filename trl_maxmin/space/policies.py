@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import Prompt, encode_prompt, stop_tokens
-from ..models.base import context_length
+from ..models.base import context_length, pick_device
 from ..models.loading import load_pretrained, load_tokenizer
+from ..trainer.common.sampling import draw_tokens
 
 
 logger = logging.getLogger(__name__)
@@ -123,9 +124,9 @@ class Policy:
             with torch.inference_mode():
                 mask = torch.ones(count, length, dtype=torch.long, device=self.model.device)
                 output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-                logits = output.logits[:, -1].float().cpu()
+                # Drawn where the logits are: a vocabulary a token is too much to carry to the CPU.
+                tokens = _draw(output.logits[:, -1], settings.temperature, generator)
             cache = output.past_key_values
-            tokens = [draw(row, settings.temperature, generator) for row in logits]
             for reply, token in zip(replies, tokens, strict=True):
                 if not reply.done:
                     reply.ids.append(token)
@@ -141,29 +142,16 @@ def as_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:
     return [{"role": "user", "content": text}] if getattr(tokenizer, "chat_template", None) else text
 
 
-def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
-    """A token from logits `(V,)`; the same random number is used up at every temperature.
-
-    Example:
-
-    >>> draw(torch.tensor([0.0, 9.0]), 0.0, torch.Generator())
-    1
-    """
-    uniform = torch.rand((), generator=generator, dtype=torch.float64)
-    if temperature <= 0:
-        return int(logits.argmax())
-    cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    return int(torch.searchsorted(cdf, uniform * cdf[-1], right=True).clamp(max=len(cdf) - 1))
+def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> list[int]:
+    """A token for each row of logits `(B, V)`; the same random numbers are used up at every temperature."""
+    places = torch.rand((len(logits), 1), generator=generator, dtype=torch.float64)
+    drawn = logits.argmax(-1) if temperature <= 0 else draw_tokens(logits, places, temperature)[:, 0]
+    return drawn.tolist()
 
 
 def _stream_seed(seed: int, prompt_ids: Sequence[int]) -> int:
     text = f"{seed}:{','.join(map(str, prompt_ids))}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-
-
-def pick_device(device: str | None = None) -> torch.device:
-    """The device asked for, or CUDA where there is one (on ZeroGPU too, where it is lent at call time)."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_or_explain(what: str, source: str, problems: list[str], load: Callable[[], Any]) -> Any:

@@ -17,13 +17,14 @@ import torch
 
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS, zscore_utility
 from ..models import MixtureRewardModel
+from ..models.base import pick_device
 from ..models.loading import load_tokenizer
 from ..trainer.scoring.batch import RewardBatch
 from ..trainer.scoring.models import MixtureReward
 from ..trainer.scoring.reference_statistics import ReferenceStatistics, truncated_are_left_out
 from .config import MAX_POLICIES, SpaceConfig
 from .limits import Refused, check_request
-from .policies import Policy, Settings, as_prompt, load_or_explain, pick_device
+from .policies import Policy, Settings, as_prompt, load_or_explain
 from .run_data import RunData
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ...data.tokenization import stop_tokens
-from ...models.base import base_model
+from ...models.base import base_model, forked_rng
 
 
 def resolve_stop_tokens(
@@ -120,8 +120,9 @@ def cut_at_stop(tokens: list[int], stop_token_ids: Sequence[int]) -> tuple[list[
     >>> cut_at_stop([5, 2, 0, 0], [2]), cut_at_stop([5, 6], [2])
     (([5, 2], True), ([5, 6], False))
     """
+    stops = frozenset(stop_token_ids)
     for position, token in enumerate(tokens):
-        if token in stop_token_ids:
+        if token in stops:
             return tokens[: position + 1], True
     return tokens, False
 
@@ -154,9 +155,7 @@ def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
         device (`torch.device`): where the drawing happens.
         parts: names of the stream, such as seed, step and rank.
     """
-    devices = [device] if device.type in ("cuda", "xpu") else []
-    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(stream_seed(*parts))
+    with forked_rng(device, stream_seed(*parts)):
         yield
 
 
@@ -197,14 +196,70 @@ def sampling_config(
 MIN_VOCABULARY = 1024
 # Tokens summed together before one of them is looked for.
 BLOCK = 256
+# Probabilities that exist at the same time on a CPU: they stay in its cache, and are not written to new memory.
+CACHED_PROBABILITIES = 1 << 18
+
+
+def draw_tokens(logits: torch.Tensor, places: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Tokens by inverting the cumulative distribution: one uniform number a row decides, whatever the device.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, V)`): any floating type; a filtered token has minus infinity.
+        places (`torch.Tensor` of shape `(B, 1)`): uniform in [0, 1).
+        temperature (`float`): above 0; the logits are divided by it.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1)`: ids, on the device of the logits; never one of probability 0.
+
+    Example:
+
+    >>> draw_tokens(torch.tensor([[0.0, 0.0, float("-inf"), 0.0]]), torch.tensor([[0.7]]))
+    tensor([[3]])
+    """
+    size = len(logits)
+    if logits.device.type == "cpu":
+        size = max(CACHED_PROBABILITIES // logits.shape[-1], 1)
+    places = places.to(logits.device, torch.float32 if logits.device.type == "mps" else torch.float64)
+    parts = zip(logits.split(size), places.split(size), strict=True)
+    return torch.cat([_draw_rows(*part, temperature) for part in parts])
+
+
+def _draw_rows(logits: torch.Tensor, places: torch.Tensor, temperature: float) -> torch.Tensor:
+    weights = logits.float() - logits.amax(-1, keepdim=True)
+    if temperature != 1.0:
+        weights.div_(temperature)
+    weights.exp_()
+    # Block first, token within it second: one pass over the vocabulary instead of a running sum of all of it. The
+    # running sums are in double precision, or many small terms would lose the rare tokens.
+    whole = weights.shape[-1] // BLOCK * BLOCK
+    masses = weights[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(-1)
+    if whole < weights.shape[-1]:
+        masses = torch.cat([masses, weights[:, whole:].sum(-1, keepdim=True)], dim=1)
+    cdf = masses.to(places).cumsum(-1)
+    places = places * cdf[:, -1:]
+    block, before = _first_above(cdf, places)
+    ids = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    inside = weights.gather(-1, ids.clamp(max=weights.shape[-1] - 1)).to(places)
+    inside.masked_fill_(ids >= weights.shape[-1], 0.0)
+    cdf = inside.cumsum(-1)
+    # The two sums of a block differ in their last bits; a place beyond the end belongs to its last token.
+    place = torch.minimum(places - before, cdf[:, -1:].nextafter(cdf.new_zeros(())))
+    token, _ = _first_above(cdf, place)
+    return ids.gather(-1, token)
+
+
+def _first_above(cdf: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index `(B, 1)` of the first entry above the place, which is never one of probability 0, and what precedes it."""
+    index = torch.searchsorted(cdf, places, right=True).clamp_(max=cdf.shape[-1] - 1)
+    return index, torch.nn.functional.pad(cdf, (1, 0)).gather(-1, index)
 
 
 class SampleByCdf(LogitsProcessor):
     """Draws the next token itself and lifts its score to infinity, so that greedy decoding takes it.
 
     `torch.multinomial` draws an exponential number for every token of the vocabulary, on a CPU one after the other:
-    with 50,257 tokens that takes longer than a small model's forward. Inverting the cumulative distribution needs one
-    uniform number a row. The distribution is the same, the stream of random numbers is not.
+    with 50,257 tokens that takes longer than a small model's forward. [`draw_tokens`] needs one uniform number a row.
+    The distribution is the same, the stream of random numbers is not.
 
     Args:
         temperature (`float`): the scores are divided by it.
@@ -220,33 +275,25 @@ class SampleByCdf(LogitsProcessor):
         self.temperature = temperature
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """The scores `(B, V)`, with infinity at the token drawn for each row."""
-        if self.temperature != 1.0:
-            scores = scores / self.temperature
-        probabilities = scores.softmax(-1)
-        # Block first, token within it second: one pass over the vocabulary instead of a running sum of all of it. Sums
-        # are in double precision, or many small terms would lose the rare tokens.
-        blocks = probabilities.split(BLOCK, dim=-1)
-        whole = probabilities.shape[-1] // BLOCK
-        masses = [probabilities[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(-1, dtype=torch.float64)]
-        masses += [block.sum(-1, keepdim=True, dtype=torch.float64) for block in blocks[whole:]]
-        cdf = torch.cat(masses, dim=1).cumsum(-1)
-        places = torch.rand((len(scores), 1), dtype=torch.float64, device=scores.device) * cdf[:, -1:]
-        block, before = _first_above(cdf, places)
-        ids = block * BLOCK + torch.arange(BLOCK, device=scores.device)
-        inside = probabilities.gather(-1, ids.clamp(max=probabilities.shape[-1] - 1)).double()
-        inside.masked_fill_(ids >= probabilities.shape[-1], 0.0)
-        cdf = inside.cumsum(-1)
-        # The two sums of a block differ in their last bits; a place beyond the end belongs to its last token.
-        place = torch.minimum(places - before, cdf[:, -1:].nextafter(cdf.new_zeros(())))
-        token, _ = _first_above(cdf, place)
-        return scores.scatter(-1, ids.gather(-1, token), float("inf"))
+        """The scores `(B, V)`, changed in place: infinity at the token drawn for each row."""
+        places = torch.rand((len(scores), 1), dtype=torch.float64, device=scores.device)
+        tokens = draw_tokens(scores, places, self.temperature)
+        drawn = scores.scatter_(-1, tokens, float("inf")).as_subclass(_Drawn)
+        drawn.tokens = tokens[:, 0]
+        return drawn
 
 
-def _first_above(cdf: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index `(B, 1)` of the first entry above the place, which is never one of probability 0, and what precedes it."""
-    index = torch.searchsorted(cdf, places, right=True).clamp_(max=cdf.shape[-1] - 1)
-    return index, torch.nn.functional.pad(cdf, (1, 0)).gather(-1, index)
+class _Drawn(torch.Tensor):
+    """Scores whose largest is known: looking for it again takes as long as drawing it."""
+
+    tokens: torch.Tensor
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in (torch.argmax, torch.Tensor.argmax) and (args[1:] or tuple((kwargs or {}).values())) == (-1,):
+            return args[0].tokens
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 def sample_by_cdf(config: GenerationConfig, vocabulary: int, device: torch.device) -> LogitsProcessorList | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
+from ...models.base import weight_hash
 from ...models.shards import gathered
 from ..scoring.reference_statistics import ReferenceStatistics
 
@@ -78,17 +79,16 @@ def distinct_prompts(
 
 
 def weights_digest(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> str:
-    """Digest of a policy's weights: of their sums, which any change of a weight changes. All ranks call it.
+    """Digest of a policy's weights, the same on every device. All ranks call it.
 
     Args:
         named_parameters: names and weights, in shards or not.
     """
-    sums = []
+    hashes = []
     for name, parameter in named_parameters:
         with gathered(parameter):
-            total = round(parameter.detach().double().sum().item(), 6)
-            sums.append((name, tuple(parameter.shape), total))
-    return digest(repr(sums))
+            hashes.append((name, tuple(parameter.shape), weight_hash(parameter)))
+    return digest(repr(hashes))
 
 
 def digest(text: str) -> str:

@@ -82,7 +82,7 @@ class HostEvaluation:
     def add_rewards(self, **columns: torch.Tensor) -> None:
         """What the replies earned: columns `(N, K)` of all ranks."""
         for name, values in columns.items():
-            self._columns.setdefault(name, []).append(values.detach().double().cpu())
+            self._columns.setdefault(name, []).append(values.detach().cpu().double())
 
     def without_repetitions(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A batch whose repeated rows have no tokens and no advantage, for the host's loss."""
@@ -121,7 +121,7 @@ class HostEvaluation:
     def _gather(self, **columns: torch.Tensor) -> None:
         for name, values in columns.items():
             values = values.to(self.accelerator.device, torch.float32)
-            self._columns.setdefault(name, []).append(gather_rows(self.accelerator, values).double().cpu())
+            self._columns.setdefault(name, []).append(gather_rows(self.accelerator, values).cpu().double())
 
     def column(self, name: str) -> torch.Tensor | None:
         """What is known of each row, float64 on the CPU, without repetitions."""
@@ -133,7 +133,7 @@ class HostEvaluation:
 
     def loss(self) -> float:
         """Mean over the tokens or the rows of all ranks."""
-        total, weight = sum_over_ranks(self.accelerator, self._loss.to(self.accelerator.device)).tolist()
+        total, weight = sum_over_ranks(self.accelerator, self._loss).tolist()
         return total / weight if weight else math.nan
 
     def metrics(self, names: list[str], weights: torch.Tensor, beta: float, own_lengths: bool) -> dict[str, float]:
@@ -146,7 +146,7 @@ class HostEvaluation:
             own_lengths (`bool`): whether a reply is all that was generated, without the answers of tools.
         """
         rewards, optimised = self.column("rewards"), self.column("optimised")
-        weighed = (optimised * weights.double().cpu()).nansum(1)
+        weighed = (optimised * weights.cpu().double()).nansum(1)
         weighed = torch.where(optimised.isnan().all(1), torch.nan, weighed)
         found = {f"rewards/{name}/mean": m for name, m in zip(names, rewards.nanmean(0).tolist(), strict=True)}
         found |= {f"rewards/{name}/std": s for name, s in zip(names, masked_std(rewards).tolist(), strict=True)}

@@ -95,7 +95,7 @@ class MaxMinMixin(AtomicCheckpointMixin):
         rewards = self._raw_rewards(inputs, prompts, completions, completion_ids_list)
         refuse_infinite(rewards, self.reward_func_names)
         utilities = self._utilities(rewards, inputs)
-        group_utilities = utilities.detach().double().nanmean(dim=0).cpu()
+        group_utilities = utilities.detach().cpu().double().nanmean(dim=0)
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             self.welfare.update(group_utilities)
@@ -120,9 +120,9 @@ class MaxMinMixin(AtomicCheckpointMixin):
 
     def _log_welfare(self, mode: str, rewards: torch.Tensor, utilities: torch.Tensor, optimised: torch.Tensor) -> None:
         """Note what is known of a rollout or an evaluation; all three are `(N, K)`, of all ranks."""
-        metrics = self.welfare.metrics(utilities.detach().double().nanmean(dim=0).cpu())
+        metrics = self.welfare.metrics(utilities.detach().cpu().double().nanmean(dim=0))
         if not self._host_logs_component_rewards:
-            means = rewards.detach().double().nanmean(dim=0).tolist()
+            means = rewards.detach().cpu().double().nanmean(dim=0).tolist()
             named = zip(self.component_names, means, strict=True)
             metrics |= {f"rewards/{name}/mean": mean for name, mean in named if mean == mean}
         for name, value in metrics.items():

@@ -22,9 +22,11 @@ from ...models.base import base_model
 from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import cut_at_stop, sample_completions, seeded
+from ..common.trained import check_trained
 from ..ppo.randomness import switch_off
 from ..scoring.callables import RewardCallables
 from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
+from ..scoring.sources import models_of
 from .calibration import ReferenceReplies
 from .host_evaluation import TOKEN_LOSSES, HostEvaluation, masked_std
 from .host_policy import count_real_positions, kept_policy
@@ -117,6 +119,8 @@ class TRLPolicyMixin(MaxMinMixin):
             # An environment of TRL may have added a reward of its own behind ours.
             self.reward_func_names[: len(rewards.names)] = rewards.names
             mixing_weights = rewards.mixing_weights
+        models = [model for shared in (rewards.shared if rewards else ()) for model in models_of(shared.source)]
+        check_trained(args, self.accelerator.unwrap_model(self.model), self.ref_model, None, models, "`reward_funcs`")
         self._component_metrics: dict[str, dict[str, list[float]]] = {
             "train": defaultdict(list),
             "eval": defaultdict(list),
@@ -348,7 +352,7 @@ class TRLPolicyMixin(MaxMinMixin):
             self._evaluation.add_rewards(rewards=rewards, utilities=utilities, optimised=optimised)
             return
         super()._log_welfare(mode, rewards, utilities, optimised)
-        values = rewards.detach().double()
+        values = rewards.detach().cpu().double()
         means, stds = values.nanmean(dim=0).tolist(), masked_std(values).nan_to_num(0.0).tolist()
         for name, mean, std in zip(self.component_names, means, stds, strict=True):
             if mean == mean:

@@ -17,6 +17,7 @@ import torch
 from ...functional.group_floor import has_evidence, required_annotators
 from ...functional.oscillation import switching_stalls
 from ...functional.welfare import sample_min, welfare_weights
+from ...reading import read_json_object
 from ..scoring.batch import RewardSource
 from .maxmin_config import MaxMinConfigMixin
 
@@ -354,7 +355,7 @@ class Welfare:
         if not path.is_file():
             logger.warning("%s has no %s: the group weights start anew.", directory, WELFARE_STATE_FILE)
             return
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json_object(path)
         names = record.pop("component_names")
         if names != self.component_names:
             raise ValueError(

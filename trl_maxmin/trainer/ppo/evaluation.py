@@ -62,7 +62,7 @@ class EvaluationSums:
             `dict[str, float]`.
         """
         unfinished = sum(not row["finished"] for row in self.replies[0])
-        sums = torch.tensor([self.kl, self.tokens, unfinished], dtype=torch.float64, device=accelerator.device)
+        sums = torch.tensor([self.kl, self.tokens, unfinished], dtype=torch.float64)
         kl, tokens, unfinished = (sum_over_ranks(accelerator, sums) / max(len(rewards), 1)).tolist()
         scored = rewards[:, (weights != 0).to(rewards.device)].nanmean(0) @ weights[weights != 0].to(rewards)
         return {

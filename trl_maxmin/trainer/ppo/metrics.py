@@ -53,7 +53,7 @@ def rollout_metrics(
         "policy/entropy_avg": rollout.entropy.sum(),
     }
     counts = [lengths.new_tensor(len(rollout)), lengths.sum()]
-    totals = sum_over_ranks(accelerator, torch.stack([value.double() for value in [*sums.values(), *counts]]))
+    totals = sum_over_ranks(accelerator, torch.stack([value.cpu().double() for value in [*sums.values(), *counts]]))
     *values, rows, tokens = totals.tolist()
     means = {name: value / max(rows, 1.0) for name, value in zip(sums, values, strict=True)}
     means["policy/entropy_avg"] *= max(rows, 1.0) / max(tokens, 1.0)

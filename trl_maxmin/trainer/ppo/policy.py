@@ -28,8 +28,9 @@ from .policy_adapters import add_critic_adapter, checkpoint_contexts
 from .roles import require_critic, require_language_model
 
 
-# Logits that stay in the last cache of a CPU: 25 MB.
-CACHED_LOGITS = 6_400_000
+# Logits that exist at the same time where no gradient keeps them: on a CPU those that stay in its last cache, 25 MB;
+# on an accelerator 256 MB, enough to fill it.
+CACHED_LOGITS, ACCELERATOR_LOGITS = 6_400_000, 64_000_000
 
 
 def use_class_forward(model: PreTrainedModel) -> None:
@@ -164,10 +165,9 @@ class PolicyWithCritic(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities `(n,)` of the tokens and entropies `(n,)`, from hidden states `(n, H)`, chunk by chunk."""
         size = self.logits_chunk_size
-        if hidden.device.type == "cpu" and not torch.is_grad_enabled():
-            # Nothing is kept, so chunks may be as small as a processor's cache, which is faster.
-            vocabulary = self.causal_lm.config.get_text_config().vocab_size
-            size = min(size, max(CACHED_LOGITS // vocabulary, 64))
+        if not torch.is_grad_enabled():
+            logits = CACHED_LOGITS if hidden.device.type == "cpu" else ACCELERATOR_LOGITS
+            size = min(size, max(logits // self.causal_lm.config.get_text_config().vocab_size, 64))
         count = max(-(-len(ids) // size), 1)
         if is_deepspeed_zero3_enabled():
             # The ranks gather the head together, for each chunk again.

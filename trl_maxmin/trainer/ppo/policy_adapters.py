@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from ...models.base import forked_rng
 from ...models.lora import adapter_state, adapters_as
 
 
@@ -70,8 +71,7 @@ def _add_adapter(policy: PeftModel, name: str, trainable: bool) -> None:
     """One more adapter like the active one, which stays active; what was trainable stays so, whatever PEFT freezes."""
     active, before = policy.active_adapter, [(p, p.requires_grad) for p in policy.parameters()]
     # Its own stream, so that an adapter more or less changes nothing else that is drawn.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with forked_rng(torch.device("cpu"), 0):
         policy.add_adapter(name, copy.deepcopy(policy.peft_config[active]))
     policy.set_adapter(active)
     for parameter, flag in before:

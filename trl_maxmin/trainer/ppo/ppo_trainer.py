@@ -27,6 +27,7 @@ from ..._compat import _BaseTrainer, unwrap_model_for_generation
 from ...functional import ppo
 from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
+from ...reading import read_json_object
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.sampling import sample_completions, sampling_config, seeded
 from ..scoring.sources import RewardBatch, build_reward_source, models_of, refuse_infinite
@@ -81,7 +82,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         `ValueError`: a missing argument; a model that cannot play its part, that shares what is trained with another,
             that is not whole or has no tokenizer; nothing to train; fewer prompts than a rollout takes; a prompt that
             leaves no room for the reply; sizes that do not divide; a critic or a number of weights that does not fit
-            the K rewards.
+            the K rewards; a `scheduler` of DeepSpeed's own.
         `TypeError`: an argument of an older TRL; the message has its new name.
 
     References: Schulman et al. (arXiv 1707.06347); Ziegler et al. (arXiv 1909.08593).
@@ -165,6 +166,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         )
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
+        setup.refuse_engine_scheduler(self.accelerator)
         distributed.keep_float32_outputs(self.accelerator)
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
@@ -521,7 +523,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         state_file = Path(resume_from_checkpoint) / STATE_FILE
         if state_file.exists():
-            self.kl_coef = json.loads(state_file.read_text())["kl_coef"]
+            self.kl_coef = read_json_object(state_file)["kl_coef"]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

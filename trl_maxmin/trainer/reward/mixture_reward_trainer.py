@@ -52,7 +52,7 @@ from .em_state import EMState
 from .heads import fit_feature_map, fit_temperatures, set_heads
 from .mixture_reward_config import MixtureRewardConfig
 from .setup import build_mixture, require_effect, require_whole_weights
-from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, scores_of_new_people, weigh_evidence
+from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, say_how_sure, scores_of_new_people, weigh_evidence
 from .text_features import TextFeatures
 
 
@@ -200,6 +200,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             self._known = torch.tensor(known)
         self.selection: ComponentSelection | None = None
         self.em_history: list[dict[str, float]] = []
+        self._calibrated_on_new_texts = True  # or a temperature holds for known texts as well
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
         self._last_e_step: int | None = None  # the global step that the last E-step came before
@@ -308,6 +309,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         # What a mixture that was given had been calibrated to says nothing of the rewards that it will have.
         self.mixture.config.temperatures = [1.0] * self.mixture.num_components
         self.mixture.config.evidence_weight = 1.0
+        self._calibrated_on_new_texts = True
         if not self.args.train_trunk:
             pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
             fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
@@ -607,6 +609,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             scores = scores_of_new_people(pairs, responsibilities, self._prior_scale, seed)
             texts = (pairs.chosen, pairs.rejected)
         found = weigh_evidence(scores, texts, state.annotator_index, state.mixing_weights, seed)
+        say_how_sure(found)
         weight = found.weight if found else 1.0
         state.weigh(weight)
         self.mixture.config.evidence_weight = self.final_facts["evidence_weight"] = weight
@@ -627,7 +630,14 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             margin, known = margins_of(self.eval_dataset), self._known_texts(self.eval_dataset)
             rows = ~known.any(1)
             if int(rows.sum()) < MIN_NEW_PAIRS:
-                rows = ~known.all(1) if not known.all(1).all() else torch.ones(len(known), dtype=torch.bool)
+                rows = ~known.all(1)
+            if not rows.any():
+                rows, self._calibrated_on_new_texts = torch.ones(len(known), dtype=torch.bool), False
+                logger.warning(
+                    "All texts of the held-out pairs stand in training pairs as well, so temperatures say how sure "
+                    "rewards may be of texts that they know, which is surer than of replies that nobody judged. Give "
+                    "an eval_dataset of other texts."
+                )
         else:
             rows = torch.zeros(0, dtype=torch.bool)
         if not rows.any():
@@ -700,10 +710,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """
         temperatures = torch.tensor(self.mixture.config.temperatures, dtype=torch.float64)
         undone = differences.double() * temperatures
-        if as_fitted or (temperatures == 1).all():
+        if as_fitted:
             differences = undone
-        else:
+        elif self._calibrated_on_new_texts and (temperatures != 1).any():
             differences = torch.where(self._known_texts(dataset).all(1, keepdim=True), undone, differences.double())
+        differences = differences.double()
         return preference_log_likelihood(differences, torch.zeros_like(differences), margins_of(dataset))
 
     def _eval_responsibilities(self) -> torch.Tensor:

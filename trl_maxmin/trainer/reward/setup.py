@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...models import MixtureRewardModel
+from ...models.base import forked_rng
 from .heads import KERNEL_FEATURES
 from .mixture_reward_config import MixtureRewardConfig
 
@@ -46,8 +47,7 @@ def build_mixture(
             model.attach_tokenizer(processing_class)
     else:
         # The new heads come from the global generator; the design wants them from the seed alone.
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)
+        with forked_rng(torch.device("cpu") if isinstance(model, str) else model.device, args.seed):
             model = MixtureRewardModel.from_base(
                 model,
                 num_components,

@@ -53,7 +53,7 @@ def weigh_evidence(
     mixing_weights: torch.Tensor,
     seed: int,
 ) -> EvidenceWeight | None:
-    """Fit the weight of an annotator's pairs, and say what it means.
+    """Fit the weight of an annotator's pairs.
 
     Args:
         scores (`torch.Tensor` of shape `(N, K)`): of training pairs, nats; NaN: not scored.
@@ -69,13 +69,21 @@ def weigh_evidence(
     count = int(torch.cat([chosen, rejected]).max()) + 1
     pairs = FeaturePairs(torch.zeros(count, 1), chosen, rejected, annotator_index)
     folds = [deal_folds(pairs, 2, torch.Generator().manual_seed(seed + i)) for i in range(_NUM_SPLITS)]
-    found = fit_evidence_weight(scores, annotator_index, folds, mixing_weights)
+    return fit_evidence_weight(scores, annotator_index, folds, mixing_weights)
+
+
+def say_how_sure(found: EvidenceWeight | None) -> None:
+    """What the weight means, into the log of the main process.
+
+    Args:
+        found ([`EvidenceWeight`], *optional*): from [`weigh_evidence`].
+    """
     if found is None:
         logger.info(
             "Fewer than two annotators have pairs of texts apart, so nothing says how sure assignments may be; each "
             "pair counts whole."
         )
-        return None
+        return
     logger.info(
         f"Each pair of an annotator counts {found.weight:.2f} in their assignment: two halves of a person's pairs "
         f"agree in {found.observed:.1%} of {found.num_annotators} annotators, and posteriors announce "
@@ -87,4 +95,3 @@ def weigh_evidence(
             f"{found.weight:.2f}): these components are no groups of people. Fit fewer (num_components=1), or collect "
             "more pairs of each annotator."
         )
-    return found

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ... import distributed
 from ...data.texts import number_values
 from ...models import MixtureRewardModel
+from ...models.base import weight_hash
 from ...models.families import get_linear
 from ...models.scoring import pad_sequences
 
@@ -96,11 +97,4 @@ def _fingerprint(mixture: MixtureRewardModel) -> tuple[str | int, ...]:
     component = mixture.components[0]
     aside = {id(parameter) for parameter in get_linear(component).parameters()}
     weights = [p for name, p in component.named_parameters() if id(p) not in aside and "lora_" not in name]
-    return mixture.config.pooling, *(_hash(weight.detach()) for weight in weights)
-
-
-def _hash(weight: torch.Tensor) -> int:
-    try:
-        return int(torch.hash_tensor(weight))
-    except RuntimeError:  # not every device and type has it
-        return int(torch.hash_tensor(weight.cpu().flatten().view(torch.uint8)))
+    return mixture.config.pooling, *(weight_hash(weight) for weight in weights)
