@@ -205,7 +205,9 @@ def reward_on(trunk):
 
 def test_a_reward_on_what_is_trained_is_refused(trl_make, trl_base):
     policy = AutoModelForCausalLM.from_pretrained(trl_base)
-    message = r"\(the policy\) and `reward_funcs` \(GPT2For.*share the parameter 'transformer.*Load `reward_funcs` a sec"
+    message = (
+        r"\(the policy\) and `reward_funcs` \(GPT2For.*share the parameter 'transformer.*Load `reward_funcs` a sec"
+    )
     with pytest.raises(ValueError, match=message):
         trl_make(model=policy, reward_funcs=[sevens, reward_on(policy.transformer)])
     mixture = MixtureRewardModel.from_base(policy, 2, "lora", processing_class=build_word_tokenizer())
