@@ -28,8 +28,9 @@ from datasets import load_dataset
 
 from trl_maxmin.data.texts import number_values
 from trl_maxmin.functional.em import annotator_log_likelihood, log_responsibilities, predictive_log_likelihood
-from trl_maxmin.functional.em_features import FeaturePairs, deal_folds, fit_feature_mixture
+from trl_maxmin.functional.em_features import fit_feature_mixture
 from trl_maxmin.functional.evidence import _halves, _hits, fit_evidence_weight
+from trl_maxmin.functional.feature_pairs import FeaturePairs, deal_folds
 from trl_maxmin.functional.heldout import annotator_folds, heldout_differences, text_folds
 from trl_maxmin.functional.preference import fit_temperature
 

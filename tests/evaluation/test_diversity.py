@@ -19,7 +19,6 @@ from trl_maxmin.evaluation.diversity import (
     preference_probability,
     total_variation,
 )
-from trl_maxmin.functional.em_linear import fit_weighted_logistic
 
 
 def fit_reward(difference, probability, ridge):
@@ -27,8 +26,17 @@ def fit_reward(difference, probability, ridge):
     endless data."""
     both = torch.tensor(np.concatenate([difference, -difference]))
     weights = torch.tensor(np.concatenate([probability, 1 - probability]))[:, None]
-    start = torch.zeros(1, both.shape[1], dtype=torch.float64)
-    return fit_weighted_logistic(both, weights, torch.zeros(len(both)), ridge, start, num_steps=25)[0].numpy()
+    return newton(both, weights, ridge).numpy()
+
+
+def newton(difference, weights, ridge):
+    w = torch.zeros(difference.shape[1], dtype=torch.float64)
+    for _ in range(25):
+        p = torch.sigmoid(difference @ w)
+        gradient = -difference.T @ (weights[:, 0] * (1 - p)) + ridge * w
+        hessian = difference.T @ (difference * (weights[:, 0] * p * (1 - p)).unsqueeze(1))
+        w = w - torch.linalg.solve(hessian + ridge * torch.eye(len(w), dtype=torch.float64), gradient)
+    return w
 
 
 def test_total_variation_is_half_the_l1_distance_of_the_two_outcomes():

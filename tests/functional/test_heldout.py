@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from trl_maxmin.functional.em_features import FeaturePairs
+from trl_maxmin.functional.feature_pairs import FeaturePairs
 from trl_maxmin.functional.heldout import annotator_folds, heldout_differences, text_folds
 
 

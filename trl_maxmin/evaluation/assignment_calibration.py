@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..functional.em_features import FeaturePairs
+from ..functional.feature_pairs import FeaturePairs
 from ..functional.group_floor import has_evidence
 from ..trainer.reward.sureness import scores_of_new_people, weigh_evidence
 from .results import table

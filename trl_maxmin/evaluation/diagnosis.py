@@ -17,11 +17,9 @@ import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences, require_group_column
-from ..data.texts import number_values
-from ..functional.em_features import FeaturePairs
 from .assignment_calibration import assignment_calibration, calibration_lines, group_sizes
 from .bootstrap import Interval, PromptBootstrap
-from .diagnosis_groups import Pairs, find_groups, fit_reward, known_groups, read_pairs
+from .diagnosis_groups import Pairs, find_groups, known_groups, read_pairs, rewards_on
 from .diversity import (
     ASSUMPTIONS,
     GAP_ASSUMPTIONS,
@@ -46,11 +44,14 @@ class Diagnosis:
     """What [`diagnose`] found. Numbers with interval are `{"mean", "low", "high"}`; rewards are log-odds.
 
     Args:
-        num_groups (`int`): K; 1 says that one reward suffices.
+        verdict_kind (`str`): `"groups"`, `"one"` (one reward suffices) or `"cannot_tell"`, see [`choose_components`].
+        num_groups (`int`): K; 1 unless the verdict is groups.
         known (`bool`): groups came from a column; otherwise EM found them by annotator.
         num_pairs, num_annotators, num_prompts (`int`): sizes of the data.
         selection (`dict`): K -> `mean` held-out log-likelihood (nats a pair), `difference` to the best and its
-            `standard_error`, clustered by annotator.
+            `standard_error`, clustered by annotator, `gain` against one reward with its `gain_error`, and the
+            `prior_scale` chosen.
+        evidence (`str`): why, in words.
         diversity (`list[list[float]]`): total variation between groups, K x K.
         by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where
             groups are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
@@ -78,6 +79,8 @@ class Diagnosis:
     beta: float
     features: str
     num_groups: int = 1
+    verdict_kind: str = "cannot_tell"
+    evidence: str = ""
     known: bool = False
     selection: dict[str, dict[str, float]] = field(default_factory=dict)
     assignment_calibration: dict[str, Any] | None = None
@@ -104,15 +107,9 @@ class Diagnosis:
     def verdict(self) -> str:
         """The answer in words."""
         kind = "groups you named" if self.known else "groups of annotators"
-        if self.num_groups == 1:
-            evidence = self._evidence(max(map(int, self.selection)) if self.known else 2)
-            why = (
-                f"Separate rewards for the {kind} do not predict held-out pairs better than a single one."
-                if self.known
-                else f"Nothing in these {self.num_pairs} pairs supports more than one of the {kind}; conventional "
-                "RLHF is the simpler choice."
-            )
-            return f"No: one reward suffices. {evidence}{why}"
+        if self.verdict_kind != "groups":
+            answer = {"one": "No: one reward suffices.", "cannot_tell": "These data cannot tell."}[self.verdict_kind]
+            return f"{answer} {self.evidence}"
         worst = self.measured_order[0]
         entry = self.by_group[worst]
         shares = ", ".join(f"{name} {100 * facts['share']:.0f} %" for name, facts in self.by_group.items())
@@ -123,17 +120,10 @@ class Diagnosis:
             else ""
         )
         return (
-            f"Yes: the data hold {self.num_groups} {kind} ({shares}). {self._evidence(1)}The most diverse two "
+            f"Yes: the data hold {self.num_groups} {kind} ({shares}). {self.evidence} The most diverse two "
             f"disagree by {max(map(max, self.diversity)):.2f} in total variation. A policy for the single reward "
             f"costs {worst} the most: {entry['gap']['mean']:.2f} log-odds.{accuracy}"
         )
-
-    def _evidence(self, other: int) -> str:
-        if str(other) not in self.selection or other == self.num_groups:
-            return ""
-        ours, theirs = self.selection[str(self.num_groups)]["mean"], self.selection[str(other)]["mean"]
-        gain = "gains" if ours >= theirs else "loses"
-        return f"K = {self.num_groups} {gain} {abs(ours - theirs):.3f} nats per held-out pair against K = {other}. "
 
     def to_markdown(self) -> str:
         """Words, tables and the assumptions."""
@@ -144,8 +134,9 @@ class Diagnosis:
             "",
         ]
         measures = {"mean": "held-out log-likelihood (nats a pair)", "difference": "below the best by"}
-        measures |= {"standard_error": "standard error"}
-        rows = [[k, *(f"{facts[name]:.4f}" for name in measures)] for k, facts in self.selection.items()]
+        measures |= {"standard_error": "standard error", "gain": "gain on one reward", "gain_error": "standard error"}
+        measures |= {"prior_scale": "prior (log-odds)"}
+        rows = [[k, *(f"{facts[name]:.4g}" for name in measures)] for k, facts in self.selection.items()]
         lines += table(["K", *measures.values()], rows)
         if self.num_groups > 1:
             columns = [
@@ -218,7 +209,9 @@ def diagnose(
         num_init (`int`, *optional*, defaults to 4): restarts of EM.
         num_resamples (`int`, *optional*, defaults to 1000): of the intervals.
         seed (`int`, *optional*, defaults to 0): of splits, restarts and resamples.
-        **model_kwargs: passed to `from_pretrained`.
+        **model_kwargs: `batch_size` and `pooling` as in [`MixtureRewardConfig`]; others are passed to
+            `from_pretrained`. With a model, what `reward --train_trunk false --select` does with the same data, seed
+            and pooling gives the same K.
 
     Raises:
         ValueError: data that break the column contract, no group column of that name, `max_groups`, `beta` or
@@ -240,34 +233,31 @@ def diagnose(
             "(annotator_column), collect several pairs from each, or name known groups (group_column)."
         )
     if not known:
-        posterior, selection, chosen, ridge = find_groups(pairs, max_groups, num_init, seed)
-        names = [f"component_{k}" for k in range(chosen)]
+        posterior, selection = find_groups(pairs, max_groups, num_init, seed)
+        names = [f"component_{k}" for k in range(selection.num_components)]
         memberships, shares = posterior[pairs.annotator], posterior.mean(axis=0)
-        calibration = assignment_calibration(*_assigning(pairs, ridge), posterior, seed)
+        learn = pairs.table.select(torch.tensor(pairs.learn))
+        prior = selection.prior_of(selection.num_components)
+        calibration = assignment_calibration(learn, prior, posterior, seed)
     else:
-        memberships, selection, chosen, names, ridge = known_groups(pairs, dataset[group_column])
+        memberships, selection, names = known_groups(pairs, dataset[group_column], seed)
         shares, calibration = memberships.mean(axis=0), None
     # Cards show this text, so of a local model only the folder's own name.
     model = Path(model_name_or_path or "")
     features = (
         f"the last state of {model.name if model.exists() else model}" if model_name_or_path else "counts of words"
     )
-    pairs = replace(pairs, ridge=ridge)
+    pairs = replace(pairs, prior_scale=selection.prior_of(selection.num_components))
     diagnosis = _measure(pairs, memberships, shares, names, features, beta, num_resamples, seed)
-    return replace(diagnosis, num_groups=chosen, known=known, selection=selection, assignment_calibration=calibration)
-
-
-def _assigning(pairs: Pairs, ridge: float) -> tuple[FeaturePairs, float]:
-    """The pairs that assigned annotators, over their distinct texts, and the scale of the prior on their rewards."""
-    rows = np.flatnonzero(pairs.learn)
-    texts = [text for row in rows for text in pairs.texts[row]]
-    numbers = torch.tensor(number_values(zip(np.repeat(pairs.prompt[rows], 2).tolist(), texts, strict=True)))
-    features = np.zeros((int(numbers.max()) + 1, pairs.chosen.shape[1]))
-    both = np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1).reshape(-1, pairs.chosen.shape[1])
-    features[numbers.numpy()] = both
-    scale = float(np.sqrt((pairs.difference[rows] ** 2).sum(axis=1).mean() / ridge))
-    margin, annotator = torch.tensor(pairs.margin[rows]), torch.tensor(pairs.annotator[rows])
-    return FeaturePairs(torch.tensor(features), numbers[::2], numbers[1::2], annotator, margin), scale
+    return replace(
+        diagnosis,
+        num_groups=selection.num_components,
+        verdict_kind=selection.verdict_kind,
+        evidence=selection.evidence(),
+        known=known,
+        selection=selection.by_candidate(),
+        assignment_calibration=calibration,
+    )
 
 
 def _measure(
@@ -282,8 +272,8 @@ def _measure(
 ) -> Diagnosis:
     """Everything that follows from the memberships (N, K) of the pairs; K = 1 gives no group a gap."""
     learn, heldout = pairs.learn, pairs.heldout
-    own = np.stack([fit_reward(pairs, learn, memberships[learn, k]) for k in range(len(names))])
-    single = fit_reward(pairs, learn)
+    *own, single = rewards_on(pairs, np.column_stack([memberships, np.ones(len(memberships))]))
+    own = np.stack(own)
     chosen, rejected = pairs.chosen[heldout], pairs.rejected[heldout]
     probability = preference_probability(chosen @ own.T, rejected @ own.T)
     probability_single = preference_probability(chosen @ single, rejected @ single)
@@ -338,25 +328,28 @@ def _curves(
     pairs: Pairs, memberships: np.ndarray, own: np.ndarray, names: list[str], candidates: list[np.ndarray], beta: float
 ) -> dict[str, list[list[float]]]:
     """Gap of each group where its pairs are weighted so that they make up a given share, the others in proportion."""
-    learn = pairs.learn
-    mass = memberships[learn].mean(axis=0)
-
-    def point(k: int, share: float) -> list[float]:
-        factors = np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
-        single = fit_reward(pairs, learn, memberships[learn] @ factors)
-        return [share, float(_gaps(candidates, own[k], single, beta).mean())]
-
-    return {name: [point(k, share) for share in SHARES] for k, name in enumerate(names)}
+    mass = memberships[pairs.learn].mean(axis=0)
+    factors = [
+        np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
+        for k in range(len(names))
+        for share in SHARES
+    ]
+    singles = rewards_on(pairs, memberships @ np.stack(factors, axis=1)).reshape(len(names), len(SHARES), -1)
+    return {
+        name: [
+            [share, float(_gaps(candidates, own[k], single, beta).mean())]
+            for share, single in zip(SHARES, singles[k], strict=True)
+        ]
+        for k, name in enumerate(names)
+    }
 
 
 def _candidates(pairs: Pairs) -> list[np.ndarray]:
     """For each prompt the features (M, D) of its different replies."""
-    found: dict[int, dict[str, np.ndarray]] = {}
-    for row, prompt in enumerate(pairs.prompt):
-        replies = found.setdefault(int(prompt), {})
-        for text, features in zip(pairs.texts[row], (pairs.chosen[row], pairs.rejected[row]), strict=True):
-            replies.setdefault(text, features)
-    return [np.stack(list(replies.values())) for replies in found.values()]
+    found: dict[int, dict[int, None]] = {}
+    for prompt, texts in zip(pairs.prompt.tolist(), pairs.texts.tolist(), strict=True):
+        found.setdefault(prompt, {}).update(dict.fromkeys(texts))
+    return [pairs.principal[list(texts)] for texts in found.values()]
 
 
 def _gaps(candidates: list[np.ndarray], own: np.ndarray, single: np.ndarray, beta: float) -> np.ndarray:

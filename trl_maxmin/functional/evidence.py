@@ -97,7 +97,7 @@ def fit_evidence_weight(
             count.
         annotator_index (`torch.Tensor` of shape `(N,)`, integer): annotator of each pair.
         folds (S tensors of shape `(N, 2)`, integer): half, 0 or 1, of the chosen and of the rejected text, from
-            [`deal_folds`][trl_maxmin.functional.em_features.deal_folds]. A pair with texts of both is in neither.
+            [`deal_folds`][trl_maxmin.functional.feature_pairs.deal_folds]. A pair with texts of both is in neither.
         mixing_weights (`torch.Tensor` of shape `(K,)`): share of each component.
 
     Returns:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .em_features import FeaturePairs, deal_texts, fit_rewards
+from .em_features import fit_rewards
+from .feature_pairs import FeaturePairs, deal_texts
 
 
 NUM_FOLDS = 5

@@ -159,6 +159,8 @@ _diagnostics = _record(
     {
         "dataset": _dataset,
         "verdict": _text,
+        "verdict_kind": _text,
+        "evidence": _text,
         "num_groups": _whole,
         "known": _flag,
         "num_pairs": _whole,

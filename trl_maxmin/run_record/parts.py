@@ -36,6 +36,9 @@ TRAINING_SETTINGS = (
 )
 EM_SETTINGS = (
     "kind",
+    "chosen_prior_scale",
+    "num_starts",
+    "num_partitions",
     "n_init",
     "init_steps",
     "annealing_start",
@@ -56,6 +59,7 @@ WELFARE_SETTINGS: dict[str, tuple[str, ...]] = {
     "nash": ("disagreement_point",),
 }
 _SELECTION = ("mean", "difference", "standard_error", "accuracy", "best", "num_pairs", "num_annotators", "verdict")
+_SELECTION += ("gain", "gain_error", "prior_scale", "verdict_kind")
 _CURVES = ("maxmin", "objective", "rewards", "em", "kl", "loss", "accuracy", "predictive_log_likelihood")
 _PACKAGES = ("python", "trl_maxmin", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
 _PACKAGES += ("huggingface_hub",)
@@ -197,6 +201,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     diagnostics = _fields(
         {"dataset": dataset, "verdict": _text, "features": _text, "assumptions": _each(_text)}
+        | {"verdict_kind": _text, "evidence": _text}
         | _all(("num_groups", "known", "num_pairs", "num_annotators", "num_prompts", "feature_bound", "beta"))
         | _all(("epsilon", "diversity", "selection", "by_group", "predicted_order", "measured_order", "curves"))
         | {"assignment_calibration": _assignment_calibration, "below_evidence_floor": _same}
@@ -205,7 +210,10 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     reward = _fields(
         {"model": place, "base_model": place, "dataset": dataset, "calibration": calibration, "curves": _curves}
         | {"em": _fields(_all(EM_SETTINGS, _setting)), "training": _fields(_all(TRAINING_SETTINGS, _setting))}
-        | {"selection": _fields(_all(_SELECTION, _numbers) | {"verdict": _text}), "component_kind": _text}
+        | {
+            "selection": _fields(_all(_SELECTION, _numbers) | {"verdict": _text, "verdict_kind": _text}),
+            "component_kind": _text,
+        }
         | _all(("num_components", "component_names", "mixing_weights", "shares", "converged", "heldout_accuracy"))
         | _all(("assignment_accuracy", "adjusted_rand_index", "evidence_weight", *by_component))
         | {"assignment_calibration": _assignment_calibration}

@@ -66,22 +66,6 @@ def logged_curves(history: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
     return curves
 
 
-def selection_facts(selection: Any) -> dict[str, dict[str, float]]:
-    """What was measured of each candidate K.
-
-    Args:
-        selection ([`ComponentSelection`])
-
-    Returns:
-        `dict`: by K the `mean` held-out log-likelihood of a pair (nats), its `difference` to the best, and the
-            `standard_error` of that.
-    """
-    measures = {"mean": "log_likelihood", "difference": "difference", "standard_error": "standard_error"}
-    return {
-        field: {str(k): value for k, value in getattr(selection, name).items()} for field, name in measures.items()
-    }
-
-
 def component_counts(trainer: Any) -> dict[str, dict[str, int]]:
     """Annotators, their shares, and training pairs of each component, by the annotators' most probable component.
 
@@ -148,11 +132,11 @@ def reward_facts(trainer: Any) -> dict[str, Any]:
         "num_components": mixture.num_components,
         "component_names": names,
         "mixing_weights": weights,
-        "em": em,
+        "em": em | trainer.fit_facts,
+        "selection": trainer.selection.facts() if trainer.selection is not None else None,
         "training": training_settings(args),
         "curves": curves,
         "calibration": {"temperature": list(config.temperatures)} if args.calibrate_temperature else None,
-        "selection": selection_facts(trainer.selection) if trainer.selection is not None else None,
         **component_counts(trainer),
         **trainer.final_facts,
     }

@@ -30,8 +30,9 @@ from ...data.columns import (
 )
 from ...data.texts import number_values
 from ...functional.em import annealed_beta
-from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
-from ...functional.em_linear import LinearMixture, fit_linear_rewards
+from ...functional.em_features import LinearMixture, fit_feature_mixture, fit_rewards
+from ...functional.feature_pairs import FeaturePairs
+from ...functional.num_components import choose_components
 from ...functional.preference import preference_accuracy, preference_log_likelihood
 from ...models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
 from ...models.base import context_length, place
@@ -57,6 +58,9 @@ from .text_features import TextFeatures
 
 
 logger = get_logger(__name__)
+
+#: Standard deviation of a pair's log-odds under the prior, where nothing was fitted that could have chosen one.
+PRIOR_WITHOUT_FIT = 3.0
 
 
 class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
@@ -200,6 +204,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             self._known = torch.tensor(known)
         self.selection: ComponentSelection | None = None
         self.em_history: list[dict[str, float]] = []
+        self.fit_facts: dict[str, Any] = {}  # what the fit on features chose: the prior, and how its starts ended
         self._calibrated_on_new_texts = True  # or a temperature holds for known texts as well
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
@@ -267,6 +272,13 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         features = self.mixture.map_features(pairs.features.to(self.accelerator.device)).cpu()
         return replace(pairs, features=features)
 
+    def choose_feature_map(self) -> None:
+        """Fit the kernel features of the heads to the texts, where there are some; where that is left to the trainer,
+        only where they predict better. All ranks have to call it, before K is chosen."""
+        pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
+        fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
+        self._choose_heads = False
+
     def _vector_pairs(self, dataset: Dataset) -> FeaturePairs:
         """Likewise, before the nonlinear map of the heads where there is one."""
         chosen, rejected = self._features.rows(dataset["chosen_ids"], dataset["rejected_ids"])
@@ -311,9 +323,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         self.mixture.config.evidence_weight = 1.0
         self._calibrated_on_new_texts = True
         if not self.args.train_trunk:
-            pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
-            fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
-            self._choose_heads = False
+            self.choose_feature_map()
         if self._candidates is not None:
             self._set_num_components(self.select_num_components(self._candidates).num_components)
         if not self.args.train_trunk:
@@ -349,7 +359,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
     @property
     def _prior_scale(self) -> float:
         """Of the heads on the frozen trunk."""
-        return self.args.prior_scale
+        given = PRIOR_WITHOUT_FIT if self.args.prior_scale == "auto" else self.args.prior_scale
+        return self.fit_facts.get("chosen_prior_scale", given)
 
     def _set_num_components(self, count: int) -> None:
         self.mixture.keep_components(count)
@@ -389,11 +400,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                 f"{len(self.annotators)} annotators. Give smaller candidates."
             )
         pairs = self.feature_pairs(self.train_dataset)
-        options = self._fit_options() | {"seed": self.args.seed, "num_init": 3 * max(self.args.n_init, 1)}
-        people, known = len(self.annotators), self._known
-        scores = {k: cross_validated_scores(pairs, people, k, known=known, **options) for k in candidates}
-        self.selection = ComponentSelection.from_scores(scores, pairs.annotator_index)
-        logger.info(self.selection.verdict())
+        options = self._fit_options() | {"seed": self.args.seed, "num_init": 2 * max(self.args.n_init, 1)}
+        choice = choose_components(pairs, len(self.annotators), candidates, known=self._known, **options)
+        self.selection = ComponentSelection.of(choice)
+        told = logger.warning if choice.verdict_kind == "cannot_tell" else logger.info
+        told(self.selection.verdict())
         return self.selection
 
     def _fit_heads(self, num_steps: int) -> LinearMixture:
@@ -404,7 +415,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             len(self.annotators),
             self.mixture.num_components,
             generator=torch.Generator().manual_seed(self.args.seed),
-            num_init=3 * max(self.args.n_init, 1),
+            num_init=2 * max(self.args.n_init, 1),
             num_steps=num_steps,
             known=state.known,
             **self._fit_options(),
@@ -413,6 +424,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         state.log_responsibilities, state.mixing_weights = fitted.log_responsibilities, fitted.mixing_weights
         state.record(torch.arange(len(fitted.scores)), fitted.scores)
         state.changed = 0.0
+        self.fit_facts = {
+            "chosen_prior_scale": fitted.prior_scale,
+            "num_starts": fitted.num_starts,
+            "num_partitions": fitted.num_partitions,
+        }
         state.bound = fitted.score * len(fitted.scores) / len(self.annotators)
         return fitted
 
@@ -420,11 +436,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """Starts on the frozen trunk; the best gives the first responsibilities, their heads and lasting evidence."""
         start = self._fit_heads(num_steps=self.args.init_steps)
         pairs, state = self.feature_pairs(self.train_dataset), self.em_state
-        margin = torch.zeros(len(pairs)) if pairs.margin is None else pairs.margin
         responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
-        differences = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
         # With a wider prior than the start's: training goes on from here, and a small head holds it up.
-        set_heads(self.mixture, fit_linear_rewards(differences, responsibilities, margin))
+        set_heads(self.mixture, fit_rewards(pairs, responsibilities))
         if self.args.e_step_scores == "cached":
             state.start_scores = start.scores.float()
         logger.info(f"Best of the starts: {start.score:.4f} nats a pair, out of fold.")

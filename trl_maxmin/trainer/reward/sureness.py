@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from accelerate.logging import get_logger
 
-from ...functional.em_features import FeaturePairs, deal_folds
 from ...functional.evidence import MIN_EVIDENCE_WEIGHT, EvidenceWeight, fit_evidence_weight
+from ...functional.feature_pairs import FeaturePairs, deal_folds
 from ...functional.heldout import NUM_FOLDS, annotator_folds, heldout_differences, text_folds
 from ...functional.preference import preference_log_likelihood
 
