@@ -222,6 +222,35 @@ def deal_pairs(pairs, seed):
     return torch.randint(5, (len(pairs),), generator=seeded(seed)).unsqueeze(1).repeat(1, 2)
 
 
+def table(reports):
+    """The block of docs/reproduction.md from what was written: means over seeds."""
+    titles = ["data", "seeds", "weight", "announced, observed", "whole pairs: announced, observed"]
+    titles += [
+        "new votes (nats): weighed, whole",
+        "loss on new texts (nats): temperature of new texts, of familiar, none",
+    ]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for report in reports:
+        seeds = list(report["seeds"].values())
+
+        def mean(*path, digits=3, seeds=seeds):
+            values = []
+            for entry in seeds:
+                for name in path:
+                    entry = entry[name]
+                values.append(entry)
+            return f"{statistics.mean(values):.{digits}f}"
+
+        def two(name, seeds=seeds, mean=mean):
+            return ", ".join(mean("assignments", name, which) for which in ("expected", "observed"))
+
+        loss = [mean("temperatures", "loss", name) for name in ("on_new_texts", "on_familiar_texts", "none")]
+        votes = [mean("new_votes", name) for name in ("weighed", "whole")]
+        row = [report["data"], str(len(seeds)), mean("assignments", "weight", digits=2), two("weighed"), two("whole")]
+        lines.append("| " + " | ".join([*row, ", ".join(votes), ", ".join(loss)]) + " |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")

@@ -40,7 +40,8 @@ def test_the_weight_and_the_counts_travel_with_the_mixture(frozen):
     assert sum(loaded.config.component_pairs) == len(frozen.train_dataset) == sum(pairs)
     few = loaded.config.component_annotators.index(3)
     assert loaded.config.component_pairs[few] == sum(pairs[h] for h in range(12) if h < 3)
-    record = RunRecord.load(frozen.args.output_dir).reward
+    stage, facts = frozen._record_facts()
+    record = RunRecord().update(stage, **facts).reward
     assert record["evidence_weight"] == loaded.config.evidence_weight
     found = record["assignment_calibration"]
     assert found["num_annotators"] == 12 and found["expected"] == pytest.approx(found["observed"], abs=0.1)
