@@ -254,7 +254,15 @@ def test_how_sure_one_may_be():
             told = seed["assignments"]["weighed"]
             assert abs(told["expected"] - told["observed"]) < 0.02
             assert seed["new_votes"]["weighed"] >= seed["new_votes"]["whole"]
-    (ccai,) = reports[1]["seeds"].values()
+    (town,), (ccai,) = (report["seeds"].values() for report in reports[:2])
+
+    def excess(entry):
+        return f"{entry['expected'] - entry['observed']:.3f}"
+
+    for of, name in ((lambda e: e["whole"], "(all pairs: {} and {})"),
+                     (lambda e: e["shared_texts"]["no_text_twice"], "{} too much in Bowling Green and {} in CCAI"),
+                     (lambda e: e["shared_texts"]["as_many_at_random"], "at random, {} and {}.")):  # fmt: skip
+        says("reproduction", name.format(*(excess(of(entry["assignments"])) for entry in (town, ccai))))
     by_weight = ccai["new_votes"]["by_weight"]
     assert max(by_weight, key=by_weight.get) == "0.05"  # "In CCAI 0.05"
 
