@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from ..._compat import _BaseConfig
 from ...functional.ppo import KL_ESTIMATORS
 from ..common.config_help import help_from_docstring
+from ..common.generation_backends import GENERATION_BACKENDS
 from ..common.host_defaults import settle_host_defaults
 from .old_scripts import FIELDS, knows_old_names
 
@@ -52,6 +53,10 @@ class PPOConfig(_BaseConfig):
         generation_kwargs (`dict`, *optional*):
             More settings of [`~transformers.GenerationConfig`]. One that filters or penalises tokens (`top_p`,
             `repetition_penalty`) samples from another distribution than the one PPO weighs.
+        generation_backend (`str`, *optional*, defaults to `"generate"`):
+            Who samples replies, in rollouts, calibration and evaluation: `"generate"`; `"continuous_batching"` of
+            transformers, which fills the places of replies that have ended (faster where many prompts get long
+            replies of uneven length); `"auto"`, which chooses by device and sizes.
         stop_token (`str`, *optional*):
             `"eos"`: the tokenizer's EOS ends a reply. Default: what the policy's `generation_config` says, else the
             tokenizer's EOS. Excludes `stop_token_id`.
@@ -160,6 +165,7 @@ class PPOConfig(_BaseConfig):
     chat_template_kwargs: dict[str, Any] | str | None = None
     temperature: float = 0.7
     generation_kwargs: dict[str, Any] | str | None = None
+    generation_backend: str = "generate"
     stop_token: Literal["eos"] | None = None
     stop_token_id: int | None = None
     local_rollout_forward_batch_size: int = 64
@@ -262,6 +268,7 @@ class PPOConfig(_BaseConfig):
             # k2 is biased: it may be measured, not optimised.
             "kl_estimator": tuple(name for name in KL_ESTIMATORS if name != "k2"),
             "critic": ("vector", "scalar"),
+            "generation_backend": GENERATION_BACKENDS,
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:

@@ -28,7 +28,8 @@ from ...functional import ppo
 from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
-from ..common.sampling import sample_completions, sampling_config, seeded
+from ..common.generation_backends import sample_replies
+from ..common.sampling import sampling_config, seeded
 from ..scoring.sources import RewardBatch, build_reward_source, models_of, refuse_infinite
 from . import checkpoint, roles, setup
 from .completions import completion_columns, show_completions, table_is_due
@@ -242,8 +243,15 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             seeded(self.accelerator.device, self.args.seed, *stream, self.accelerator.process_index),
             self.accelerator.autocast(),
         ):
-            config, size = self.generation_config, self.args.local_rollout_forward_batch_size
-            replies = sample_completions(model, prompt_ids, config, self.pad_token_id, self.stop_token_ids, size)
+            replies = sample_replies(
+                model,
+                prompt_ids,
+                self.generation_config,
+                self.pad_token_id,
+                self.stop_token_ids,
+                self.args.local_rollout_forward_batch_size,
+                self.args.generation_backend,
+            )
         return Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, self.accelerator.device)
 
     @torch.no_grad()
