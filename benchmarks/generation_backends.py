@@ -1,10 +1,10 @@
 """Tokens per CPU second of `generate` and of continuous batching, in turns, on a grid of sizes.
 
     PYTHONPATH=. python benchmarks/generation_backends.py --out generation_backends.json
-    PYTHONPATH=. python benchmarks/generation_backends.py --step      # what a token costs beside the forward, V = 262,144
+    PYTHONPATH=. python benchmarks/generation_backends.py --step    # a token's cost over a bare forward, V = 262,144
 
-A Llama of random weights (vocabulary 8,000, width 192, 4 layers) that ends a reply after `mean` tokens on average (`0`: every reply has
-its full length). One thread; CPU time, since other work may run; medians of `--pairs`.
+A Llama of random weights (vocabulary 8,000, width 192, 4 layers) that ends a reply after `mean` tokens on average
+(`0`: every reply has its full length). One thread; CPU time, since other work may run; medians of `--pairs`.
 """
 
 import argparse

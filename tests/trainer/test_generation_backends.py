@@ -2,6 +2,7 @@
 """Backends give the same replies, and leave policy and random states as they were."""
 
 import gc
+import math
 from unittest import mock
 
 import pytest
@@ -22,7 +23,9 @@ from trl_maxmin.trainer.common.generation_backends import (
 )
 from trl_maxmin.trainer.common.sampling import sampling_config, seeded
 from trl_maxmin.trainer.maxmin.maxmin_ppo_trainer import MaxMinPPOTrainer
+from trl_maxmin.trainer.ppo.metrics import take_means
 from trl_maxmin.trainer.ppo.policy import PolicyWithCritic
+from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 CPU = torch.device("cpu")
@@ -107,6 +110,62 @@ def test_sampled_replies_follow_the_policy(backend, temperature):
     observed = [*seen[common].tolist(), seen[~common].sum().item()]
     expected = [*(joint[common] * count).tolist(), joint[~common].sum().item() * count]
     assert chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_sampler_tells_the_probabilities_of_its_tokens(temperature):
+    model = llama().eval()
+    config = sampling_config(temperature, 9)
+    assert sample_replies(model, PROMPTS, config, 0, [2], 8).logprobs is None
+    replies = sample_replies(model, PROMPTS, config, 0, [2], 8, "continuous_batching")
+    for prompt, (ids, _), logprobs in zip(PROMPTS, replies, replies.logprobs, strict=True):
+        with torch.no_grad():
+            rows = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double() / temperature
+        expected = rows.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        assert logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+class Biased(PPOTrainer):
+    """Its sampler says that every token was half as likely as it is."""
+
+    def _sample_from(self, model, rows, *stream):
+        rollout = super()._sample_from(model, rows, *stream)
+        rollout.sampler_logprobs = (rollout.sampler_logprobs - math.log(2)) * rollout.completion_mask
+        return rollout
+
+
+class TestSamplerAndTrainer:
+    def test_they_agree_and_it_is_logged(self, make):
+        trainer = make(generation_backend="continuous_batching", max_steps=2, temperature=0.7)
+        trainer.train()
+        for name in ("mean", "max"):
+            assert history(trainer, f"sampling/ratio_{name}") == pytest.approx([1.0, 1.0], abs=1e-4)
+        trainer = make(max_steps=1)
+        trainer.train()
+        assert not history(trainer, "sampling/ratio_mean"), "`generate` does not tell"
+
+    def test_a_ratio_is_logged_and_counted_up_to_the_cap(self, make):
+        losses = {}
+        for cap in (None, 1.5, 5.0):
+            trainer = make(
+                Biased, generation_backend="continuous_batching", max_steps=1, num_ppo_epochs=1, sampling_ratio_cap=cap
+            )
+            trainer.train()
+            assert history(trainer, "sampling/ratio_mean") == pytest.approx([2.0], abs=1e-4)
+            losses[cap] = history(trainer, "loss/policy_avg")[0]
+        # Advantages are whitened, so the mean loss is near 0; its scale is what changes.
+        assert losses[1.5] == pytest.approx(1.5 * losses[None], rel=1e-3, abs=1e-6)
+        assert losses[5.0] == pytest.approx(2.0 * losses[None], rel=1e-3, abs=1e-6)
+
+    def test_the_largest_ratio_since_the_last_log_is_no_mean(self):
+        assert take_means({"sampling/ratio_max": [1.0, 3.0], "sampling/ratio_mean": [1.0, 3.0]}) == {
+            "sampling/ratio_max": 3.0,
+            "sampling/ratio_mean": 2.0,
+        }
+
+    def test_a_cap_has_to_be_above_zero(self, make):
+        with pytest.raises(ValueError, match=r"sampling_ratio_cap must be above 0, got 0\.0"):
+            make(sampling_ratio_cap=0.0)
 
 
 class TestRefusals:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -36,6 +36,22 @@ _NEUTRAL = ("use_cache", "transformers_version", "pad_token_id", "eos_token_id",
 AUTO_PROMPTS, AUTO_TOKENS = 64, 128
 #: Tokens of a page of the cache, on a CPU and elsewhere (flash attention wants a multiple of 256), and of a forward.
 _PAGE, _FLASH_PAGE, _BATCH_TOKENS = 32, 256, 512
+
+
+class SampledReplies(list[tuple[list[int], bool]]):
+    """Replies as of [`sample_completions`].
+
+    Args:
+        replies: tokens of each, and whether it ended by itself.
+        logprobs (`list[list[float]]`, *optional*): nats of each token by the sampler's own computation, at the
+            temperature; `None` where it does not tell.
+    """
+
+    def __init__(
+        self, replies: Iterable[tuple[list[int], bool]] = (), logprobs: list[list[float]] | None = None
+    ) -> None:
+        super().__init__(replies)
+        self.logprobs = logprobs
 
 
 def check_backend(backend: str) -> None:
@@ -80,7 +96,7 @@ def sample_replies(
     stop_token_ids: Sequence[int],
     batch_size: int,
     backend: str = "generate",
-) -> list[tuple[list[int], bool]]:
+) -> SampledReplies:
     """Sample one reply to each prompt, by any backend.
 
     Args:
@@ -90,7 +106,7 @@ def sample_replies(
         backend (`str`, *optional*, defaults to `"generate"`): one of [`GENERATION_BACKENDS`].
 
     Returns:
-        `list[tuple[list[int], bool]]`: as [`sample_completions`], in the order of the prompts.
+        [`SampledReplies`]: in the order of the prompts.
 
     Raises:
         `ValueError`: an unknown backend; with continuous batching a model in shards, one whose attention cannot read a
@@ -106,7 +122,9 @@ def sample_replies(
     if backend == "auto":
         logger.info(f"{len(prompt_ids)} prompts, {generation_config.max_new_tokens} tokens at most: {chosen}.")
     if chosen == "generate":
-        return sample_completions(model, prompt_ids, generation_config, pad_token_id, stop_token_ids, batch_size)
+        return SampledReplies(
+            sample_completions(model, prompt_ids, generation_config, pad_token_id, stop_token_ids, batch_size)
+        )
     if reason := problem(model, generation_config):
         raise ValueError(f"generation_backend='continuous_batching' cannot be used: {reason}. Use 'generate'.")
     return _sample_continuously(model, prompt_ids, generation_config, pad_token_id, stop_token_ids, batch_size)
@@ -142,9 +160,9 @@ def _sample_continuously(
     pad_token_id: int,
     stop_token_ids: Sequence[int],
     batch_size: int,
-) -> list[tuple[list[int], bool]]:
+) -> SampledReplies:
     if not prompt_ids:
-        return []
+        return SampledReplies()
     settings = {name: getattr(config, name) for name in _KNOWN if getattr(config, name) is not None}
     # -1 is no token: replies then run to their full length.
     settings |= {"eos_token_id": list(stop_token_ids) or -1, "pad_token_id": pad_token_id}
@@ -160,6 +178,7 @@ def _sample_continuously(
             # The weights move between two rollouts, and the attention stays the one that weighs the replies.
             use_cuda_graph=False,
             auto_switch_to_flash=False,
+            return_logprobs=True,
             seed=int(torch.randint(2**31 - 1, ())),
         )
         attention = inner.config._attn_implementation
@@ -182,7 +201,9 @@ def _sample_continuously(
             f"Continuous batching returned {len(results) - len(failed)} of {len(prompt_ids)} replies"
             f"{': ' + str(failed[0]) if failed else ''}. Use generation_backend='generate'."
         )
-    return [cut_at_stop(list(result.generated_tokens), stop_token_ids) for result in results]
+    replies = [cut_at_stop(list(result.generated_tokens), stop_token_ids) for result in results]
+    logprobs = [result.logprobs[: len(ids)] for result, (ids, _) in zip(results, replies, strict=True)]
+    return SampledReplies(replies, logprobs)
 
 
 @contextmanager

@@ -57,6 +57,11 @@ class PPOConfig(_BaseConfig):
             Who samples replies, in rollouts, calibration and evaluation: `"generate"`; `"continuous_batching"` of
             transformers, which fills the places of replies that have ended (faster where many prompts get long
             replies of uneven length); `"auto"`, which chooses by device and sizes.
+        sampling_ratio_cap (`float`, *optional*):
+            Truncated importance weighting: the policy's loss of a token counts by the ratio of the trainer's to the
+            sampler's probability of it, and at most so often. For samplers that compute otherwise than the trainer
+            (`sampling/ratio_mean` is not 1) and tell their probabilities, as `"continuous_batching"` does. Default:
+            every token counts once.
         stop_token (`str`, *optional*):
             `"eos"`: the tokenizer's EOS ends a reply. Default: what the policy's `generation_config` says, else the
             tokenizer's EOS. Excludes `stop_token_id`.
@@ -166,6 +171,7 @@ class PPOConfig(_BaseConfig):
     temperature: float = 0.7
     generation_kwargs: dict[str, Any] | str | None = None
     generation_backend: str = "generate"
+    sampling_ratio_cap: float | None = None
     stop_token: Literal["eos"] | None = None
     stop_token_id: int | None = None
     local_rollout_forward_batch_size: int = 64
@@ -277,7 +283,7 @@ class PPOConfig(_BaseConfig):
     def _check_ranges(self) -> None:
         positive = ("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "logits_chunk_size")
         positive += ("local_rollout_forward_batch_size", "kl_target", "kl_horizon", "max_prompt_length", "target_kl")
-        positive += ("total_episodes",)
+        positive += ("total_episodes", "sampling_ratio_cap")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

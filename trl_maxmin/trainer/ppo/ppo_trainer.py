@@ -34,7 +34,7 @@ from ..scoring.sources import RewardBatch, build_reward_source, models_of, refus
 from . import checkpoint, roles, setup
 from .completions import completion_columns, show_completions, table_is_due
 from .evaluation import EvaluationSums, own_batches
-from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, take_means
+from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, sampling_metrics, take_means
 from .old_scripts import ARGUMENTS, METHODS, knows_old_names
 from .policy import PolicyWithCritic
 from .ppo_config import PPOConfig
@@ -252,7 +252,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
                 self.args.local_rollout_forward_batch_size,
                 self.args.generation_backend,
             )
-        return Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, self.accelerator.device)
+        device = self.accelerator.device
+        rollout = Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, device)
+        rollout.note_sampler(getattr(replies, "logprobs", None))
+        return rollout
 
     @torch.no_grad()
     def _forward_rollout(self, rollout: Rollout) -> None:
@@ -388,6 +391,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         value_losses, value_clipped = ppo.value_loss_terms(
             values, batch["values"], batch["returns"], mask, self.args.cliprange_value
         )
+        if self.args.sampling_ratio_cap is not None and "sampler_logprobs" in batch:
+            ratio = (batch["logprobs"] - batch["sampler_logprobs"]).exp().clamp(max=self.args.sampling_ratio_cap)
+            policy_losses = policy_losses * ratio
         loss = policy_losses.sum() + self.args.vf_coef * value_losses.sum()
         with torch.no_grad():
             change = (logprobs - batch["logprobs"])[mask]
@@ -409,6 +415,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _log_rollout(self, rollout: Rollout) -> None:
         """Note what is known of a rollout; adapt the KL coefficient, where asked, to the KL just measured."""
         metrics = rollout_metrics(self.accelerator, rollout, self.reward_weights, self.kl_coef)
+        metrics |= sampling_metrics(self.accelerator, rollout)
         episodes = self.args.batch_size * (self.state.global_step + 1)
         start, first_step = self._clock
         eps = (episodes - self.args.batch_size * first_step) / (time.perf_counter() - start)
