@@ -26,7 +26,8 @@ from datasets import load_dataset
 from trl_maxmin.evaluation import adjusted_rand_index
 from trl_maxmin.evaluation.new_annotators import assignment_curve
 from trl_maxmin.functional.em import predictive_log_likelihood
-from trl_maxmin.functional.em_features import FeaturePairs, fit_feature_mixture
+from trl_maxmin.functional.em_features import fit_feature_mixture
+from trl_maxmin.functional.feature_pairs import FeaturePairs
 from trl_maxmin.trainer import MixtureRewardConfig, MixtureRewardTrainer
 
 
@@ -52,7 +53,7 @@ def accuracy(scores):
 
 
 def fit(pairs, people, k, seed):
-    return fit_feature_mixture(pairs, people, k, generator=torch.Generator().manual_seed(seed), num_init=12)
+    return fit_feature_mixture(pairs, people, k, generator=torch.Generator().manual_seed(seed), num_init=8)
 
 
 def table_of_fits(train, held, people, candidates, seed):

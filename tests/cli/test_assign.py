@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from trl_maxmin import MixtureRewardModel
 from trl_maxmin.cli import main
 
 
@@ -68,3 +69,23 @@ def test_lora_components_from_the_command_line(files):
 def test_the_mixture_must_be_named(files, capsys):
     assert main(["assign", "--dataset_name", "new.jsonl", "--annotator_column", "worker"]) == 2
     assert "--reward_model is required" in capsys.readouterr().err
+
+
+def test_rankings_are_assigned_and_refused_where_they_are_not_taken(files, word_tokenizer, capsys):
+    base = GPT2LMHeadModel.from_pretrained("base")
+    MixtureRewardModel.from_base(base, 2, processing_class=word_tokenizer).save_pretrained("mixture")
+    replies = ["the film is great", "the plot is dull", "superb"]
+    ranked = [{"prompt": "review :", "responses": replies, "choice": h % 3, "worker": f"w{h}"} for h in range(6)]
+    (files / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked))
+    words = ["--dataset_name", "ranked.jsonl", "--annotator_column", "worker"]
+    assign = ["assign", *words, "--reward_model", "mixture", "--output_file", "a.json"]
+    assert main(assign) == 0
+    assert "6 annotators, 6 rankings" in capsys.readouterr().out
+    assert json.loads((files / "a.json").read_text())["w0"]["num_pairs"] == 1
+    for argv, status in (
+        ([*assign, "--curve", "true"], 2),
+        (["reward", *words, "--model_name_or_path", "base", "--output_dir", "out", *COMMON], 1),
+        (["diagnose", *words, "--output_dir", "out"], 1),
+    ):
+        assert main(argv) == status
+        assert "trl-maxmin convert rankings --input FILE --as_pairs all" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_version(capsys):
 
 def test_unknown_command(capsys):
     assert main(["trian"]) == 2
-    assert "unknown command 'trian'. Commands: demo, diagnose, reward" in capsys.readouterr().err
+    assert "unknown command 'trian'. Commands: demo, convert, diagnose, reward" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["demo", "reward", "ppo"])

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -14,6 +15,7 @@ from trl_maxmin.data.columns import (
     prepare_preferences,
     share_of_familiar_pairs,
     split_by_annotator,
+    split_by_text,
 )
 
 
@@ -135,6 +137,44 @@ def test_held_out_pairs_that_training_pairs_imply_are_counted_and_said(caplog):
     prompts = Dataset.from_list([row | {"prompt": str(n)} for n, row in enumerate(votes())])
     split_by_annotator(prompts, 0.2, seed=0)  # the same words in reply to another prompt are another text
     assert caplog.text == ""
+
+
+class TestSplitByText:
+    def everybody(self, people=30, texts=80, each=20):
+        rng = np.random.default_rng(0)
+        pairs = [(who, *rng.choice(texts, 2, replace=False)) for who in range(people) for _ in range(each)]
+        return [{"prompt": "p", "chosen": f"t{a}", "rejected": f"t{b}", "annotator_id": who} for who, a, b in pairs]
+
+    def test_texts_that_everybody_judges_are_held_out_and_no_pair_is_lost(self):
+        data = Dataset.from_list(self.everybody())
+        train, held = split_by_text(data, 0.2, seed=0)
+        assert len(train) + len(held) == len(data) and 0.1 < len(held) / len(data) < 0.3
+        known = {*train["chosen"], *train["rejected"]}
+        new = {*held["chosen"], *held["rejected"]} - known
+        assert new and all({row["chosen"], row["rejected"]} & new for row in held)
+        again, other = (split_by_text(data, 0.2, seed=seed)[1] for seed in (0, 1))
+        assert list(again["chosen"]) == list(held["chosen"]) != list(other["chosen"])
+
+    def test_nobody_is_lost(self):
+        rows = self.everybody()
+        rows += [{"prompt": "p", "chosen": f"t{i}", "rejected": "t79", "annotator_id": 100 + i} for i in range(79)]
+        train, _ = split_by_text(Dataset.from_list(rows), 0.5, seed=0)
+        assert {*train["annotator_id"]} == {row["annotator_id"] for row in rows}
+
+    @pytest.mark.parametrize("alone", ["few texts", "texts of their own"])
+    def test_elsewhere_pairs_are_dealt(self, alone):
+        if alone == "few texts":
+            rows = self.everybody(texts=40)
+        else:
+            rows = [row | {"prompt": str(n)} for n, row in enumerate(self.everybody())]
+        data = Dataset.from_list(rows)
+        for ours, theirs in zip(split_by_text(data, 0.2, seed=3), split_by_annotator(data, 0.2, seed=3), strict=True):
+            assert ours.to_dict() == theirs.to_dict()
+
+    def test_bad_fractions(self):
+        with pytest.raises(ValueError, match=r"\[0, 1\)"):
+            split_by_text(Dataset.from_list(self.everybody()), 1.0, seed=0)
+        assert split_by_text(Dataset.from_list(self.everybody()), 0.0, seed=0)[1] is None
 
 
 def test_nothing_to_hold_out():

@@ -12,10 +12,12 @@ from scipy.optimize import minimize
 from trl_maxmin.functional.em import (
     annealed_beta,
     annotator_log_likelihood,
+    assign_annotators,
     classification_log_likelihood,
     hard_assignment,
     log_responsibilities,
     lower_bound,
+    mixing_weights_of,
     posterior_entropy,
     predictive_log_likelihood,
     select_num_components,
@@ -360,3 +362,71 @@ PAIRS, SUMS, PI = torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0.5, 0.5])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class TestDegenerateEvidence:
+    """Finite where the answer is, against enumeration in Python's own integers and floats."""
+
+    def posterior(self, rows, weights, beta=1.0):
+        """By the definition, with exact sums of Python floats and the largest term taken out."""
+        terms = [math.log(w) + beta * math.fsum(row) if w else -math.inf for w, row in zip(weights, rows, strict=True)]
+        top = max(terms)
+        return [math.exp(t - top) / math.fsum(math.exp(u - top) for u in terms) for t in terms]
+
+    @pytest.mark.parametrize("beta", [0.0, 0.05, 1.0])
+    def test_a_hundred_thousand_pairs_of_one_person(self, beta):
+        generator = torch.Generator().manual_seed(0)
+        pairs = -torch.rand(100_000, 2, generator=generator, dtype=torch.float64)
+        pairs[:, 1] = pairs[:, 0] - 3e-6  # 0.3 nats in all
+        sums = annotator_log_likelihood(pairs, torch.zeros(100_000).long(), 2)
+        found = log_responsibilities(sums, torch.tensor([0.3, 0.7], dtype=torch.float64).log(), beta)
+        expected = self.posterior(pairs.T.tolist(), [0.3, 0.7], beta)
+        assert found.exp()[0].tolist() == pytest.approx(expected, rel=1e-9)
+        assert found.exp()[1].tolist() == pytest.approx([0.3, 0.7]), "who gave no pair"
+        assert posterior_entropy(found).isfinite().all()
+        single = annotator_log_likelihood(pairs.float(), torch.zeros(100_000).long(), 1)
+        assert single[0].tolist() == pytest.approx(
+            [math.fsum(c) for c in pairs.float().double().T.tolist()], rel=1e-12
+        )
+
+    def test_a_pair_that_no_component_thinks_possible(self):
+        pairs = torch.tensor([[-math.inf, -math.inf], [-1.0, -2.0], [-math.inf, -1.0]])
+        sums = annotator_log_likelihood(pairs, torch.tensor([0, 0, 1]), 2)
+        assert sums.isfinite().all()
+        log_mixing = torch.tensor([0.5, 0.5]).double().log()
+        found = log_responsibilities(sums, log_mixing)
+        # The impossible pair speaks against both alike, so the other one decides; float64 keeps it to 1e-7.
+        assert found.exp()[0].tolist() == pytest.approx(self.posterior([[-1.0], [-2.0]], [0.5, 0.5]), abs=1e-6)
+        assert found.exp()[1].tolist() == [0.0, 1.0]
+        assert lower_bound(sums, log_mixing).isfinite()
+        assert hard_assignment(sums, torch.tensor([1, 0])).tolist() == [0, 1]
+
+    @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+    def test_sums_that_are_impossible_say_nothing(self, beta):
+        sums, weights = torch.tensor([[-math.inf, -math.inf], [-1.0, -math.inf]]).double(), torch.tensor([0.2, 0.8])
+        found = log_responsibilities(sums, weights.log(), beta).exp()
+        assert found[0].tolist() == pytest.approx([0.2, 0.8], rel=1e-6)
+        assert found[1].tolist() == pytest.approx([0.2, 0.8] if beta == 0 else [1.0, 0.0], rel=1e-6)
+        assert update_mixing_weights(found.log()).isfinite().all()
+
+    @pytest.mark.parametrize("em", ["soft", "hard"])
+    def test_components_without_a_share(self, em):
+        """Also where the only component that thinks the evidence possible has none."""
+        sums = torch.tensor([[-5.0, -1.0], [-math.inf, -1.0]]).double()
+        found = assign_annotators(sums, torch.tensor([1.0, 0.0]).log(), em).exp()
+        assert not found.isnan().any() and found.sum(1).tolist() == [1.0, 1.0]
+        if em == "soft":
+            assert found.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+        assert mixing_weights_of(found.log(), em, 2.0).isfinite().all()
+        assert posterior_entropy(found.log()).tolist() == [0.0, 0.0]
+
+    def test_one_annotator_and_one_component(self):
+        sums = annotator_log_likelihood(torch.tensor([[-1.0], [-3.0]]), torch.tensor([0, 0]), 1)
+        found = log_responsibilities(sums, torch.zeros(1))
+        assert found.tolist() == [[0.0]] and update_mixing_weights(found, 2.0).tolist() == [1.0]
+        assert lower_bound(sums, torch.zeros(1), dirichlet_concentration=2.0).item() == -4.0
+        pair = torch.tensor([[-0.5]])
+        assert predictive_log_likelihood(pair, found.float(), torch.tensor([0])).tolist() == [-0.5]
+        two = annotator_log_likelihood(torch.tensor([[-1.0, -2.0]]), torch.tensor([0]), 1)
+        weights = update_mixing_weights(log_responsibilities(two, torch.tensor([0.5, 0.5]).log()))
+        assert weights.tolist() == pytest.approx(self.posterior([[-1.0], [-2.0]], [0.5, 0.5]))

@@ -9,15 +9,36 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
-from tests.functional.test_em_linear import agreement_of_the_true_posterior, planted
-from trl_maxmin.functional import em_features
+from trl_maxmin.functional import feature_pairs, num_components
 from trl_maxmin.functional.em_features import (
-    FeaturePairs,
-    cross_validated_scores,
-    deal_folds,
+    PRIOR_SCALES,
     directions_of_pairs,
     fit_feature_mixture,
+    fit_feature_mixtures,
+    fit_rewards,
 )
+from trl_maxmin.functional.feature_pairs import FeaturePairs, deal_folds
+from trl_maxmin.functional.num_components import cross_validate, heldout_scores
+
+
+def planted(num_annotators=40, pairs=20, dimension=6, seed=0, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.zeros(2, dimension, dtype=torch.float64)
+    directions[0, 0] = directions[1, 1] = scale
+    group = (torch.arange(num_annotators) < num_annotators // 4).long()
+    annotator = torch.arange(num_annotators).repeat_interleave(pairs)
+    x = torch.randn(len(annotator), dimension, generator=generator, dtype=torch.float64)
+    odds = (x * directions[group[annotator]]).sum(-1)
+    sign = torch.where(torch.rand(len(x), generator=generator) < torch.sigmoid(odds), 1.0, -1.0)
+    return x * sign.unsqueeze(1), annotator, group, directions
+
+
+def agreement_of_the_true_posterior(x, annotator, group, directions):
+    """What knowing the planted rewards would give: nothing can do much better on these pairs."""
+    log_likelihood = torch.nn.functional.logsigmoid(x @ directions.T)
+    sums = torch.stack([log_likelihood[annotator == h].sum(0) for h in range(int(annotator.max()) + 1)])
+    share = torch.tensor([(group == k).double().mean() for k in range(2)])
+    return adjusted_rand_score(group, (share.log() + sums).argmax(-1))
 
 
 def table(x, annotator, margin=None):
@@ -129,7 +150,8 @@ def test_coin_tosses_are_no_evidence_of_groups(monkeypatch):
     pairs, coin = votes(60), math.log(0.5)
 
     def likelihood():
-        scores = {k: cross_validated_scores(pairs, 60, k, seed=0, num_init=3) for k in (1, 4)}
+        fits = cross_validate(pairs, 60, (1, 4), seed=0, num_init=3)
+        scores = {k: heldout_scores(of, pairs.annotator_index) for k, of in fits.items()}
         kept = scores[1].isfinite()
         assert (kept == scores[4].isfinite()).all()
         return {k: value[kept].mean().item() for k, value in scores.items()}, kept.sum()
@@ -142,18 +164,22 @@ def test_coin_tosses_are_no_evidence_of_groups(monkeypatch):
         return torch.randint(num_folds, (len(pairs), 1), generator=generator).repeat(1, 2)
 
     # Why: what a person's own votes imply is remembered, the better the more components there are.
-    monkeypatch.setattr(em_features, "deal_folds", by_pair)
+    monkeypatch.setattr(num_components, "deal_folds", by_pair)
     dealt_by_pair, _ = likelihood()
     assert dealt_by_pair[4] > dealt_by_pair[1] > coin
 
 
 def test_a_pair_is_never_scored_by_what_has_seen_it():
     """A pair that contradicts all others scores the same whichever way it is turned, up to what the others say."""
+
+    def scores_of(pairs):
+        return heldout_scores(cross_validate(pairs, 12, (1,), seed=0, prior_scale=2.0)[1], pairs.annotator_index)
+
     x, annotator, _, _ = planted(num_annotators=12, pairs=10)
-    scores = cross_validated_scores(table(x, annotator), 12, 1, seed=0)
+    scores = scores_of(table(x, annotator))
     odd = x.clone()
     odd[5] = -odd[5]
-    turned = cross_validated_scores(table(odd, annotator), 12, 1, seed=0)
+    turned = scores_of(table(odd, annotator))
     # sigma(d) and sigma(-d): the model that scores pair 5 is the same, so the two probabilities sum to 1.
     assert (scores[5].exp() + turned[5].exp()).item() == pytest.approx(1.0, abs=1e-4)
 
@@ -193,11 +219,99 @@ def test_annotators_who_judge_texts_twice_are_found_in_no_time():
     owners = torch.arange(people).repeat_interleave(2)
     pairs = FeaturePairs(torch.zeros(60, 4), chosen, torch.arange(2 * people) % 10 + 50, owners)
     began = time.process_time()
-    rows = em_features._rows_that_share_texts(pairs)
+    rows = feature_pairs._rows_that_share_texts(pairs)
     assert time.process_time() - began < 1
     assert [part.tolist() for part in rows[:2]] == [[0, 1], [2, 3]] and len(rows) == people
     # Who never judges a text twice is not among them, wherever their rows stand.
     mixed = FeaturePairs(
         torch.zeros(6, 1), torch.tensor([0, 2, 0, 4]), torch.tensor([1, 3, 5, 5]), torch.tensor([7, 2, 7, 3])
     )
-    assert [part.tolist() for part in em_features._rows_that_share_texts(mixed)] == [[0, 2]]
+    assert [part.tolist() for part in feature_pairs._rows_that_share_texts(mixed)] == [[0, 2]]
+
+
+def test_weighted_rewards_equal_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    weights = torch.rand(200, 2, generator=generator, dtype=torch.float64)
+    ours = fit_rewards(table(x, torch.zeros(200).long()), weights, prior_scale=1.5)
+    scale = x.square().sum(1).mean().item()
+    for k in range(2):
+        # A pair is one example of class 1 at x and one of class 0 at -x: scikit-learn then has both classes, twice
+        # over.
+        both, labels = torch.cat([x, -x]).numpy(), [1] * 200 + [0] * 200
+        reference = LogisticRegression(C=1.5**2 / scale, fit_intercept=False, tol=1e-10, max_iter=1000)
+        reference.fit(both, labels, sample_weight=torch.cat([weights[:, k], weights[:, k]]).numpy() / 2)
+        torch.testing.assert_close(ours[k], torch.tensor(reference.coef_[0]), atol=2e-3, rtol=5e-3)
+
+
+def test_linear_rewards_are_where_the_gradient_vanishes():
+    """By default the likelihood pulls as hard as a prior of precision 1, once the mean square of the features is 1."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 4, generator=generator) * torch.tensor([1.0, 2.0, 0.5, 3.0])
+    weights, margin = torch.rand(300, 2, generator=generator), torch.rand(300, generator=generator)
+    found = fit_rewards(table(x, torch.zeros(300).long(), margin), weights, num_steps=500)
+    x = x.double()
+    miss = weights.double() * torch.sigmoid(margin.double().unsqueeze(1) - x @ found.T)
+    precision = x.square().mean(0).mean()
+    torch.testing.assert_close(miss.T @ x, precision * found, atol=2e-2, rtol=2e-3)
+
+
+def test_relabelling_annotators_changes_only_their_order():
+    x, annotator, _, _ = planted(seed=1)
+    first, mirrored = fit(table(x, annotator), 40, 2), fit(table(x, 39 - annotator), 40, 2)
+    assert adjusted_rand_score(
+        first.log_responsibilities.argmax(-1), mirrored.log_responsibilities.argmax(-1).flip(0)
+    ) == pytest.approx(1.0)
+
+
+def test_more_features_than_pairs_do_not_fool_the_assignment():
+    """With 100 noise features a component can memorise its own pairs; out-of-fold scores must not reward that."""
+    x, annotator, group, directions = planted(pairs=40, dimension=100, seed=0, scale=4.0)
+    found = fit(table(x, annotator), 40, 2)
+    possible = agreement_of_the_true_posterior(x, annotator, group, directions)
+    assert adjusted_rand_score(group, found.log_responsibilities.argmax(-1)) > possible - 0.11
+
+
+def test_the_prior_is_as_wide_as_the_votes_are_sure():
+    """Chosen out of fold: of votes by tossed coins the narrowest, of votes that are all but certain a wide one."""
+    x, annotator, _, _ = planted(dimension=30, scale=6.0)
+    certain = fit(table(x, annotator), 40, 2)
+    generator = torch.Generator().manual_seed(0)
+    coins = torch.where(torch.rand(len(x), 1, generator=generator) < 0.5, 1.0, -1.0).double() * x
+    tossed = fit(table(coins, annotator), 40, 1)
+    assert tossed.prior_scale <= 0.125 < 2.0 <= certain.prior_scale
+    assert {tossed.prior_scale, certain.prior_scale} <= set(PRIOR_SCALES)
+    assert fit(table(x, annotator), 40, 2, prior_scale=3.0).prior_scale == 3.0
+
+
+def test_what_is_found_for_one_k_does_not_depend_on_the_others():
+    x, annotator, _, _ = planted(num_annotators=12, pairs=10)
+    pairs = table(x, annotator)
+    alone = fit(pairs, 12, 2)
+    among = fit_feature_mixtures(pairs, 12, (1, 2, 3), generator=torch.Generator().manual_seed(0))[2]
+    assert torch.equal(alone.weight, among.weight) and alone.score == among.score
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_six_annotators_of_two_minds_are_told_apart(seed):
+    """Three and three, from any seed of the starts."""
+    annotator, group = torch.arange(6).repeat_interleave(60), torch.tensor([0, 1, 0, 1, 1, 0])
+    x = torch.where(group[annotator].bool(), -1.0, 1.0).unsqueeze(1) * planted_alike(6, 60)
+    found = fit(table(x, annotator), 6, 2, seed=seed)
+    assert adjusted_rand_score(group, found.log_responsibilities.argmax(-1)) == 1.0
+    assert found.num_starts == 8 and 1 <= found.num_partitions <= 8
+
+
+def planted_alike(people, pairs, dimension=20, scale=2.0):
+    """Differences of pairs of annotators who all want the same."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(people * pairs, dimension, generator=generator, dtype=torch.float64)
+    right = torch.rand(len(x), generator=generator) < torch.sigmoid(scale * x[:, 0])
+    return torch.where(right, 1.0, -1.0).unsqueeze(1) * x
+
+
+def test_a_minority_of_a_twentieth_is_found():
+    group = torch.arange(100) < 5
+    x = torch.where(group.repeat_interleave(40), -1.0, 1.0).unsqueeze(1) * planted_alike(100, 40)
+    found = fit(table(x, torch.arange(100).repeat_interleave(40)), 100, 2)
+    assert adjusted_rand_score(group, found.log_responsibilities.argmax(-1)) == 1.0

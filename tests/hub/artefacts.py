@@ -4,8 +4,11 @@
 import json
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+from trl_maxmin import MixtureRewardModel, MixtureRewardModelConfig
 from trl_maxmin.run_record import RunRecord
 
 
@@ -87,23 +90,47 @@ def make_record(version=0):
     )
 
 
-def weights(folder, name, seed):
-    folder.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).normal(size=(4, 5)).astype(np.float32)
-    save_file({"weight": values}, folder / name, {"format": "pt"})
+GPT2 = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 16, "bos_token_id": 1}
+GPT2 |= {"eos_token_id": 2, "pad_token_id": 0}
+_WORDS = {"type": "WordLevel", "vocab": {"<pad>": 0, "film": 3}, "unk_token": "<pad>"}
+TOKENIZER = json.dumps({"version": "1.0", "added_tokens": [], "model": _WORDS}).encode()
+OTHER_TOKENIZER = TOKENIZER.replace(b"film", b"movie")
 
 
 def make_model(folder, seed=0, **config):
-    weights(folder, "model.safetensors", seed)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **config}))
-    (folder / "tokenizer.json").write_text("{}")
+    """A model as `save_pretrained` leaves it: of language, or with `num_labels` a classifier, or a mixture."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if config.pop("model_type", "gpt2") == "mixture_reward":
+            base = GPT2Config(**GPT2, n_inner=8)
+            model = MixtureRewardModel(MixtureRewardModelConfig(base_config=base, **config))
+        elif config:
+            model = GPT2ForSequenceClassification(GPT2Config(**GPT2, n_inner=8, **config))
+        else:
+            model = GPT2LMHeadModel(GPT2Config(**GPT2, n_inner=8))
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(TOKENIZER)
     (folder / "training_args.bin").write_bytes(b"\x80\x04 a pickle")
     return folder
 
 
 def make_adapter(folder, seed=0, base="me/base"):
-    weights(folder, "adapter_model.safetensors", seed)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    """A LoRA adapter of rank 2 as PEFT leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    shapes = {"lora_A": (2, 8), "lora_B": (24, 2)}
+    save_file(
+        {
+            f"base_model.model.transformer.h.0.attn.c_attn.{name}.weight": generator.normal(size=shape).astype(
+                "float32"
+            )
+            for name, shape in shapes.items()
+        },
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
+    config = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 

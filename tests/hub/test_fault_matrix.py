@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every push under every fault at every request: afterwards the old state or the new one, and a rerun finishes it."""
+"""Every push and pull under every fault at every request: then the old state or the new one; a rerun finishes it."""
 
+import shutil
 from dataclasses import dataclass, field
 
 import pytest
 from huggingface_hub import HfApi
 
 from tests.hub.artefacts import make_adapter, make_app, make_output, make_record
+from tests.hub.test_hostile_repositories import tree
 from tests.hub_server import FAULTS, OTHER, WRITE
-from trl_maxmin.hub import HubError, PushOptions, plan_output_folder, publish, publish_collection
+from trl_maxmin.hub import HubError, PushOptions, plan_output_folder, publish, publish_collection, pull
 from trl_maxmin.hub.collection import UNFINISHED, collection_items
-from trl_maxmin.hub.plan import plan_component, plan_dataset, plan_mixture, plan_policy, plan_space
+from trl_maxmin.hub.mirror import LIST, WAITING
+from trl_maxmin.hub.plan import plan_component, plan_dataset, plan_mixture, plan_policy
+from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.hub.push import Published
 
 
@@ -193,6 +197,88 @@ def test_everything(hub, tmp_path, kind, first, record_property):
     record_property("cases", cases)
     print(f"\n{kind} {'new' if first else 'update'}: {sequence} requests, {cases} cases, {failed} failed pushes")
     assert cases == sequence * len(faults) and failed > 0
+
+
+def pulled_state(folder):
+    """What lies in every folder of a repository, arriving files apart."""
+    lists = {path.parent for path in folder.rglob(LIST)} | {folder}
+    return {
+        place.relative_to(folder).as_posix(): {
+            name: (place / name).read_bytes() for name in tree(place, WAITING, ".cache") if "/" not in name
+        }
+        for place in lists
+        if place.is_dir()
+    }
+
+
+def check_pulls(hub, tmp_path, name, builds, faults, first):
+    """All faults at all requests of one pull; returns how many cases and failures there were."""
+    old, new = builds
+    target, start, done = tmp_path / "in", tmp_path / "start", tmp_path / "done"
+    old()
+    if not first:
+        pull(name, start)
+    before = pulled_state(start) if not first else {}
+    new()
+    pull(name, done)
+    complete = pulled_state(done)
+    if not first:
+        shutil.copytree(start, target)
+    hub.log.clear()
+    pull(name, target)
+    sequence = len(hub.log)
+    assert pulled_state(target) == complete
+    cases = failed = 0
+    for at in range(sequence):
+        for fault in faults:
+            where = f"pull of {name}, fault {fault} at request {at}"
+            shutil.rmtree(target)
+            if not first:
+                shutil.copytree(start, target)
+            hub.inject(fault, at=at)
+            cases += 1
+            try:
+                pull(name, target)
+                error = None
+            except HubError as caught:
+                error, failed = caught, failed + 1
+                assert WRITE not in str(caught) and "hf_me" not in str(caught), where
+            finally:
+                hub.heal()
+            for place, files in pulled_state(target).items():
+                # The folder of the whole only has the list of what is below it.
+                if place != "." or len(complete) == 1:
+                    assert files in (before.get(place, {}), complete.get(place, {})), f"{where}: {place} is partial"
+            if error is None:
+                assert pulled_state(target) == complete, where
+            pull(name, target)
+            assert pulled_state(target) == complete, f"{where}: the rerun does not complete it"
+            hub.log.clear()
+            pull(name, target)
+            assert not [entry for entry in hub.log if is_write(entry) or "/resolve/" in entry[1]], where
+            assert pulled_state(target) == complete and not list(target.rglob(WAITING)), where
+    return cases, failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False], ids=["new", "in place"])
+@pytest.mark.parametrize("kind", ["mixture", "adapter", "dataset", "family"])
+def test_pulls(hub, tmp_path, kind, first):
+    builds = [build(kind, tmp_path / "made", version) for version in (0, 1)]
+    name = "me/film" if kind == "family" else builds[0].plans[0].repo_id
+    # A whole push takes a hundred requests.
+    faults = (503, "cut") if kind == "family" else FAULTS
+    cases, failed = check_pulls(hub, tmp_path, name, builds, faults, first)
+    print(f"\npull of {kind} {'new' if first else 'in place'}: {cases} cases, {failed} failed pulls")
+    assert failed > 0
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["new", "in place"])
+@pytest.mark.parametrize("fault", [503, "cut"])
+def test_a_pull_of_a_mixture(hub, tmp_path, fault, first):
+    builds = [build("mixture", tmp_path / "made", version) for version in (0, 1)]
+    cases, failed = check_pulls(hub, tmp_path, "me/film-mixture", builds, [fault], first)
+    assert cases >= 5 and failed > 0
 
 
 @pytest.mark.slow

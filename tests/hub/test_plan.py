@@ -7,16 +7,17 @@ import pytest
 
 from tests.hub.artefacts import make_adapter, make_app, make_model, make_output, make_record
 from trl_maxmin.hub import PushOptions, plan_output_folder
-from trl_maxmin.hub.files import digests, is_hub_id, model_files, slug
+from trl_maxmin.hub.contents import model_files
+from trl_maxmin.hub.files import digests, is_hub_id, slug
 from trl_maxmin.hub.output import plan_single_model
 from trl_maxmin.hub.plan import (
     plan_component,
     plan_dataset,
     plan_mixture,
     plan_policy,
-    plan_space,
     result_rows,
 )
+from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.run_record import RunRecord
 
 
@@ -34,7 +35,8 @@ class TestOutputFolder:
         assert all(repo.private for repo in plan.repos)
         everything = {name for repo in plan.repos for name in repo.files}
         assert not {"training_args.bin", "assignments.json"} & everything
-        assert set(by_id(plan)["evaluation"].files) == {"README.md", "results.jsonl", "completions.jsonl"}
+        made = {"README.md", "run_record.json", "results.jsonl"}
+        assert set(by_id(plan)["evaluation"].files) == made | {"completions.jsonl"}
 
     def test_nothing_names_what_comes_later(self, tmp_path):
         plan = plan_output_folder(
@@ -156,17 +158,17 @@ class TestDataset:
         with pytest.raises(ValueError, match="no results by group.*Evaluate first"):
             plan_dataset(tmp_path, "me/d", RunRecord(), PushOptions(), None)
 
-    @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+    @pytest.mark.parametrize("form", ["jsonl", "parquet"])
     def test_annotators_are_refused(self, tmp_path, form):
+        rows = {"policy": ["a"], "prompt": ["x"], "completion": ["y"], "annotator_id": ["ann"]}
         if form == "parquet":
             from datasets import Dataset
 
-            Dataset.from_dict({"annotator_id": ["ann"]}).to_parquet(tmp_path / "x.parquet")
+            Dataset.from_dict(rows).to_parquet(tmp_path / "completions.parquet")
         else:
-            (tmp_path / f"x.{form}").write_text(
-                '{"annotator_id": "ann"}\n' if form == "jsonl" else "annotator_id\nann\n"
-            )
-        with pytest.raises(ValueError, match=f"x.{form} mentions annotators.*Annotator ids are not published"):
+            row = {name: values[0] for name, values in rows.items()}
+            (tmp_path / "completions.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=f"completions.{form} is not what this package writes.*has annotator_id"):
             plan_dataset(tmp_path, "me/d", make_record(), PushOptions(), None)
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.hub.artefacts import make_adapter, make_app, make_output
+from tests.hub.artefacts import TOKENIZER, make_adapter, make_app, make_output
 from trl_maxmin.cli import main
 from trl_maxmin.cli.push import PushArguments, bytes_in_words
 from trl_maxmin.run_record import RunRecord
@@ -13,7 +13,13 @@ def test_dry_run_sends_nothing(hub, tmp_path, capsys):
     folder = make_output(tmp_path / "out")
     assert main(["push", str(folder), "--repo_id", "me/film", "--dataset", "--private", "--dry_run"]) == 0
     out = capsys.readouterr().out
-    for word in ("me/film-reward-concise", "private", "model.safetensors", "184 B", "stays here: assignments.json"):
+    for word in (
+        "me/film-reward-concise",
+        "private",
+        "model.safetensors",
+        f"{len(TOKENIZER)} B",
+        "stays here: assignments.json",
+    ):
         assert word in out
     assert "Nothing was sent" in out and "collection me/film (private), last" in out and hub.log == []
 
@@ -35,6 +41,18 @@ def test_push_twice_and_pull(hub, tmp_path, capsys):
     assert main(["pull", "me/film", "--output_dir", str(tmp_path / "in")]) == 0
     assert "me/film-mixture -> " in capsys.readouterr().out
     assert (tmp_path / "in" / "mixture" / "model.safetensors").exists()
+
+
+def test_nothing_has_changed_is_true(hub, tmp_path, capsys):
+    """A collection that was filled is a change, whatever the repositories say."""
+    command = ["push", str(make_output(tmp_path / "out")), "--repo_id", "me/film"]
+    assert main([*command, "--collection", "false"]) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "created  collection" in out and "Nothing has changed." not in out and out.endswith("Done.\n")
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith("Nothing has changed.\n")
 
 
 def test_a_failure_names_the_command_that_continues(hub, tmp_path, capsys):

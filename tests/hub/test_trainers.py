@@ -57,7 +57,7 @@ def test_a_policy(hub, tmp_path, word_tokenizer):
     assert (tmp_path / "aligned" / "training_args.bin").exists()
     assert set(repo(hub, "aligned")) == {
         ".gitattributes", "README.md", "run_record.json", "config.json", "generation_config.json",
-        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "value_head.safetensors",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     data = card(hub, "aligned")
     assert data["library_name"] == "transformers" and data["license"] == "mit" and "films" in data["tags"]

@@ -302,6 +302,16 @@ def test_assign_new_annotators(word_tokenizer):
     assert posterior.annotator_ids == ("likes-first", "likes-second")
     torch.testing.assert_close(posterior.probabilities.sum(-1), torch.ones(2, dtype=torch.float64))
     assert posterior.probabilities.argmax(-1).tolist() == [0, 1]
+    # By the definition: pi_k exp(alpha L_k), under the rewards before their temperatures were divided out.
+    mixture.config.evidence_weight = 0.25
+    mixture.scale_heads([2.0, 4.0])
+    tempered = mixture.assign(Dataset.from_list(rows)).probabilities
+    for k in range(2):
+        own = rows[k * len(pairs) : (k + 1) * len(pairs)]
+        difference = torch.stack([scores[row["chosen"]] - scores[row["rejected"]] for row in own]).double()
+        evidence = -torch.log1p((-difference).exp()).sum(0)
+        weight = mixture.mixing_weights * (0.25 * (evidence - evidence.max())).exp()
+        torch.testing.assert_close(tempered[k], weight / weight.sum(), atol=1e-5, rtol=1e-5)
 
 
 class TestCalibration:
@@ -337,7 +347,7 @@ class TestErrors:
         ("kwargs", "message"),
         [
             ({"component_type": "lorra"}, "lorra.*head.*full"),
-            ({"num_components": 0}, "at least 1, got 0"),
+            ({"num_components": 0}, "from 1 to 1,000, got 0"),
             ({"component_names": ["a"]}, "1 entries.*2 components"),
             ({"component_names": ["a", "a"]}, "distinct"),
             ({"mixing_weights": [0.7, 0.7]}, "sum to 1"),
@@ -345,6 +355,10 @@ class TestErrors:
             ({"component_annotators": [3]}, "component_annotators has 1 entries.*2 components"),
             ({"component_annotators": [3, -1]}, r"numbers of people.*\[3, -1\]"),
             ({"component_annotators": [0, 0]}, r"not all of them 0, got \[0, 0\]"),
+            ({"component_pairs": [5]}, "component_pairs has 1 entries.*2 components"),
+            ({"component_pairs": [5, -1]}, r"numbers of pairs.*\[5, -1\]"),
+            ({"evidence_weight": 0.0}, r"evidence_weight must lie in \(0, 1\], got 0.0"),
+            ({"evidence_weight": 1.5}, r"evidence_weight must lie in \(0, 1\], got 1.5"),
         ],
     )
     def test_config(self, kwargs, message):

@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 
 from tests.space.conftest import page_process
 from trl_maxmin.space.config import SpaceConfig
-from trl_maxmin.space.publish import space_files, template_folder
+from trl_maxmin.space.publish import space_files
+from trl_maxmin.space.wheel import template_folder
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ def test_the_pushed_folder_starts(run_folder, tmp_path):
     for name, content in space_files(SpaceConfig(run=str(run_folder))).items():
         path = tmp_path / "space" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     for name, text in (("sitecustomize", HIDE), ("spaces", SPACES)):
         (tmp_path / "path").mkdir(exist_ok=True)
         (tmp_path / "path" / f"{name}.py").write_text(text)

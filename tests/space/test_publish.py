@@ -10,24 +10,29 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
+from tests.hub.artefacts import make_adapter, make_output
 from tests.hub_server import HubServer, client_of
 from trl_maxmin.cli import main
 from trl_maxmin.hub import Published
+from trl_maxmin.run_record import RunRecord
+from trl_maxmin.space import wheel
 from trl_maxmin.space.config import SpaceConfig
-from trl_maxmin.space.publish import build_wheel, push_space, read_secrets, space_files
+from trl_maxmin.space.publish import push_space, read_secrets, space_files
+from trl_maxmin.space.run_data import RunData
+from trl_maxmin.space.wheel import build_wheel
 
 
 @pytest.fixture
 def run_folder(tmp_path):
-    folder = tmp_path / "run"
-    for part in ("policies/reference", "policies/maxmin", "mixture"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text("{}")
-        (folder / part / "model.safetensors").write_bytes(b"w")
-        (folder / part / "training_args.bin").write_bytes(b"pickle")
-    (folder / "assignments.json").write_text('{"ann": "a"}')
-    (folder / "run_record.json").write_text('{"schema_version": 1}')
-    return folder
+    return make_output(tmp_path / "run")
+
+
+def write(files, folder):
+    """The files as the Hub would have them."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
 
 def test_the_wheel_is_one(tmp_path):
@@ -70,10 +75,7 @@ def test_small_models_go_along_and_annotators_do_not(run_folder):
 
 
 def test_what_is_deployed_can_be_started_from(run_folder, tmp_path):
-    for name, content in space_files(SpaceConfig(run=str(run_folder))).items():
-        path = tmp_path / "space" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    write(space_files(SpaceConfig(run=str(run_folder))), tmp_path / "space")
     config = SpaceConfig.load(tmp_path / "space" / "space.yaml", {}).check()
     assert config.policies["maxmin"] == str(tmp_path / "space" / "run" / "policies" / "maxmin")
     assert config.record == str(tmp_path / "space" / "run")
@@ -95,7 +97,7 @@ def test_folders_that_do_not_exist_and_models_too_large(run_folder, monkeypatch)
 
 
 def test_the_template_has_to_be_there(monkeypatch, tmp_path):
-    monkeypatch.setattr("trl_maxmin.space.publish.PACKAGE", tmp_path / "trl_maxmin")
+    monkeypatch.setattr("trl_maxmin.space.wheel.PACKAGE", tmp_path / "trl_maxmin")
     with pytest.raises(FileNotFoundError, match="reinstall trl-maxmin"):
         space_files(SpaceConfig(policies={"a": "me/a"}))
 
@@ -176,3 +178,74 @@ def test_mistakes_on_the_command_line(words, said, capsys):
 def test_preferences_must_be_a_file(run_folder, capsys):
     assert main(["space", "--run", str(run_folder), "--preferences", "gone.jsonl"]) == 1
     assert "--preferences gone.jsonl: give an existing .jsonl or .parquet file" in capsys.readouterr().err
+
+
+class TestWhatTravels:
+    def test_a_record_file(self, run_folder, tmp_path):
+        path = tmp_path / "elsewhere" / "my-record.json"
+        RunRecord.load(run_folder).update("policy", training={"output_dir": "/home/ann"}).save(path)
+        files = space_files(SpaceConfig(run=str(run_folder), record=str(path)))
+        assert yaml.safe_load(files["space.yaml"])["record"] == "run"
+        write(files, tmp_path / "space")
+        data, problems = RunData.load(SpaceConfig.load(tmp_path / "space" / "space.yaml", {}))
+        assert not problems and data.win_rate["maxmin"]["positive"]["mean"] == 0.91
+        assert b"/home" not in files["run/run_record.json"] and "run/evaluation/completions.jsonl" not in files
+
+    def test_a_record_on_the_hub_is_named(self):
+        files = space_files(SpaceConfig(policies={"a": "me/a"}, record="me/a"))
+        assert yaml.safe_load(files["space.yaml"])["record"] == "me/a" and "run/run_record.json" not in files
+
+    def test_no_path_of_this_machine(self, run_folder, tmp_path, monkeypatch):
+        """However the folders are named: absolute, relative, or below one's home."""
+        monkeypatch.chdir(run_folder.parent)
+        config = {"policies": {"a": "run/policies/maxmin"}, "mixture": "./run/mixture", "record": "run"}
+        for votes in ("", "/data/votes"):
+            files = space_files(SpaceConfig(**config, votes_dir=votes))
+            settings = yaml.safe_load(files["space.yaml"])
+            assert settings["policies"] == {"a": "run/policies/a"} and settings["mixture"] == "run/mixture"
+            assert settings["record"] == "run" and settings["votes_dir"] in ("", "votes")
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (
+                {"record": "/gone/run_record.json"},
+                "There is no run record '/gone/run_record.json', and it is no Hub id",
+            ),
+            ({"record": "./gone"}, "There is no run record './gone'"),
+            ({"mixture": "/gone"}, "There is no folder '/gone', and it is no Hub id"),
+            ({"mixture": "~/gone"}, "There is no folder '~/gone'"),
+            ({"mixture": "a/b/c"}, "There is no folder 'a/b/c'"),
+        ],
+    )
+    def test_what_is_nowhere(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            space_files(SpaceConfig(**{"policies": {"a": "me/a"}} | settings))
+
+    def test_two_policies_of_one_place(self, run_folder):
+        source = str(run_folder / "policies" / "maxmin")
+        with pytest.raises(ValueError, match="'a-b' and another would both be run/policies/a-b"):
+            space_files(SpaceConfig(policies={"a b": source, "a-b": source}))
+
+    def test_a_policy_behind_a_link(self, run_folder, tmp_path):
+        (run_folder / "policies" / "maxmin").rename(tmp_path / "elsewhere")
+        (run_folder / "policies" / "maxmin").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match="policies/maxmin is a link"):
+            space_files(SpaceConfig(run=str(run_folder)))
+
+    def test_an_adapter_of_a_path(self, run_folder):
+        make_adapter(run_folder / "policies" / "adapter", base="/home/ann/base")
+        with pytest.raises(ValueError, match="'adapter' is an adapter of '/home/ann/base', which is not on the Hub"):
+            space_files(SpaceConfig(run=str(run_folder)))
+
+    @pytest.mark.parametrize("name", ["report.json", "evaluation.json", "groups.json", "completions.parquet"])
+    def test_results_of_others(self, run_folder, name):
+        (run_folder / name).write_text('{"annotators": {"ann": 1}}' if name != "report.json" else '{"groups": 3}')
+        with pytest.raises(ValueError, match=f"{name} is not what this package writes"):
+            space_files(SpaceConfig(run=str(run_folder)))
+
+    def test_files_that_nobody_listed(self, tmp_path, monkeypatch):
+        (tmp_path / "trl_maxmin").mkdir()
+        monkeypatch.setattr(wheel, "PACKAGE", tmp_path / "trl_maxmin")
+        with pytest.raises(ValueError, match="Which files of .*trl_maxmin belong to the package is not known.*git"):
+            wheel.package_files()

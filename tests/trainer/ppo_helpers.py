@@ -6,6 +6,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+from tests.conftest import build_word_tokenizer
 from trl_maxmin.trainer.ppo.metrics import LOSS_STATISTICS
 from trl_maxmin.trainer.ppo.ppo_config import PPOConfig
 from trl_maxmin.trainer.ppo.ppo_trainer import PPOTrainer
@@ -113,7 +114,13 @@ def critic_model(labels):
     config = GPT2Config(
         vocab_size=SIZE, n_layer=1, n_head=2, n_embd=8, n_positions=32, num_labels=labels, pad_token_id=0
     )
-    return GPT2ForSequenceClassification(config)
+    return reading_words(GPT2ForSequenceClassification(config))
+
+
+def reading_words(model):
+    """A reward model in memory that has its tokenizer with it."""
+    model.processing_class = build_word_tokenizer()
+    return model
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 
 from tests.trainer.test_mixture_reward_trainer import config, fit, found_groups, opposed_groups, tiny_model
-from trl_maxmin.functional.em_features import FeaturePairs
+from trl_maxmin.functional.feature_pairs import FeaturePairs
+from trl_maxmin.functional.num_components import decide
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MixtureRewardTrainer
 from trl_maxmin.trainer.reward.component_selection import ComponentSelection
@@ -110,7 +111,7 @@ class TestSelection:
         data = opposed_groups(share=0.0)
         trainer = fit(word_tokenizer, tmp_path, data=data, select="1,2", **FROZEN)
         assert trainer.mixture.num_components == 1
-        assert trainer.selection.verdict().startswith("K = 1: no evidence of groups in these data")
+        assert trainer.selection.verdict_kind != "groups" and trainer.selection.verdict().startswith("K = 1: ")
 
     def test_an_interrupted_run_keeps_its_choice(self, word_tokenizer, tmp_path):
         settings = {"select": "1,2", "save_strategy": "steps", "save_steps": 5, "max_steps": 10}
@@ -124,7 +125,7 @@ class TestSelection:
         good, bad = math.log(0.8), math.log(0.4)
         scores = {1: torch.full((8,), bad), 2: torch.full((8,), good)}
         scores[2][0] = bad
-        selection = ComponentSelection.from_scores(scores, torch.arange(8) // 2)
+        selection = ComponentSelection.of(decide(scores, torch.arange(8) // 2))
         assert selection.num_components == 2 and selection.accuracy == {1: 0.0, 2: 7 / 8}
         selection.save(tmp_path)
         facts = json.loads((tmp_path / "selection.json").read_text())
@@ -135,17 +136,17 @@ class TestSelection:
     def test_pairs_that_could_not_be_held_out_do_not_count(self):
         nan = float("nan")
         scores = {1: torch.tensor([-0.9, nan, -0.9, nan]), 2: torch.tensor([-0.1, nan, -0.2, -9.0])}
-        selection = ComponentSelection.from_scores(scores, torch.tensor([0, 0, 1, 2]))
+        selection = ComponentSelection.of(decide(scores, torch.tensor([0, 0, 1, 2])))
         assert selection.num_components == 2 and selection.num_pairs == 2 and selection.num_annotators == 2
         assert selection.log_likelihood == pytest.approx({1: -0.9, 2: -0.15})
         with pytest.raises(ValueError, match="Of 4 pairs 2 can be held out, of fewer than 2 annotators"):
-            ComponentSelection.from_scores(scores, torch.zeros(4).long())
+            ComponentSelection.of(decide(scores, torch.zeros(4).long()))
 
     def test_the_smaller_of_two_that_cannot_be_told_apart(self):
         scores = {1: torch.tensor([-0.5, -0.5, -0.5, -0.5]), 2: torch.tensor([-0.1, -0.8, -0.1, -0.8])}
-        selection = ComponentSelection.from_scores(scores, torch.arange(4))
+        selection = ComponentSelection.of(decide(scores, torch.arange(4)))
         assert selection.best == 2 and selection.num_components == 1
-        assert "within one standard error" in selection.verdict()
+        assert selection.verdict_kind == "cannot_tell" and "times as many annotators" in selection.verdict()
 
 
 class TestKnownGroups:
@@ -194,14 +195,16 @@ class TestErrors:
             config(tmp_path, train_trunk=False, component_type="full")
 
     def test_ridge_and_pooling(self, tmp_path):
-        with pytest.raises(ValueError, match="prior_scale must be positive, got 0"):
+        with pytest.raises(ValueError, match="prior_scale must be 'auto' or positive, got 0"):
             config(tmp_path, prior_scale=0)
         with pytest.raises(ValueError, match="pooling must be .*'max'"):
             config(tmp_path, pooling="max")
 
     @pytest.mark.parametrize("count", [-2, 3])
     def test_kernel_features(self, tmp_path, count):
-        with pytest.raises(ValueError, match=f"kernel_features must be an even number of at least 0, got {count}"):
+        with pytest.raises(
+            ValueError, match=f"kernel_features must be an even number from 0 to 1,048,576, got {count}"
+        ):
             config(tmp_path, kernel_features=count, **FROZEN)
         with pytest.raises(ValueError, match="kernel_features=8 is for heads on a frozen trunk. Add train_trunk"):
             config(tmp_path, kernel_features=8)

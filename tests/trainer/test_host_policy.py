@@ -9,8 +9,10 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.trainer.ppo_helpers import gpt2, sevens
+from tests.conftest import build_word_tokenizer
+from tests.trainer.ppo_helpers import critic_model, gpt2, sevens
 from tests.trainer.trl_helpers import build_trl_trainer, history, nines, save_base
+from trl_maxmin import MixtureRewardModel
 from trl_maxmin.trainer.maxmin.host_policy import count_real_positions, kept_policy
 
 
@@ -189,3 +191,44 @@ def test_step_0_has_no_kl_with_the_checkpoints_own_dropout(trl_class, word_token
     )
     trainer.train()
     assert abs(history(trainer, "kl")[0]) < 1e-6
+
+
+# -- who shares what ------------------------------------------------------------------------------------------------
+
+
+def reward_on(trunk):
+    """A reward model on a trunk that somebody else has, too."""
+    reward = critic_model(1)
+    reward.transformer = trunk
+    return reward
+
+
+def test_a_reward_on_what_is_trained_is_refused(trl_make, trl_base):
+    policy = AutoModelForCausalLM.from_pretrained(trl_base)
+    message = (
+        r"\(the policy\) and `reward_funcs` \(GPT2For.*share the parameter 'transformer.*Load `reward_funcs` a sec"
+    )
+    with pytest.raises(ValueError, match=message):
+        trl_make(model=policy, reward_funcs=[sevens, reward_on(policy.transformer)])
+    mixture = MixtureRewardModel.from_base(policy, 2, "lora", processing_class=build_word_tokenizer())
+    with pytest.raises(ValueError, match="No parameter of the policy is trainable.*mixture of adapters freezes"):
+        trl_make(model=policy, reward_funcs=mixture)
+    policy.requires_grad_(True)
+    with pytest.raises(ValueError, match="`reward_funcs`.*share the parameter"):
+        trl_make(model=policy, reward_funcs=[reward_on(policy.transformer)])
+
+
+def test_a_reward_on_the_frozen_base_of_an_adapter_is_not(trl_make, trl_base):
+    policy = AutoModelForCausalLM.from_pretrained(trl_base)
+    mixture = MixtureRewardModel.from_base(policy, 2, "lora", processing_class=build_word_tokenizer())
+    trainer = trl_make(model=policy, reward_funcs=mixture, peft_config=LoraConfig(r=2, target_modules=["c_attn"]))
+    before = {name: p.detach().clone() for name, p in mixture.named_parameters()}
+    trainer.train()
+    moved = [name for name, p in mixture.named_parameters() if not torch.equal(p, before.get(name, p))]
+    assert not [name for name in moved if ".default." not in name]
+
+
+def test_half_precision_below_its_resolution_is_said(trl_make, trl_base):
+    policy = AutoModelForCausalLM.from_pretrained(trl_base, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="weights are bfloat16 and learning_rate is 1e-06"):
+        trl_make(model=policy, learning_rate=1e-6)

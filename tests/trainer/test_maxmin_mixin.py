@@ -12,7 +12,7 @@ from trl import GRPOConfig
 
 from trl_maxmin.trainer.maxmin.maxmin_config import WELFARE_CHOICES, MaxMinConfigMixin, resolve_utility
 from trl_maxmin.trainer.maxmin.maxmin_mixin import MaxMinMixin
-from trl_maxmin.trainer.maxmin.welfare import WELFARE_STATE_FILE, Welfare, WelfareState
+from trl_maxmin.trainer.maxmin.welfare import WELFARE_STATE_FILE, Welfare, WelfareState, groups_with_evidence
 
 
 NAN = float("nan")
@@ -197,6 +197,70 @@ class TestUnscored:
         assert metrics["maxmin/utility/kind"] == [3.0] and "maxmin/utility/short" not in metrics
 
 
+class Counted:
+    """A source of rewards that says on how many people and pairs each column stands."""
+
+    def __init__(self, annotators, pairs, names=("many", "some", "few")):
+        self.names, self.num_annotators, self.num_pairs = list(names), annotators, pairs
+        self.counts_missing = annotators is None or pairs is None
+
+
+class TestFloorOfEvidence:
+    """`few` is worst off in every rollout, and is three people of 326."""
+
+    def weigh(self, rollouts, source=None, welfare_function=None, **config):
+        source = source or Counted([200, 123, 3], [6000, 3700, 90])
+        args = MaxMinConfigMixin(**config)
+        shares = torch.tensor([0.6, 0.39, 0.01][: len(source.names)], dtype=torch.float64)
+        welfare = Welfare(args, source.names, shares, welfare_function, groups_with_evidence(args, source))
+        for utilities in rollouts:
+            welfare.update(torch.tensor(utilities, dtype=torch.float64))
+        return welfare
+
+    @pytest.mark.parametrize("welfare", [w for w in WELFARE_CHOICES if w not in ("mixing", "sample_min")])
+    def test_a_handful_of_people_is_not_the_worst_off_group(self, welfare, caplog):
+        found = self.weigh([[0.2, 0.1, -5.0]] * 3, welfare=welfare)
+        assert found.weights[2] == 0 and found.weights.sum() == pytest.approx(1)
+        if welfare == "maxmin":
+            assert found.weights.tolist() == [0, 1, 0]
+        assert "few stands on 3 annotators and 90 pairs, below the floor of 10 annotators and 30 pairs" in caplog.text
+        logged = found.metrics(torch.tensor([0.2, 0.1, -5.0]))
+        assert logged["maxmin/utility/few"] == -5 and logged["maxmin/worst_utility"] == pytest.approx(0.1)
+        assert logged["maxmin/gap"] == pytest.approx(0.1), "the gap is among those who count"
+
+    def test_before_the_first_rollout_and_where_others_were_not_scored(self):
+        assert self.weigh([]).weights.tolist() == [0.5, 0.5, 0]
+        assert self.weigh([[NAN, NAN, -5.0]]).weights.tolist() == [0.5, 0.5, 0], "its score alone decides nothing"
+
+    def test_a_function_of_the_user_and_shares(self):
+        assert self.weigh([[0.2, 0.1, -5.0]], welfare_function=lambda u: -u).weights[2] == 0
+        shares = self.weigh([[0.2, 0.1, -5.0]], welfare="mixing").weights.tolist()
+        assert shares == pytest.approx([0.6, 0.39, 0.01]), "who is few weighs little there"
+
+    def test_the_minimum_of_a_sample(self):
+        found = self.weigh([[0.2, 0.1, -5.0]], welfare="sample_min")
+        reward = (found.optimised_rewards(torch.tensor([[1.0, 2.0, -9.0]])) * found.weights).sum()
+        assert reward.item() == pytest.approx(1.0)
+
+    def test_it_is_lowered_by_the_config(self):
+        lowered = self.weigh([[0.2, 0.1, -5.0]], min_group_annotators=3)
+        assert lowered.weights.tolist() == [0, 0, 1] and lowered.enough.all()
+        assert self.weigh([[0.2, 0.1, -5.0]], min_group_annotators=3, min_group_pairs=91).weights[2] == 0
+
+    def test_it_does_not_go_in_circles_with_somebody_below(self):
+        source = Counted([40, 1], [800, 40], names=("many", "few"))
+        found = self.weigh([[0.1, -1.0]] * 30, source, oscillation="stop")
+        assert not any(found.goes_in_circles(torch.randn(8, 2), torch.tensor([0.1, -1.0])) for _ in range(30))
+
+    def test_where_nothing_is_known_that_is_said_and_everybody_counts(self, caplog):
+        found = self.weigh([[0.2, 0.1, -5.0]], Counted(None, None))
+        assert found.weights.tolist() == [0, 0, 1]
+        assert "does not say on how many annotators and pairs" in caplog.text
+        caplog.clear()
+        assert self.weigh([[0.2, 0.1, -5.0]], Counted([200, 123, 3], None)).weights[2] == 0, "what is known counts"
+        assert "is not applied" in caplog.text
+
+
 class TestSampleMin:
     def test_the_reward_is_the_minimum_of_each_reply(self):
         host = MaxMinHost([[[2.0, -1.0], [-1.0, 2.5]]], welfare="sample_min")
@@ -326,6 +390,9 @@ class TestConfig:
             ("welfare_step_size", float("inf"), "`welfare_step_size` is inf"),
             ("welfare_window", 0, "`welfare_window` is 0"),
             ("welfare_floor", -0.1, "`welfare_floor` is -0.1"),
+            ("min_group_annotators", 0, "`min_group_annotators` is 0.*at least 1"),
+            ("min_group_share", 1.5, r"`min_group_share` is 1.5.*in \[0, 1\]"),
+            ("min_group_pairs", -1, "`min_group_pairs` is -1"),
             ("num_reference_completions", 3, "`num_reference_completions` is 3.*at least 4"),
             ("max_calibration_prompts", 0, "`max_calibration_prompts` is 0"),
         ],

@@ -18,7 +18,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tests.trainer.ppo_helpers import brevity, critic_model, gpt2, lora, sevens, weights
+from tests.conftest import build_word_tokenizer
+from tests.trainer.ppo_helpers import brevity, critic_model, gpt2, lora, reading_words, sevens, weights
 from trl_maxmin.models import MixtureRewardModel
 from trl_maxmin.trainer import MaxMinPPOConfig, MaxMinPPOTrainer
 
@@ -29,7 +30,7 @@ def classifier(trunk, labels=1):
     config.num_labels, config.pad_token_id = labels, 0
     model = GPT2ForSequenceClassification(config)
     model.transformer = trunk
-    return model
+    return reading_words(model)
 
 
 class SharedEmbedding:
@@ -76,7 +77,7 @@ def adapted_policy_and_plain_reward():
 
 def policy_and_mixture():
     policy = gpt2()
-    mixture = MixtureRewardModel.from_base(policy, 2, "lora")
+    mixture = MixtureRewardModel.from_base(policy, 2, "lora", processing_class=build_word_tokenizer())
     policy.requires_grad_(True)
     return {"model": policy, "reward_model": mixture}
 
@@ -102,7 +103,7 @@ def critic_with_an_adapter_on_the_reward():
 
 
 def critic_and_mixture():
-    mixture = MixtureRewardModel.from_base(gpt2(1), 2, "head")
+    mixture = MixtureRewardModel.from_base(gpt2(1), 2, "head", processing_class=build_word_tokenizer())
     return {"value_model": classifier(mixture.trunk), "reward_model": mixture}
 
 
@@ -153,7 +154,7 @@ def test_nothing_to_train_is_an_error(make):
     with pytest.raises(ValueError, match="trainable. Load the adapter with `is_trainable=True`"):
         make(model=adapter)
     base = gpt2()
-    mixture = MixtureRewardModel.from_base(base, 2, "lora")
+    mixture = MixtureRewardModel.from_base(base, 2, "lora", processing_class=build_word_tokenizer())
     with pytest.raises(ValueError, match="No parameter of the policy is trainable.*mixture of adapters freezes"):
         make(model=base, reward_model=mixture)
 

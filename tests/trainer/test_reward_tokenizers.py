@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2ForSequenceClassification
 
 from tests.conftest import build_word_tokenizer
 from tests.trainer.ppo_helpers import critic_model, gpt2
@@ -38,16 +38,20 @@ def test_a_reward_model_reads_by_the_tokenizer_it_was_saved_with(tmp_path, word_
     torch.testing.assert_close(found, expected.detach())
 
 
-def test_without_one_the_pair_is_demanded(tmp_path, word_tokenizer, caplog):
-    for nameless in (critic_model(1), MixtureRewardModel.from_base(gpt2(), 2)):
-        caplog.clear()
-        build_reward_source(nameless, word_tokenizer)
-        assert "taken to share the policy's vocabulary" in caplog.text
+def test_without_one_the_pair_is_demanded(tmp_path, word_tokenizer):
+    """Of a model that was loaded from nowhere, from a folder without a tokenizer, and by a name that nobody answers
+    for; the policy's ids would have given numbers, too."""
     critic_model(1).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="there is none in.*Pass the pair"):
-        build_reward_source([model], word_tokenizer)
-    assert build_reward_source((model, word_tokenizer), word_tokenizer)(batch(word_tokenizer)).shape == (3, 1)
+    gone = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    gone.config.name_or_path = str(tmp_path / "moved")
+    bare = GPT2ForSequenceClassification(critic_model(1).config)
+    mixture = MixtureRewardModel.from_base(gpt2(), 2)
+    for nameless, where in ((model, "in '"), (gone, "moved"), (bare, "from nowhere"), (mixture, "from nowhere")):
+        with pytest.raises(ValueError, match=f"{type(nameless).__name__} came without.*{where}.*Pass the pair"):
+            build_reward_source([nameless], word_tokenizer)
+        pair = nameless, word_tokenizer
+        assert build_reward_source(pair, word_tokenizer)(batch(word_tokenizer)).isfinite().all()
 
 
 PAIRS = {

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from trl import ScriptArguments
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, prepare_preferences
+from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex
+from ..data.rankings import is_ranked, prepare_either
 from ..data.texts import distinct_texts, prompts_of
 from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
@@ -71,26 +72,33 @@ def run(argv: Sequence[str]) -> None:
             "--reward_model is required: the folder or Hub id of a mixture (`trl-maxmin reward` saves one)."
         )
     rows, _ = read_dataset(arguments, [arguments.annotator_column])
-    rows = prepare_preferences(rows, arguments.annotator_column)
+    rows = prepare_either(rows, arguments.annotator_column)
+    ranked = is_ranked(rows)
+    if ranked and arguments.curve:
+        raise UsageError(
+            "--curve is for pairs, and these are rankings. Leave it out, or cut them: trl-maxmin convert rankings "
+            "--input FILE --as_pairs all --output pairs.jsonl."
+        )
     require_model(arguments.reward_model, "--reward_model")
     if Path(arguments.output_file).is_dir():
         raise ValueError(f"--output_file {arguments.output_file} is a folder. Name a file, such as annotators.json.")
     require_writable(Path(arguments.output_file).parent, "--output_file: the folder")
     mixture = MixtureRewardModel.from_pretrained(arguments.reward_model, argument="--reward_model")
     place(mixture, pick_device())
-    log_likelihood = mixture.preference_log_likelihood(rows, batch_size=arguments.batch_size)
+    evidence = mixture.preference_evidence(rows, batch_size=arguments.batch_size)
+    weight = mixture.config.evidence_weight
     index = AnnotatorIndex.from_values(rows[ANNOTATOR_COLUMN])
     people = torch.tensor(index.encode(rows[ANNOTATOR_COLUMN]))
-    sums = annotator_log_likelihood(log_likelihood, people, len(index))
+    sums = annotator_log_likelihood(evidence, people, len(index))
     posterior = AnnotatorPosterior(
         index.annotator_ids,
-        log_responsibilities(sums, mixture.mixing_weights.log()).exp(),
+        log_responsibilities(sums, mixture.mixing_weights.log(), weight).exp(),
         torch.bincount(people, minlength=len(index)),
     )
     write_posterior(posterior, mixture.component_names, arguments.output_file)
     best, probability = posterior.best, posterior.probabilities
     print_table(
-        f"{len(index)} annotators, {len(rows)} pairs",
+        f"{len(index)} annotators, {len(rows)} {'rankings' if ranked else 'pairs'}, each counting {weight:.2g}",
         ["component", "annotators", "mean posterior"],
         [
             [name, str(int((best == k).sum())), f"{probability[:, k].mean():.3f}"]
@@ -101,7 +109,7 @@ def run(argv: Sequence[str]) -> None:
     print(f"assigned with a posterior of at least 0.9: {sure:.0%}; mean entropy {posterior.entropy.mean():.3f} nats")
     if arguments.curve:
         texts = torch.from_numpy(distinct_texts(prompts_of(rows), rows["chosen"], rows["rejected"])[1])
-        print_curve(log_likelihood, people, mixture.mixing_weights, arguments.seed, texts)
+        print_curve(evidence, people, mixture.mixing_weights, arguments.seed, texts, weight)
     print(f"wrote {arguments.output_file} (it names annotators: keep it on this machine)")
 
 
@@ -125,14 +133,25 @@ def write_posterior(posterior: AnnotatorPosterior, names: list[str], path: str |
 
 
 def print_curve(
-    log_likelihood: torch.Tensor, people: torch.Tensor, weights: torch.Tensor, seed: int, texts: torch.Tensor
+    log_likelihood: torch.Tensor,
+    people: torch.Tensor,
+    weights: torch.Tensor,
+    seed: int,
+    texts: torch.Tensor,
+    evidence_weight: float = 1.0,
 ) -> None:
     """The curve of accuracy against pairs seen, for the sizes that leave two people pairs of other texts to judge."""
     generator = torch.Generator().manual_seed(seed)
     for end in range(len(CURVE_SIZES), 0, -1):
         try:
             points = assignment_curve(
-                log_likelihood, people, weights, generator=generator, sizes=CURVE_SIZES[:end], texts=texts
+                log_likelihood,
+                people,
+                weights,
+                generator=generator,
+                sizes=CURVE_SIZES[:end],
+                texts=texts,
+                evidence_weight=evidence_weight,
             )
             break
         except ValueError:

@@ -232,7 +232,6 @@ class Demo:
             # Anew, for the components have got their names since.
             **component_counts(mixture),
             **component_heldout(mixture, mixture.reward_differences(mixture.eval_dataset)),
-            "shares": dict(zip(config.component_names, config.mixing_weights, strict=True)),
             "em": {"kind": mixture.args.em, "n_init": mixture.args.n_init, "init_steps": mixture.args.init_steps},
             "training": {"max_steps": mixture.args.max_steps, "learning_rate": mixture.args.learning_rate},
             "curves": curves,

@@ -16,6 +16,7 @@ from trl import ScriptArguments
 from ..evaluation.diagnosis import diagnose
 from ..evaluation.plots import plot_diagnosis
 from ..run_record import RUN_RECORD_NAME, RunRecord
+from ..trainer.common.recording import recorded
 from .io import read_dataset
 from .loading import require_model
 from .output_folder import require_writable
@@ -103,7 +104,7 @@ def run(argv: Sequence[str]) -> None:
     (folder / "diagnosis.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     (folder / "diagnosis.md").write_text(found.to_markdown(), encoding="utf-8")
     plot_diagnosis(found.to_dict(), folder / "diagnosis.png")
-    source = {"name": arguments.dataset_name, "config": arguments.dataset_config}
+    source = {"name": recorded(arguments.dataset_name), "config": arguments.dataset_config}
     source |= {"split": arguments.dataset_train_split, "annotator_column": arguments.annotator_column}
     RunRecord.update_file(folder, "evaluation", replace=True, **found.run_record_facts(source))
     console = Console()

@@ -25,6 +25,7 @@ from ..evaluation.judges import EndpointJudge
 from ..evaluation.plots import plot_groups, plot_pareto, plot_training
 from ..evaluation.results import results_to_markdown
 from ..models.loading import require_model_folder
+from ..reading import read_json
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .io import read_dataset
 from .loading import require_model
@@ -188,7 +189,7 @@ def _check(arguments: EvaluateArguments) -> None:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = read_json(text.encode())
     except ValueError:
         found = None
     if not isinstance(found, dict):

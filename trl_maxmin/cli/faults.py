@@ -24,6 +24,12 @@ _DISK_WORDS = (
     "PytorchStreamWriter failed",
     "unexpected pos",
 )
+#: What the Hub answers 402 to is a new Space; how each command asks for another.
+_FREE_SPACE = "(free for two Spaces; the app then needs a @spaces.GPU function)"
+_FOR_402 = {
+    "push": f"Use --space_hardware zero-a10g {_FREE_SPACE}, --space_sdk static, or a PRO account.",
+    "space": f"Use --hardware zero-a10g {_FREE_SPACE}, or a PRO account.",
+}
 _RESUMED = ("reward", "ppo", "grpo", "rloo")
 
 
@@ -39,7 +45,11 @@ def told(command: str, argv: Sequence[str], error: BaseException) -> str:
     >>> told("diagnose", ["--output_dir", "d"], OSError(errno.ENOSPC, "No space left on device", "d/x.json"))
     'd/x.json: No space left on device. Make room or give another folder, and run it again.'
     """
-    if type(error).__name__ == "HubError":  # has its own next step, and lines
+    from ..hub.faults import SPACE_402, HubError
+
+    if isinstance(error, HubError):  # has its own next step, and lines
+        if getattr(error, "status", None) == 402 and SPACE_402 in str(error) and command in _FOR_402:
+            error = error.placed(error.done, error.open, error.command, {402: _FOR_402[command]})
         return str(error)
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (*_DISK, errno.EACCES, errno.EPERM) and error.filename:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 #: (an optional part, or a later release) are left out.
 COMMANDS = {
     "demo": "the whole method on an embedded world, from one command",
+    "convert": "bring a public set, or an export of an annotation tool, to the columns of preferences",
     "diagnose": "do my preferences need more than one reward? an answer before any training",
     "reward": "learn a mixture of reward models from preferences with annotator ids",
     "assign": "say which component describes annotators who were not in the training data",
@@ -121,7 +122,10 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
             return launch(command, options, [*rest, *flags])
         importlib.import_module(f".{command}", __package__).run(rest)
         _leave_process_group()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):  # of a push or a pull, which knows where it stands
+            print(f"\ntrl-maxmin {command}: {stop}", file=sys.stderr)
+            return 130
         hint = " (--resume_from_checkpoint true goes on)" if command in _TRAINS else ""
         print(
             f"\ntrl-maxmin {command}: interrupted; what was finished is in the output folder{hint}.", file=sys.stderr

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.sets import SETS
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -80,6 +82,15 @@ def _samples(given: Mapping[str, Any]) -> bool:
     return bool(given["policies"])
 
 
+def _of_set(option: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether the reader of the named set has an option; of an unknown set the command says so itself."""
+    return lambda given: given["set"] not in SETS or option in SETS[given["set"]].options
+
+
+_SET_OPTIONS: dict[str, list[str]] = {}  # of `convert`: option -> sets that take it
+for _name, _entry in SETS.items():
+    for _option in _entry.options:
+        _SET_OPTIONS.setdefault(_option, []).append(_name)
 _LORA_ONLY = "it shapes components of --component_type lora. Add that, or leave it out."
 
 #: Command -> what it does not take.
@@ -125,6 +136,17 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         *_DATA,
         *_ONE_SPLIT,
         Refusal("seed", "it orders pairs of the curve. Add --curve, or leave it out.", lambda given: given["curve"]),
+    ),
+    "convert": (
+        *(
+            Refusal(option, f"it is for {', '.join(sets)}. Leave it out.", _of_set(option))
+            for option, sets in _SET_OPTIONS.items()
+        ),
+        Refusal(
+            "salt_file",
+            "it is the key of the hashes. Add --hash_annotators true, or leave it out.",
+            lambda given: given["hash_annotators"],
+        ),
     ),
     "diagnose": (
         *_DATA,

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..hub.faults import HubError
+from ..hub.faults import HubError, HubInterrupted
 from ..hub.pull import pull
+from ..reading import printable
 from .parser import CommandParser, UsageError
 
 
@@ -39,6 +40,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: no id or folder.
         HubError: the Hub refused or was not reached; the command that continues.
+        HubInterrupted: on Ctrl-C, with the same.
     """
     words = list(argv)
     if words and not words[0].startswith("-"):
@@ -53,7 +55,16 @@ def run(argv: Sequence[str]) -> None:
         pulled = pull(arguments.repo_id, arguments.output_dir, revision=arguments.revision)
     except HubError as error:
         raise error.placed(error.done, error.open, command) from error.__cause__
+    except HubInterrupted as stop:
+        raise HubInterrupted(stop.done, stop.open, command, stop.where) from None
+    except KeyboardInterrupt:
+        raise HubInterrupted([], [arguments.repo_id], command, f"in {arguments.output_dir}") from None
     for entry in pulled:
-        print(f"{entry.repo_id} -> {entry.folder}")
-        if entry.left_out:
-            print(f"  not downloaded: {', '.join(entry.left_out)}")
+        print(f"{entry.repo_id} -> {entry.folder}" if entry.commit else f"{entry.repo_id}: no longer on the Hub")
+        for words, names in (
+            ("not downloaded", entry.left_out),
+            ("your own, kept as", entry.kept),
+            ("removed, as on the Hub", entry.removed),
+        ):
+            if names:
+                print(f"  {words}: {', '.join(map(printable, names))}")

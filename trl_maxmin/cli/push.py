@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..hub.collection import collection_items, publish_collection
-from ..hub.faults import HubError
+from ..hub.faults import HubError, HubInterrupted
 from ..hub.files import size_of
 from ..hub.output import OutputPlan, plan_output_folder, plan_single_model
 from ..hub.plan import PushOptions
+from ..hub.plan_app import APP_FILES
 from ..hub.push import Published, publish
+from ..reading import printable
 from .io import print_table
 from .parser import CommandParser, UsageError
+
+
+#: Names of files that stay are shown up to so many.
+_SHOWN = 20
 
 
 @dataclass
@@ -29,9 +35,13 @@ class PushArguments:
         dataset (`bool`): also push the evaluation prompts and the results by group.
         space (`str`): folder of an app to push as a Space.
         collection (`bool`): tie everything together in a collection.
-        license (`str`): of models and data, for the cards.
+        license (`str`), language (`list[str]`): of models and data, for the cards; those of the cards that are there
+            are kept.
+        datasets (`list[str]`): Hub ids of the training data, where the run record does not name them.
         base_model (`str`): Hub id of the base model, where the files only know a path.
+        value_head (`bool`): also push PPO's critic, beside its policy.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
+        space_files (`list[str]`): more files of the Space's folder.
         exact (`bool`): the folder is one model, and `repo_id` is its repository; no collection.
         dry_run (`bool`): print the plan and send nothing.
     """
@@ -49,11 +59,19 @@ class PushArguments:
     space: str | None = field(default=None, metadata={"help": "Folder of an app to push as a Space."})
     collection: bool = field(default=True, metadata={"help": "Tie everything together in a collection."})
     license: str | None = field(default=None, metadata={"help": "Licence of models and data, for the cards."})
+    language: list[str] | None = field(default=None, metadata={"help": "Languages, such as en de, for the cards."})
+    datasets: list[str] | None = field(
+        default=None, metadata={"help": "Hub ids of the training data, where the run record does not name them."}
+    )
     base_model: str | None = field(
         default=None, metadata={"help": "Hub id of the base model, where the files only know a path."}
     )
     space_sdk: str = field(default="gradio", metadata={"help": "SDK of a new Space: gradio, docker or static."})
     space_hardware: str | None = field(default=None, metadata={"help": "Hardware of a new Space, such as zero-a10g."})
+    space_files: list[str] | None = field(
+        default=None, metadata={"help": "Files of the Space's folder beyond app.py, requirements.txt and the like."}
+    )
+    value_head: bool = field(default=False, metadata={"help": "Also push PPO's critic, beside its policy."})
     exact: bool = field(
         default=False,
         metadata={"help": "The folder is one model, and repo_id is its repository; no collection."},
@@ -97,8 +115,16 @@ def print_plan(plan: OutputPlan, private: bool, collection: bool) -> None:
         print(f"collection {plan.namespace}/{plan.title} ({visibility}), last")
     if not private:
         print("visibility `default`: public, or what the namespace prescribes; --private for private")
+    print_left_out(plan)
+
+
+def print_left_out(plan: OutputPlan) -> None:
+    """What stays on this machine, by name: somebody may miss it there."""
     if plan.left_out:
-        print(f"stays here: {', '.join(plan.left_out)}")
+        more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
+        print(f"stays here: {', '.join(map(printable, plan.left_out[:_SHOWN]))}{more}")
+    if any(repo.kind == "space" for repo in plan.repos):
+        print("of the app's folder go: README.md, " + ", ".join(APP_FILES) + ", and what --space_files names")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -122,7 +148,11 @@ def run(argv: Sequence[str]) -> None:
     options = PushOptions(
         private=arguments.private or None,
         license=arguments.license,
+        language=arguments.language,
+        datasets=tuple(arguments.datasets or ()),
         base_model=arguments.base_model,
+        value_head=arguments.value_head,
+        space_files=tuple(arguments.space_files or ()),
         space_sdk=arguments.space_sdk,
         space_hardware=arguments.space_hardware,
     )
@@ -144,21 +174,26 @@ def run(argv: Sequence[str]) -> None:
         done.append(entry)
         print(f"{entry.status:>9}  {entry.url}", flush=True)
 
+    print_left_out(plan)
     publish(plan.repos, command=command, on_done=tell)
+    statuses = [entry.status for entry in done]
     if arguments.collection:
-        push_collection(plan, done, arguments.private, command)
-    print("Nothing has changed." if all(entry.status == "unchanged" for entry in done) else "Done.")
+        statuses.append(push_collection(plan, done, arguments.private, command))
+    print("Nothing has changed." if set(statuses) == {"unchanged"} else "Done.")
 
 
-def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool, command: str) -> None:
-    """The collection, after everything that it shows."""
+def push_collection(plan: OutputPlan, done: Sequence[Published], private: bool, command: str) -> str:
+    """The collection, after everything that it shows; returns what became of it."""
+    repos, itself = [entry.plan.repo_id for entry in done], [f"collection {plan.namespace}/{plan.title}"]
     try:
         slug, status, left_out = publish_collection(
             plan.namespace, plan.title, collection_items(done), optional_items=plan.extra, private=private or None
         )
     except HubError as error:
-        repos = [entry.plan.repo_id for entry in done]
-        raise error.placed(repos, [f"collection {plan.namespace}/{plan.title}"], command) from error.__cause__
+        raise error.placed(repos, itself, command) from error.__cause__
+    except KeyboardInterrupt:
+        raise HubInterrupted(repos, itself, command) from None
     print(f"{status:>9}  collection {slug}")
     for name in left_out:
         print(f"           without {name}, which the Hub does not show")
+    return status

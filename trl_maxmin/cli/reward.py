@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
         print_table(
             f"Choice of K: {trainer.selection.num_pairs} pairs of {trainer.selection.num_annotators} annotators, each "
             "scored by a mixture and an assignment that never saw it",
-            ["K (* chosen)", "log-likelihood", "worse than the best", "accuracy"],
+            ["K (* chosen)", "log-likelihood", "worse than the best", "accuracy", "prior (log-odds)"],
             trainer.selection.rows(),
         )
         print(trainer.selection.verdict())

@@ -6,10 +6,8 @@ from __future__ import annotations
 import torch
 
 from ..data.texts import prompts_of
-from ..functional.preference import preference_log_likelihood
 from ..space.groups import PARTS, typical_pairs
 from ..trainer import MixtureRewardTrainer
-from ..trainer.reward.annotated_preferences import margins_of
 from .io import print_table
 
 
@@ -56,7 +54,7 @@ def print_report(trainer: MixtureRewardTrainer) -> None:
     best = state.log_responsibilities.argmax(-1).cpu()
     people = torch.tensor(data["annotator_index"])
     own = torch.where(people >= 0, best[people.clamp(min=0)], -1)
-    fit = preference_log_likelihood(differences, torch.zeros_like(differences), margins_of(data))
+    fit = trainer.pair_log_likelihood(differences, data)
     right = torch.where(differences == 0, 0.5, (differences > 0).double())
     rows, notes = [], []
     for k, name in enumerate(names):

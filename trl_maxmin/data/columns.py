@@ -11,13 +11,15 @@ assistant |
 | `annotator_id` | `str` or `int` | the person; without it every pair is its own annotator |
 | `group` | `str`, optional | a known sub-population, used for reporting; None, NaN or blank where it is unknown |
 | `margin` | `float`, optional | Bradley-Terry log-odds by which the chosen reply should win |
+| `chosen_probability` | `float`, optional | share of votes for `chosen`, 0.5 to 1, where nobody is named: checked, \
+and refused where something would be fitted to it |
+
+Rankings of several replies have `responses` instead, see [`trl_maxmin.data.rankings`].
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from .checks import check_annotator, check_margin, check_probability, check_prompt, check_reply
 from .texts import distinct_texts, number_values, prompts_of
 from .tokenization import plain_messages
 
@@ -33,14 +36,12 @@ logger = logging.getLogger(__name__)
 
 # Above it, held-out figures say little of what people will prefer next.
 _MAX_FAMILIAR_SHARE = 0.1
+# Below it, holding out texts leaves too few of them to learn from or to measure on.
+_MIN_TEXTS = 50
 
 ANNOTATOR_COLUMN = "annotator_id"
 # Ends the message about ties that are none as text.
 AS_TOKENS = " once they are tokenised (as unknown words, or behind what the tokenizer normalises)"
-
-# What pandas, a CSV file or `str` leave where nobody was named, in lower case. A person of such a name needs a prefix:
-# one renamed person costs less than many unnamed ones who are taken for one.
-_NOBODY = ("", "nan", "none", "null", "<na>", "nat")
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,14 @@ def prepare_preferences(
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
     """
-    if isinstance(dataset, IterableDataset):
-        # EM returns to every annotator's pairs again and again, so a stream has to be held.
-        dataset = Dataset.from_list(list(dataset))
-        logger.info(f"Read {len(dataset)} rows of a streaming data set into memory: EM visits every pair many times.")
-    if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"Preferences must be a `datasets.Dataset`, got {type(dataset).__name__}. Choose a split of a "
-            "`DatasetDict`; turn rows into one by `Dataset.from_list(rows)`."
-        )
-    if len(dataset) == 0:
-        raise ValueError("The preference data are empty. Give at least one row with `chosen` and `rejected`.")
+    dataset = as_dataset(dataset, "`chosen` and `rejected`")
     columns = dataset.column_names
+    if "responses" in columns:
+        raise ValueError(
+            "The data are rankings (`responses`), and pairs are needed here. Cut them into pairs: `trl-maxmin convert "
+            "rankings --input FILE --as_pairs all --output pairs.jsonl`, or "
+            "`trl_maxmin.data.rankings.rankings_to_pairs(dataset)`."
+        )
     missing = [name for name in ("chosen", "rejected") if name not in columns]
     if missing:
         raise ValueError(
@@ -119,27 +116,74 @@ def prepare_preferences(
             "`chosen`, `rejected`, usually `prompt` and `annotator_id` (TRL's preference format)."
         )
     _check_texts(dataset)
-    dataset = _with_annotators(dataset, annotator_column)
-    _check_margin(dataset)
+    if "chosen_probability" in columns:
+        _refuse_vote_shares(dataset, annotator_column)
+    dataset = with_annotators(dataset, annotator_column)
+    for row, margin in enumerate(dataset["margin"] if "margin" in columns else ()):
+        check_margin({"margin": margin}, row)
     dataset = without_ties(dataset, *(list(map(plain_messages, dataset[side])) for side in ("chosen", "rejected")))
-    _check_annotators(dataset, num_components)
+    check_annotator_count(dataset, num_components)
     return dataset
 
 
-def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
+def _refuse_vote_shares(dataset: Dataset, annotator_column: str) -> None:
+    if annotator_column in dataset.column_names:
+        raise ValueError(
+            f"The data have `chosen_probability` and {annotator_column!r}: a share of votes belongs to no one person. "
+            "Remove one of the columns; how strongly a person prefers a reply is a `margin`."
+        )
+    for row, probability in enumerate(dataset["chosen_probability"]):
+        check_probability(probability, row)
+    raise ValueError(
+        "The data have `chosen_probability`, which no likelihood here reads yet, and dropping it in silence would "
+        "make every share of votes a certain choice. Write a row for each vote (the minority's with `chosen` and "
+        "`rejected` swapped), or remove the column if that is what you want."
+    )
+
+
+def as_dataset(dataset: Any, needed: str) -> Dataset:
+    """Rows in memory, at least one.
+
+    Args:
+        dataset: what was given; a stream is read to its end.
+        needed (`str`): what a row needs, for the message.
+
+    Raises:
+        TypeError: something else than a `Dataset`.
+        ValueError: no rows.
+    """
+    if isinstance(dataset, IterableDataset):
+        # EM returns to every annotator's preferences again and again, so a stream has to be held.
+        dataset = Dataset.from_list(list(dataset))
+        logger.info(f"Read {len(dataset)} rows of a streaming data set into memory: EM visits every one many times.")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"Preferences must be a `datasets.Dataset`, got {type(dataset).__name__}. Choose a split of a "
+            "`DatasetDict`; turn rows into one by `Dataset.from_list(rows)`."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"The preference data are empty. Give at least one row with {needed}.")
+    return dataset
+
+
+def with_annotators(dataset: Dataset, annotator_column: str, unit: str = "pair") -> Dataset:
+    """The rows with their annotators in `annotator_id`; without a column each row is its own annotator.
+
+    Args:
+        dataset (`Dataset`): rows.
+        annotator_column (`str`): the column that names the annotator.
+        unit (`str`): what a row is, `"pair"` or `"ranking"`.
+
+    Raises:
+        ValueError: no such column, or an id that names nobody.
+    """
     if annotator_column in dataset.column_names:
         if annotator_column != ANNOTATOR_COLUMN:
             if ANNOTATOR_COLUMN in dataset.column_names:
                 dataset = dataset.remove_columns(ANNOTATOR_COLUMN)
             dataset = dataset.rename_column(annotator_column, ANNOTATOR_COLUMN)
         for row, value in enumerate(dataset[ANNOTATOR_COLUMN]):
-            if not _names_somebody(value):
-                raise ValueError(
-                    f"Row {row} has no annotator ({annotator_column} is {value!r}). An id is text or a whole number; "
-                    f"empty ones and {', '.join(map(repr, _NOBODY[1:]))} stand for nobody, in capitals too. Name one "
-                    "(with a prefix, where that is a person's name), or remove the row: an unnamed annotator would "
-                    "pool the pairs of different people."
-                )
+            check_annotator(value, annotator_column, row)
         return dataset
     if annotator_column != ANNOTATOR_COLUMN:
         raise ValueError(
@@ -147,72 +191,22 @@ def _with_annotators(dataset: Dataset, annotator_column: str) -> Dataset:
             f"{', '.join(dataset.column_names)}. Set `annotator_column` to one of them."
         )
     logger.warning(
-        "The preference data have no `annotator_id` column, so each pair is taken as its own annotator: one pair says "
-        "very little about who gave it, components will be weak and nobody can be assigned reliably. If the data "
+        f"The preference data have no `annotator_id` column, so each {unit} is taken as its own annotator: one {unit} "
+        "says very little about who gave it, components will be weak and nobody can be assigned reliably. If the data "
         "name their annotators under another name, set `annotator_column`."
     )
-    return dataset.add_column(ANNOTATOR_COLUMN, [f"pair-{i}" for i in range(len(dataset))])
-
-
-def _names_somebody(annotator: Any) -> bool:
-    if isinstance(annotator, str):
-        return annotator.strip().lower() not in _NOBODY
-    # True and False are answers of somebody, and a fraction is a measurement.
-    return isinstance(annotator, numbers.Real) and not isinstance(annotator, bool) and annotator % 1 == 0
+    return dataset.add_column(ANNOTATOR_COLUMN, [f"{unit}-{i}" for i in range(len(dataset))])
 
 
 def _check_texts(dataset: Dataset) -> None:
     for row, (prompt, *replies) in enumerate(
         zip(prompts_of(dataset), dataset["chosen"], dataset["rejected"], strict=True)
     ):
-        fault = _fault_of(prompt, ("user", "tool"))
-        if fault:
-            raise ValueError(f"Row {row} has prompt {prompt!r}: {fault}. Without a prompt, give '' or no such column.")
+        check_prompt(prompt, row)
         for name, reply in zip(("chosen", "rejected"), replies, strict=True):
-            if fault := _fault_of(reply, ("assistant",)):
-                detail = f": {fault}" if isinstance(reply, list) else ""
-                raise ValueError(
-                    f"Row {row} has {name} {reply!r}; a reply must be text or a list of messages{detail}."
-                )
-            if isinstance(reply, list) and isinstance(prompt, str) and prompt:
-                raise ValueError(
-                    f"Row {row} has a prompt that is text, {prompt!r}, and {name} in messages, to which it cannot be "
-                    'joined. Give the prompt as [{"role": "user", "content": ...}].'
-                )
+            check_reply(reply, name, prompt, row)
         if type(replies[0]) is not type(replies[1]):
             raise ValueError(f"Row {row} has one reply as text and one in messages; give both in the same form.")
-
-
-def _fault_of(text: Any, last_roles: tuple[str, ...]) -> str | None:
-    """What is wrong with a text or a list of messages; None where it can be read."""
-    if isinstance(text, str):
-        return None
-    if not isinstance(text, list):
-        return "it must be text or a list of messages"
-    if not text:
-        return "the list has no message"
-    for message in text:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"].strip():
-            return f'{message!r} has no role; a message is {{"role": ..., "content": ...}}'
-        content = message.get("content")
-        # Parts of a multimodal message are a list; a call of a tool needs no words.
-        empty = not (content.strip() if isinstance(content, str) else content)
-        if empty and not message.get("tool_calls"):
-            return f"the message of {message['role']!r} has no content ({content!r})"
-    if text[-1]["role"] not in last_roles:
-        return f"the last message is of {text[-1]['role']!r}, but must be of {' or '.join(map(repr, last_roles))}"
-    return None
-
-
-def _check_margin(dataset: Dataset) -> None:
-    if "margin" not in dataset.column_names:
-        return
-    for row, value in enumerate(dataset["margin"]):
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise ValueError(
-                f"Row {row} has margin {value!r}; a margin must be a finite number of Bradley-Terry log-odds. Use 0.0 "
-                "where none is known, or drop the column."
-            )
 
 
 def without_ties(dataset: Dataset, chosen: Sequence[Any], rejected: Sequence[Any], reading: str = "") -> Dataset:
@@ -238,7 +232,12 @@ def without_ties(dataset: Dataset, chosen: Sequence[Any], rejected: Sequence[Any
     return dataset
 
 
-def _check_annotators(dataset: Dataset, num_components: int | None) -> None:
+def check_annotator_count(dataset: Dataset, num_components: int | None) -> None:
+    """Refuse more components than there are annotators.
+
+    Raises:
+        ValueError: see above.
+    """
     if num_components is None:
         return
     annotators = len(set(dataset[ANNOTATOR_COLUMN]))
@@ -317,6 +316,42 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
             "the smallest candidate of select, to at least the number of groups, and name at least one."
         )
     return groups
+
+
+def split_by_text(dataset: Dataset, heldout_fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Set aside texts, where most of them stand in several pairs: who has trained on a text knows it.
+
+    Held out are the pairs that have one of these texts, so none is lost; of some of them both texts are new. Where
+    texts are few, or most stand in a single pair, [`split_by_annotator`] deals pairs.
+
+    Args:
+        dataset (`Dataset`): preferences, see [`prepare_preferences`].
+        heldout_fraction (`float`): share of the pairs to hold out, about, in [0, 1).
+        seed (`int`): of the random choice.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: pairs to train and assign on, and held-out pairs (`None` where none are).
+
+    Raises:
+        ValueError: a fraction outside [0, 1).
+    """
+    texts = distinct_texts(prompts_of(dataset), dataset["chosen"], dataset["rejected"])[1]
+    count = int(texts.max()) + 1
+    repeated = np.bincount(texts.ravel(), minlength=count)[texts] > 1
+    if count < _MIN_TEXTS or repeated.all(1).mean() <= 0.5 or not 0 < heldout_fraction < 1:
+        return split_by_annotator(dataset, heldout_fraction, seed)
+    # Pairs with neither text held out remain: (1 - q)^2 of them.
+    size = max(1, round(count * (1 - (1 - heldout_fraction) ** 0.5)))
+    new = np.zeros(count, dtype=bool)
+    new[np.random.default_rng(seed).permutation(count)[:size]] = True
+    held = new[texts].any(1)
+    # An annotator whose pairs would all be held out keeps them: nothing else says who they are.
+    annotators = np.array(number_values(dataset[ANNOTATOR_COLUMN]))
+    lost = np.bincount(annotators[~held], minlength=annotators.max() + 1) == 0
+    held &= ~lost[annotators]
+    if not held.any():
+        return split_by_annotator(dataset, heldout_fraction, seed)
+    return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
 
 
 def split_by_annotator(

@@ -72,11 +72,38 @@ def distinct_texts(prompts: Sequence[Any], *sides: Sequence[Any]) -> tuple[list[
     >>> distinct, rows.tolist()
     ([('p', 'a'), ('p', 'b'), ('p', 'c')], [[0, 1], [1, 2]])
     """
-    texts = [(prompt, reply) for prompt, *replies in zip(prompts, *sides, strict=True) for reply in replies]
+    distinct, rows = distinct_replies(prompts, list(zip(*sides, strict=True)))
+    return distinct, rows.reshape(-1, len(sides))
+
+
+def distinct_replies(
+    prompts: Sequence[Any], replies: Sequence[Sequence[Any]]
+) -> tuple[list[tuple[Any, Any]], np.ndarray]:
+    """[`distinct_texts`] where rows have different numbers of replies.
+
+    Args:
+        prompts (`Sequence` of length N): text or messages.
+        replies (`Sequence` of length N): the replies of each row, at most n.
+
+    Returns:
+        The M distinct (prompt, reply) in order of first appearance, and the row of each reply among them, `(N, n)`; -1
+        where a row has fewer.
+
+    Example:
+
+    >>> distinct_replies(["p", "p"], [["a", "b"], ["c", "a", "b"]])[1].tolist()
+    [[0, 1, -1], [2, 0, 1]]
+    """
+    texts = [(prompt, reply) for prompt, own in zip(prompts, replies, strict=True) for reply in own]
     numbers: dict[str, int] = {}
     # Messages are no keys of a dictionary; their text form is.
-    rows = number_values((repr(plain_messages(text)) for text in texts), numbers)
+    found = iter(number_values((repr(plain_messages(text)) for text in texts), numbers))
+    width = max(map(len, replies), default=0)
+    rows = np.full((len(replies), width), -1, dtype=np.int64)
     distinct: list[Any] = [None] * len(numbers)
-    for row, text in zip(rows, texts, strict=True):
-        distinct[row] = text
-    return distinct, np.array(rows, dtype=np.int64).reshape(-1, len(sides))
+    position = iter(texts)
+    for row, own in enumerate(replies):
+        for side in range(len(own)):
+            rows[row, side] = next(found)
+            distinct[rows[row, side]] = next(position)
+    return distinct, rows

@@ -19,6 +19,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..reading import read_json
+
 
 Prompt = str | list[dict[str, Any]]
 #: What a chat template is given beside the messages: `tools`, and keywords such as `enable_thinking`.
@@ -45,7 +47,7 @@ def chat_options(row: Mapping[str, Any], defaults: ChatOptions | None = None) ->
     {'enable_thinking': False}
     """
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    tools = read_json(tools.encode(), name="the column `tools`") if isinstance(tools, str) else tools
     # Where rows have different keys, a table fills them up with None.
     own = {name: value for name, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
     return {**(defaults or {}), **own, **({"tools": tools} if tools else {})}

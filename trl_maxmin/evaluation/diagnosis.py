@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences, require_group_column
+from .assignment_calibration import assignment_calibration, calibration_lines, group_sizes
 from .bootstrap import Interval, PromptBootstrap
-from .diagnosis_groups import Pairs, find_groups, fit_reward, known_groups, read_pairs
+from .diagnosis_groups import Pairs, find_groups, known_groups, read_pairs, rewards_on
 from .diversity import (
     ASSUMPTIONS,
     GAP_ASSUMPTIONS,
     alignment_gap,
-    diversity_margin,
+    diversity_margins,
     diversity_matrix,
     feature_curvature,
     gap_bound,
@@ -42,16 +44,24 @@ class Diagnosis:
     """What [`diagnose`] found. Numbers with interval are `{"mean", "low", "high"}`; rewards are log-odds.
 
     Args:
-        num_groups (`int`): K; 1 says that one reward suffices.
+        verdict_kind (`str`): `"groups"`, `"one"` (one reward suffices) or `"cannot_tell"`, see [`choose_components`].
+        num_groups (`int`): K; 1 unless the verdict is groups.
         known (`bool`): groups came from a column; otherwise EM found them by annotator.
         num_pairs, num_annotators, num_prompts (`int`): sizes of the data.
         selection (`dict`): K -> `mean` held-out log-likelihood (nats a pair), `difference` to the best and its
-            `standard_error`, clustered by annotator.
+            `standard_error`, clustered by annotator, `gain` against one reward with its `gain_error`, and the
+            `prior_scale` chosen.
+        evidence (`str`): why, in words.
         diversity (`list[list[float]]`): total variation between groups, K x K.
-        epsilon (`float`): the paper's margin of diversity.
-        by_group (`dict`): group -> `share`, `mismatch` (total variation of the single reward to the group's),
-            `accuracy_own` and `accuracy_single` on held-out pairs, `parameter_distance` with its bound
-            `parameter_bound`, `predicted` (`epsilon (1 - share)`), `predicted_bound` and `gap`.
+        by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where
+            groups are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
+            `accuracy_own` and `accuracy_single` on held-out pairs, `epsilon` (the group's margin of diversity),
+            `predicted` (`epsilon (1 - share_of_pairs)`: the least total variation of everybody's preferences to the
+            group's), `parameter_distance` with its bound `parameter_bound`, and `gap` with its bound
+            `predicted_bound`. The bounds order nothing.
+        assignment_calibration (`dict`, *optional*): of groups that EM found, see [`EvidenceWeight`]: the weight of an
+            annotator's pairs, how often two halves of them agree, and how often posteriors say so.
+        below_evidence_floor (`list[str]`): groups of too few people or pairs to be the worst-off group of a policy.
         curves (`dict`): group -> list of `[share, gap]` as the group's share is varied by reweighting.
         feature_bound (`float`): D.
         beta (`float`): KL coefficient of the gaps.
@@ -63,21 +73,23 @@ class Diagnosis:
     num_annotators: int
     num_prompts: int
     diversity: list[list[float]]
-    epsilon: float
     by_group: dict[str, dict[str, Any]]
     curves: dict[str, list[list[float]]]
     feature_bound: float
     beta: float
     features: str
     num_groups: int = 1
+    verdict_kind: str = "cannot_tell"
+    evidence: str = ""
     known: bool = False
     selection: dict[str, dict[str, float]] = field(default_factory=dict)
+    assignment_calibration: dict[str, Any] | None = None
+    below_evidence_floor: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=lambda: [*ASSUMPTIONS, *GAP_ASSUMPTIONS])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: the fields, `verdict`, `predicted_order` and `measured_order`."""
-        orders = {"predicted_order": self.predicted_order, "measured_order": self.measured_order}
-        return {"verdict": self.verdict(), **asdict(self), **orders}
+        """Plain JSON types: the fields, `verdict` and `measured_order`."""
+        return {"verdict": self.verdict(), **asdict(self), "measured_order": self.measured_order}
 
     def run_record_facts(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Facts for `RunRecord.replace("evaluation", ...)`.
@@ -88,11 +100,6 @@ class Diagnosis:
         return {"diagnostics": self.to_dict() | ({"dataset": dict(dataset)} if dataset else {})}
 
     @property
-    def predicted_order(self) -> list[str]:
-        """Groups by predicted gap, the largest first: by `epsilon (1 - share)`."""
-        return sorted(self.by_group, key=lambda group: -self.by_group[group]["predicted"])
-
-    @property
     def measured_order(self) -> list[str]:
         """Groups by measured gap, the largest first."""
         return sorted(self.by_group, key=lambda group: -self.by_group[group]["gap"]["mean"])
@@ -100,15 +107,9 @@ class Diagnosis:
     def verdict(self) -> str:
         """The answer in words."""
         kind = "groups you named" if self.known else "groups of annotators"
-        if self.num_groups == 1:
-            evidence = self._evidence(max(map(int, self.selection)) if self.known else 2)
-            why = (
-                f"Separate rewards for the {kind} do not predict held-out pairs better than a single one."
-                if self.known
-                else f"Nothing in these {self.num_pairs} pairs supports more than one of the {kind}; conventional "
-                "RLHF is the simpler choice."
-            )
-            return f"No: one reward suffices. {evidence}{why}"
+        if self.verdict_kind != "groups":
+            answer = {"one": "No: one reward suffices.", "cannot_tell": "These data cannot tell."}[self.verdict_kind]
+            return f"{answer} {self.evidence}"
         worst = self.measured_order[0]
         entry = self.by_group[worst]
         shares = ", ".join(f"{name} {100 * facts['share']:.0f} %" for name, facts in self.by_group.items())
@@ -119,17 +120,10 @@ class Diagnosis:
             else ""
         )
         return (
-            f"Yes: the data hold {self.num_groups} {kind} ({shares}). {self._evidence(1)}The most diverse two "
+            f"Yes: the data hold {self.num_groups} {kind} ({shares}). {self.evidence} The most diverse two "
             f"disagree by {max(map(max, self.diversity)):.2f} in total variation. A policy for the single reward "
             f"costs {worst} the most: {entry['gap']['mean']:.2f} log-odds.{accuracy}"
         )
-
-    def _evidence(self, other: int) -> str:
-        if str(other) not in self.selection or other == self.num_groups:
-            return ""
-        ours, theirs = self.selection[str(self.num_groups)]["mean"], self.selection[str(other)]["mean"]
-        gain = "gains" if ours >= theirs else "loses"
-        return f"K = {self.num_groups} {gain} {abs(ours - theirs):.3f} nats per held-out pair against K = {other}. "
 
     def to_markdown(self) -> str:
         """Words, tables and the assumptions."""
@@ -140,26 +134,44 @@ class Diagnosis:
             "",
         ]
         measures = {"mean": "held-out log-likelihood (nats a pair)", "difference": "below the best by"}
-        measures |= {"standard_error": "standard error"}
-        rows = [[k, *(f"{facts[name]:.4f}" for name in measures)] for k, facts in self.selection.items()]
+        measures |= {"standard_error": "standard error", "gain": "gain on one reward", "gain_error": "standard error"}
+        measures |= {"prior_scale": "prior (log-odds)"}
+        rows = [[k, *(f"{facts[name]:.4g}" for name in measures)] for k, facts in self.selection.items()]
         lines += table(["K", *measures.values()], rows)
         if self.num_groups > 1:
-            columns = ["share", "mismatch", "accuracy_own", "accuracy_single", "predicted", "gap"]
-            columns += ["parameter_distance", "parameter_bound", "predicted_bound"]
+            columns = [
+                "num_annotators",
+                "num_pairs",
+                "share",
+                "mismatch",
+                "accuracy_own",
+                "accuracy_single",
+                "gap",
+                "epsilon",
+                "predicted",
+            ]
+            columns += ["predicted_bound", "parameter_distance", "parameter_bound"]
             rows = [
                 [name, *(_shown(facts.get(column)) for column in columns)] for name, facts in self.by_group.items()
             ]
             lines += ["", *table(["group", *columns], rows)]
             lines += [
                 "",
-                "`mismatch`: total variation between the single reward's preferences and the group's. `predicted`: "
-                f"epsilon (1 - share) with epsilon = {self.epsilon:.3f}, which orders the gaps; `gap`: what the group "
-                "loses under the policy of the single reward, log-odds; `parameter_bound`, `predicted_bound`: lower "
-                "bounds of `parameter_distance` and `gap` (Lemma 1; its square with strong concavity).",
+                "`mismatch`: total variation between the single reward's preferences and the group's. `gap`: what the "
+                "group loses under the policy of the single reward, log-odds. `epsilon`: how much farther the group "
+                "lies from some other than all the rest do; where it is 0 the bounds say nothing of this group. "
+                "`predicted`: epsilon (1 - share of the pairs), the least total variation between everybody's "
+                "preferences together and the group's. `predicted_bound`, `parameter_bound`: lower bounds of `gap` "
+                "and `parameter_distance` (Lemma 1; its square with strong concavity). Bounds are not estimates, and "
+                "their order is not that of the gaps.",
                 "",
-                f"Predicted order of the gaps: {', '.join(self.predicted_order)}. Measured: "
-                f"{', '.join(self.measured_order)}.",
+                f"Groups by measured gap, the largest first: {', '.join(self.measured_order)}.",
             ]
+        if self.below_evidence_floor and self.num_groups > 1:
+            few = ", ".join(self.below_evidence_floor)
+            lines += ["", f"Too few people or pairs to be the worst-off group of a policy: {few}."]
+        if self.assignment_calibration:
+            lines += ["", *calibration_lines(self.assignment_calibration)]
         lines += ["", "Assumptions:", "", *(f"- {assumption}" for assumption in self.assumptions)]
         return "\n".join(lines) + "\n"
 
@@ -197,7 +209,9 @@ def diagnose(
         num_init (`int`, *optional*, defaults to 4): restarts of EM.
         num_resamples (`int`, *optional*, defaults to 1000): of the intervals.
         seed (`int`, *optional*, defaults to 0): of splits, restarts and resamples.
-        **model_kwargs: passed to `from_pretrained`.
+        **model_kwargs: `batch_size` and `pooling` as in [`MixtureRewardConfig`]; others are passed to
+            `from_pretrained`. With a model, what `reward --train_trunk false --select` does with the same data, seed
+            and pooling gives the same K.
 
     Raises:
         ValueError: data that break the column contract, no group column of that name, `max_groups`, `beta` or
@@ -219,20 +233,31 @@ def diagnose(
             "(annotator_column), collect several pairs from each, or name known groups (group_column)."
         )
     if not known:
-        posterior, selection, chosen, ridge = find_groups(pairs, max_groups, num_init, seed)
-        names = [f"component_{k}" for k in range(chosen)]
+        posterior, selection = find_groups(pairs, max_groups, num_init, seed)
+        names = [f"component_{k}" for k in range(selection.num_components)]
         memberships, shares = posterior[pairs.annotator], posterior.mean(axis=0)
+        learn = pairs.table.select(torch.tensor(pairs.learn))
+        prior = selection.prior_of(selection.num_components)
+        calibration = assignment_calibration(learn, prior, posterior, seed)
     else:
-        memberships, selection, chosen, names, ridge = known_groups(pairs, dataset[group_column])
-        shares = memberships.mean(axis=0)
+        memberships, selection, names = known_groups(pairs, dataset[group_column], seed)
+        shares, calibration = memberships.mean(axis=0), None
     # Cards show this text, so of a local model only the folder's own name.
     model = Path(model_name_or_path or "")
     features = (
         f"the last state of {model.name if model.exists() else model}" if model_name_or_path else "counts of words"
     )
-    pairs = replace(pairs, ridge=ridge)
+    pairs = replace(pairs, prior_scale=selection.prior_of(selection.num_components))
     diagnosis = _measure(pairs, memberships, shares, names, features, beta, num_resamples, seed)
-    return replace(diagnosis, num_groups=chosen, known=known, selection=selection)
+    return replace(
+        diagnosis,
+        num_groups=selection.num_components,
+        verdict_kind=selection.verdict_kind,
+        evidence=selection.evidence(),
+        known=known,
+        selection=selection.by_candidate(),
+        assignment_calibration=calibration,
+    )
 
 
 def _measure(
@@ -247,30 +272,36 @@ def _measure(
 ) -> Diagnosis:
     """Everything that follows from the memberships (N, K) of the pairs; K = 1 gives no group a gap."""
     learn, heldout = pairs.learn, pairs.heldout
-    own = np.stack([fit_reward(pairs, learn, memberships[learn, k]) for k in range(len(names))])
-    single = fit_reward(pairs, learn)
+    *own, single = rewards_on(pairs, np.column_stack([memberships, np.ones(len(memberships))]))
+    own = np.stack(own)
     chosen, rejected = pairs.chosen[heldout], pairs.rejected[heldout]
     probability = preference_probability(chosen @ own.T, rejected @ own.T)
     probability_single = preference_probability(chosen @ single, rejected @ single)
     diversity = diversity_matrix(probability)
-    epsilon = diversity_margin(diversity)
+    margins = diversity_margins(diversity)
+    of_pairs = memberships[learn].mean(axis=0)
     bound = float(np.linalg.norm(np.concatenate([pairs.chosen, pairs.rejected]), axis=1).max())
     candidates = _candidates(pairs)
     by_prompt = _bootstrap(pairs.prompt[heldout], num_resamples, seed)
     over_prompts = _bootstrap(np.arange(len(candidates)), num_resamples, seed)
     belongs = memberships[heldout].argmax(axis=1)
+    sizes, counts, enough = group_sizes(pairs.annotator, memberships)
     by_group: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(names):
-        share = float(shares[k])
+        epsilon, part = float(margins[k]), float(of_pairs[k])
         gap = _gaps(candidates, own[k], single, beta)
         curvature = feature_curvature(candidates[:_CURVATURE_PROMPTS], own[k], single, beta)
         facts: dict[str, Any] = {
-            "share": share,
+            "num_annotators": sizes[k],
+            "num_pairs": counts[k],
+            "share": float(shares[k]),
+            "share_of_pairs": part,
             "mismatch": _mean(by_prompt, total_variation(probability[:, k], probability_single)),
             "parameter_distance": float(np.linalg.norm(own[k] - single)),
-            "parameter_bound": mismatch_bound(epsilon, share, bound),
-            "predicted": epsilon * (1 - share),
-            "predicted_bound": gap_bound(epsilon, share, bound, beta, curvature),
+            "parameter_bound": mismatch_bound(epsilon, part, bound),
+            "epsilon": epsilon,
+            "predicted": epsilon * (1 - part),
+            "predicted_bound": gap_bound(epsilon, part, bound, beta, curvature),
             "gap": _mean(over_prompts, gap),
         }
         mine = belongs == k
@@ -284,8 +315,8 @@ def _measure(
         num_annotators=int(pairs.annotator.max()) + 1,
         num_prompts=int(pairs.prompt.max()) + 1,
         diversity=diversity.tolist(),
-        epsilon=epsilon,
         by_group=by_group,
+        below_evidence_floor=[name for name, has in zip(names, enough, strict=True) if not has],
         curves=_curves(pairs, memberships, own, names, candidates, beta) if len(names) > 1 else {},
         feature_bound=bound,
         beta=beta,
@@ -297,25 +328,28 @@ def _curves(
     pairs: Pairs, memberships: np.ndarray, own: np.ndarray, names: list[str], candidates: list[np.ndarray], beta: float
 ) -> dict[str, list[list[float]]]:
     """Gap of each group where its pairs are weighted so that they make up a given share, the others in proportion."""
-    learn = pairs.learn
-    mass = memberships[learn].mean(axis=0)
-
-    def point(k: int, share: float) -> list[float]:
-        factors = np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
-        single = fit_reward(pairs, learn, memberships[learn] @ factors)
-        return [share, float(_gaps(candidates, own[k], single, beta).mean())]
-
-    return {name: [point(k, share) for share in SHARES] for k, name in enumerate(names)}
+    mass = memberships[pairs.learn].mean(axis=0)
+    factors = [
+        np.where(np.arange(len(names)) == k, share / mass[k], (1 - share) / max(1 - mass[k], 1e-12))
+        for k in range(len(names))
+        for share in SHARES
+    ]
+    singles = rewards_on(pairs, memberships @ np.stack(factors, axis=1)).reshape(len(names), len(SHARES), -1)
+    return {
+        name: [
+            [share, float(_gaps(candidates, own[k], single, beta).mean())]
+            for share, single in zip(SHARES, singles[k], strict=True)
+        ]
+        for k, name in enumerate(names)
+    }
 
 
 def _candidates(pairs: Pairs) -> list[np.ndarray]:
     """For each prompt the features (M, D) of its different replies."""
-    found: dict[int, dict[str, np.ndarray]] = {}
-    for row, prompt in enumerate(pairs.prompt):
-        replies = found.setdefault(int(prompt), {})
-        for text, features in zip(pairs.texts[row], (pairs.chosen[row], pairs.rejected[row]), strict=True):
-            replies.setdefault(text, features)
-    return [np.stack(list(replies.values())) for replies in found.values()]
+    found: dict[int, dict[int, None]] = {}
+    for prompt, texts in zip(pairs.prompt.tolist(), pairs.texts.tolist(), strict=True):
+        found.setdefault(prompt, {}).update(dict.fromkeys(texts))
+    return [pairs.principal[list(texts)] for texts in found.values()]
 
 
 def _gaps(candidates: list[np.ndarray], own: np.ndarray, single: np.ndarray, beta: float) -> np.ndarray:

@@ -1,61 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pairs [`diagnose`] learns from and which it holds out, and how many groups they support."""
+"""What [`diagnose`] reads of the pairs, which of them it learns from and holds out, and how many groups they hold."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, without_ties
 from ..data.texts import distinct_texts, number_values, prompts_of
-from ..functional.em import NumComponentsSelection, predictive_log_likelihood, select_num_components
-from ..functional.em_features import deal_texts
-from ..functional.em_linear import fit_linear_mixture, fit_weighted_logistic
-from .features import model_features, principal_features, word_features
+from ..functional.em_features import fit_feature_mixture, fit_rewards
+from ..functional.feature_pairs import FeaturePairs, deal_texts
+from ..functional.num_components import choose_components
+from ..trainer.reward.component_selection import ComponentSelection
+from .features import frozen_trainer, principal_features, word_features
 
 
-RIDGES = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0)
-"""Prior precisions of the rewards that are tried; features have unit mean square."""
-MIN_GAIN = 2e-3
-"""Nats a held-out pair that one more group has to gain: a group of 1 % brings that much if its own reward predicts its
-pairs 0.2 nats better. Where there is no further group, the gain or loss is far less."""
-_MAX_RIDGE_OF_SEVERAL = 256.0
 # Into which the texts of an annotator are dealt, where some of them stand in several pairs.
 _NUM_FOLDS = 10
 
 
 @dataclass
 class Pairs:
-    """The data as arrays: features of chosen and rejected (N, D), annotator, prompt, whether a pair trains or is held
-    out. Pairs that share a text with held-out and with training pairs of their annotator do neither."""
+    """The data as arrays.
 
-    chosen: np.ndarray
-    rejected: np.ndarray
-    margin: np.ndarray
-    annotator: np.ndarray
+    Args:
+        table ([`FeaturePairs`]): N pairs over the M distinct texts, with all that is read of them.
+        principal (`np.ndarray` of shape `(M, D)`): the texts in leading principal directions, in which quantities of
+            the theory are measured.
+        prompt (`np.ndarray` of shape `(N,)`): prompt of each pair.
+        learn, heldout (`np.ndarray` of shape `(N,)`): whether a pair trains, or is held out. Pairs that share a text
+            with held-out and with training pairs of their annotator do neither.
+        choice (`np.ndarray` of shape `(N,)`): pairs by which the number of groups is chosen.
+        prior_scale (`float`, *optional*): of the rewards, see [`fit_rewards`].
+    """
+
+    table: FeaturePairs
+    principal: np.ndarray
     prompt: np.ndarray
     learn: np.ndarray
     heldout: np.ndarray
-    texts: list[tuple[Any, Any]]
-    ridge: float = RIDGES[0]
+    choice: np.ndarray
+    prior_scale: float | None = None
 
     @property
-    def difference(self) -> np.ndarray:
-        """Features of the chosen less those of the rejected reply, (N, D)."""
-        return self.chosen - self.rejected
+    def annotator(self) -> np.ndarray:
+        """Annotator of each pair, (N,)."""
+        return self.table.annotator_index.numpy()
+
+    @property
+    def texts(self) -> np.ndarray:
+        """Rows of the chosen and of the rejected text of each pair, (N, 2)."""
+        return torch.stack([self.table.chosen, self.table.rejected], dim=1).numpy()
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Principal features of the chosen replies, (N, D)."""
+        return self.principal[self.texts[:, 0]]
+
+    @property
+    def rejected(self) -> np.ndarray:
+        """Principal features of the rejected replies, (N, D)."""
+        return self.principal[self.texts[:, 1]]
 
 
 def read_pairs(
-    dataset: Dataset, heldout_fraction: float, model: str | None, seed: int, known: bool, **model_kwargs: Any
+    dataset: Dataset,
+    heldout_fraction: float,
+    model: str | None,
+    seed: int,
+    known: bool,
+    **model_kwargs: Any,
 ) -> tuple[Pairs, Dataset]:
-    """The preferences as arrays, split into pairs that train and pairs that are held out, and the rows behind them:
-    without those whose replies read alike.
+    """The preferences as arrays, and the rows behind them: without those whose replies read alike.
 
     Args:
         dataset (`Dataset`): as [`prepare_preferences`] returns it.
@@ -63,37 +85,59 @@ def read_pairs(
         model (`str`, *optional*): frozen model of the features; `None` counts words.
         seed (`int`): of the split.
         known (`bool`): whether groups are known, so that nobody has to be placed.
-        **model_kwargs: passed to `from_pretrained`.
+        **model_kwargs: of [`frozen_trainer`].
     """
-    raw = _raw_features(dataset, model, **model_kwargs)
-    differ = np.flatnonzero((raw[: len(dataset)] != raw[len(dataset) :]).any(1))
-    if len(differ) < len(dataset):
+    if model is None:
+        features, rows, dataset, choice = _counted(dataset)
+    else:
+        features, rows, dataset, choice = _encoded(dataset, model, seed, **model_kwargs)
+    index = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
+    annotator = torch.tensor(index.encode(dataset[ANNOTATOR_COLUMN]))
+    margin = torch.tensor(dataset["margin"]) if "margin" in dataset.column_names else None
+    # Without prompts nothing is known to be comparable but the two replies of a pair.
+    given = prompts_of(dataset) if "prompt" in dataset.column_names else range(len(dataset))
+    learn, heldout = _split(annotator.numpy(), rows.numpy(), heldout_fraction, seed, known)
+    table = FeaturePairs(features, rows[:, 0], rows[:, 1], annotator, margin)
+    # Frequent texts count as often as they are judged.
+    principal = principal_features(features[rows.T.flatten()].numpy())
+    by_text = np.zeros((len(features), principal.shape[1]))
+    by_text[rows.T.flatten().numpy()] = principal
+    prompt = np.array(number_values([str(prompt) for prompt in given]))
+    return Pairs(table, by_text, prompt, learn, heldout, choice), dataset
+
+
+def _counted(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor, Dataset, np.ndarray]:
+    """Counts of words: features of the distinct texts (M, F), rows of the pairs' texts (N, 2), what is left of the
+    data, and that all of it may choose the number of groups."""
+    replies = [*dataset["chosen"], *dataset["rejected"]]
+    raw = word_features(replies)
+    count = len(dataset)
+    differ = np.flatnonzero((raw[:count] != raw[count:]).any(1))
+    if len(differ) < count:
         sides = np.split(raw, 2)
         raw = np.concatenate([side[differ] for side in sides])
         ties = ([row.tobytes() for row in side] for side in sides)
-        dataset = without_ties(dataset, *ties, " in all that is read of them (their words, or a model's states)")
-    count = len(dataset)
-    replies = [*dataset["chosen"], *dataset["rejected"]]
-    given = prompts_of(dataset)
-    features = principal_features(raw)
-    index = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
-    annotator = np.array(index.encode(dataset[ANNOTATOR_COLUMN]))
-    # Without prompts nothing is known to be comparable but the two replies of a pair.
-    keys = [str(prompt) for prompt in given] if "prompt" in dataset.column_names else list(range(count))
-    margin = np.array(dataset["margin"]) if "margin" in dataset.column_names else np.zeros(count)
-    prompt = np.array(number_values(keys))
-    texts = list(zip(map(str, replies[:count]), map(str, replies[count:]), strict=True))
-    numbers = distinct_texts(given, replies[:count], replies[count:])[1]
-    learn, heldout = _split(annotator, numbers, heldout_fraction, seed, known)
-    return Pairs(features[:count], features[count:], margin, annotator, prompt, learn, heldout, texts), dataset
+        dataset = without_ties(dataset, *ties, " in all that is read of them (their words)")
+    numbers = distinct_texts(prompts_of(dataset), dataset["chosen"], dataset["rejected"])[1]
+    features = np.zeros((numbers.max() + 1, raw.shape[1]), dtype=np.float32)
+    features[numbers.T.flatten()] = raw
+    return torch.tensor(features), torch.tensor(numbers), dataset, np.ones(len(dataset), dtype=bool)
 
 
-def _raw_features(dataset: Dataset, model: str | None, **model_kwargs: Any) -> np.ndarray:
-    """What is read of the chosen replies, then of the rejected ones, (2N, F)."""
-    replies, given = [*dataset["chosen"], *dataset["rejected"]], prompts_of(dataset)
-    if model is None:
-        return word_features(replies)
-    return model_features(model, [*given, *given], replies, **model_kwargs)
+def _encoded(
+    dataset: Dataset, model: str, seed: int, **model_kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor, Dataset, np.ndarray]:
+    """Likewise the states of a frozen model, each distinct text encoded once, by the very trainer that `reward` has
+    with `train_trunk=False`; the pairs that train there choose the number of groups here."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = frozen_trainer(dataset, model, folder, seed, **model_kwargs)
+        trainer.choose_feature_map()
+        parts = [part for part in (trainer.train_dataset, trainer.eval_dataset) if part is not None]
+        # Twice: only once all texts are met does the table hold them all.
+        pairs = [[trainer.feature_pairs(part) for part in parts] for _ in range(2)][1]
+    rows = torch.cat([torch.stack([part.chosen, part.rejected], dim=1) for part in pairs])
+    choice = np.arange(len(rows)) < len(parts[0])
+    return pairs[0].features.float(), rows, concatenate_datasets(parts), choice
 
 
 def _split(
@@ -127,116 +171,45 @@ def _rows_of(labels: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
-def fit_reward(pairs: Pairs, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Linear reward (D,) on some of the pairs."""
-    difference = torch.tensor(pairs.difference[rows])
-    weight = torch.ones(len(difference)).double() if weights is None else torch.tensor(weights).double()
-    start = torch.zeros(1, difference.shape[1], dtype=torch.float64)
-    margin = torch.tensor(pairs.margin[rows], dtype=torch.float64)
-    return fit_weighted_logistic(difference, weight[:, None], margin, pairs.ridge, start, 15)[0].numpy()
+def rewards_on(pairs: Pairs, weights: np.ndarray) -> np.ndarray:
+    """Linear rewards (K, D) in the principal directions on the pairs that train, each with its weights (N, K)."""
+    rows = torch.tensor(pairs.learn)
+    table = replace(pairs.table, features=torch.tensor(pairs.principal)).select(rows)
+    return fit_rewards(table, torch.tensor(weights)[rows], pairs.prior_scale).numpy()
 
 
-class _Scored(NamedTuple):
-    scores: torch.Tensor  # (N,) of the held-out pairs, nats
-    fitted: Any
-    ridge: float
+def find_groups(pairs: Pairs, max_groups: int, num_init: int, seed: int) -> tuple[np.ndarray, ComponentSelection]:
+    """Memberships (H, K), the largest component first, and the choice of K."""
+    people = len(np.unique(pairs.annotator))
+    table = pairs.table.select(torch.tensor(pairs.choice))
+    options: dict[str, Any] = {"num_init": 2 * num_init}
+    chosen = choose_components(table, people, range(1, min(max_groups, people) + 1), seed=seed, **options)
+    selection = ComponentSelection.of(chosen)
+    count = selection.num_components
+    if count == 1:
+        return np.ones((people, 1)), selection
+    learn = pairs.table.select(torch.tensor(pairs.learn))
+    fitted = fit_feature_mixture(learn, people, count, generator=torch.Generator().manual_seed(seed), **options)
+    posterior = fitted.log_responsibilities.exp()
+    return posterior[:, posterior.sum(0).argsort(descending=True)].numpy(), selection
 
 
-def _one_reward(pairs: Pairs) -> _Scored:
-    """Under the prior precision that predicts held-out pairs best."""
-
-    def score(ridge: float) -> _Scored:
-        of = replace(pairs, ridge=ridge)
-        return _Scored(_log_likelihood(of, of.heldout, fit_reward(of, of.learn)[None])[:, 0], None, ridge)
-
-    return max(map(score, RIDGES), key=lambda scored: scored.scores.mean().item())
-
-
-def _for_several(pairs: Pairs, one: _Scored) -> Pairs:
-    """The pairs with the prior of several rewards: that of one reward, but for one that says next to nothing.
-
-    If the prior were weaker, several rewards that are all alike would predict better than one only because each is
-    shrunk more, and data of one group would seem to hold several. But between two groups that want opposite things one
-    reward can say nothing, and is shrunk to nothing; several may not be shrunk away with it.
-    """
-    return replace(pairs, ridge=min(one.ridge, _MAX_RIDGE_OF_SEVERAL))
-
-
-def _log_likelihood(pairs: Pairs, rows: np.ndarray, parameters: np.ndarray) -> torch.Tensor:
-    """(N, K) of some pairs under rewards with parameters (K, D)."""
-    log_odds = pairs.difference[rows] @ parameters.T - pairs.margin[rows, None]
-    return F.logsigmoid(torch.tensor(log_odds))
-
-
-def find_groups(
-    pairs: Pairs, max_groups: int, num_init: int, seed: int
-) -> tuple[np.ndarray, dict[str, dict[str, float]], int, float]:
-    """Memberships (H, K), the largest component first; the evidence for each K, the K it supports, and the prior."""
-    size = int(pairs.annotator.max()) + 1
-    learn, heldout = pairs.learn, pairs.heldout
-    annotator = torch.tensor(pairs.annotator)
-
-    def several(k: int) -> _Scored:
-        fitted = fit_linear_mixture(
-            torch.tensor(pairs.difference[learn]),
-            annotator[learn],
-            size,
-            k,
-            generator=torch.Generator().manual_seed(seed),
-            margin=torch.tensor(pairs.margin[learn]),
-            num_init=num_init,
-            ridge=pairs.ridge,
-        )
-        likelihood = _log_likelihood(pairs, heldout, fitted.weight.numpy())
-        posterior = fitted.log_responsibilities.exp()
-        scores = predictive_log_likelihood(likelihood, fitted.log_responsibilities, annotator[heldout])
-        return _Scored(scores, posterior[:, posterior.sum(0).argsort(descending=True)].numpy(), pairs.ridge)
-
-    one = _one_reward(pairs)
-    pairs = _for_several(pairs, one)
-    best = {1: one._replace(fitted=np.ones((size, 1)))}
-    best |= {k: several(k) for k in range(2, min(max_groups, size) + 1)}
-    found, chosen = _select({k: scored.scores for k, scored in best.items()}, annotator[heldout])
-    return best[chosen].fitted, _evidence(found), chosen, best[chosen].ridge
-
-
-def _select(scores: dict[int, torch.Tensor], annotator: torch.Tensor) -> tuple[NumComponentsSelection, int]:
-    """The evidence, and the K it supports: the smallest within one standard error, or `MIN_GAIN`, of the best.
-
-    Where components are all alike, or one of them is empty, another K gains next to nothing, and by chance more than
-    one standard error of that in every sixth data set.
-    """
-    found = select_num_components(scores, annotator)
-    return found, next(k for k in sorted(scores) if found.difference[k] <= max(found.standard_error[k], MIN_GAIN))
-
-
-def known_groups(
-    pairs: Pairs, groups: Sequence[Any]
-) -> tuple[np.ndarray, dict[str, dict[str, float]], int, list[str], float]:
+def known_groups(pairs: Pairs, groups: Sequence[Any], seed: int) -> tuple[np.ndarray, ComponentSelection, list[str]]:
     """Memberships (N, K) by column, whether their own rewards predict held-out pairs better than one for all, and the
-    prior."""
+    names of the groups."""
     if missing := [row for row, group in enumerate(groups) if not is_known_group(group)]:
         row = missing[0]
         raise ValueError(f"Row {row} has no group ({groups[row]!r}); name one, or remove the row.")
     labels = np.array([str(group) for group in groups])
     names, counts = np.unique(labels, return_counts=True)
     names = [str(name) for name in names[np.argsort(-counts, kind="stable")]]
-    learn, heldout = pairs.learn, pairs.heldout
     memberships = (labels[:, None] == np.array(names)).astype(np.float64)
-    if bare := [name for k, name in enumerate(names) if not memberships[learn, k].any()]:
+    if bare := [name for k, name in enumerate(names) if not memberships[pairs.learn, k].any()]:
         raise ValueError(f"The groups {bare} have no pair to learn from; leave them out or collect more.")
-    best = {1: _one_reward(pairs)}
-    if len(names) > 1:
-        pairs = _for_several(pairs, best[1])
-        own = np.stack([fit_reward(pairs, learn, memberships[learn, k]) for k in range(len(names))])
-        likelihood, belongs = _log_likelihood(pairs, heldout, own), torch.tensor(memberships[heldout].argmax(1))
-        best[len(names)] = _Scored(likelihood[torch.arange(len(belongs)), belongs], None, pairs.ridge)
-    found, chosen = _select({k: scored.scores for k, scored in best.items()}, torch.tensor(pairs.annotator[heldout]))
-    return memberships, _evidence(found), chosen, names, best[chosen].ridge
-
-
-def _evidence(found: NumComponentsSelection) -> dict[str, dict[str, float]]:
-    return {
-        str(k): {"mean": found.mean[k], "difference": found.difference[k], "standard_error": found.standard_error[k]}
-        for k in found.mean
-    }
+    # Who gave pairs under several labels counts once for each.
+    belongs = memberships.argmax(1)
+    parts, who = np.unique(pairs.annotator * len(names) + belongs, return_inverse=True)
+    table = replace(pairs.table, annotator_index=torch.tensor(who.reshape(-1)))
+    known = torch.tensor(parts % len(names))
+    chosen = choose_components(table, len(parts), sorted({1, len(names)}), seed=seed, known=known)
+    return memberships, ComponentSelection.of(chosen), names

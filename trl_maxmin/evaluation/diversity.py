@@ -18,7 +18,7 @@ import numpy as np
 ASSUMPTIONS = (
     "Rewards are linear in the features, |features| <= D.",
     "Each group's preferences follow Bradley and Terry under its own reward.",
-    "Every annotator belongs to one group; shares are shares of the preference pairs.",
+    "Every annotator belongs to one group; the shares of the bounds are shares of the preference pairs.",
 )
 """What every number of this module stands on; reports repeat it."""
 
@@ -97,32 +97,44 @@ def diversity_matrix(probabilities: np.ndarray) -> np.ndarray:
     )
 
 
-def diversity_margin(matrix: np.ndarray) -> float:
-    """The paper's epsilon: by how much the most diverse pair of groups exceeds the next; of two, their diversity.
+def diversity_margins(matrix: np.ndarray) -> np.ndarray:
+    """Epsilon of each group: how much farther it lies from some other group than all the rest do.
+
+    `epsilon_u = max_j [TV(u, j) - max_{k != u} TV(k, j)]_+`. The preferences p of all people together are a mixture of
+    the groups', so `TV(p, j) <= share_u TV(u, j) + (1 - share_u) max_{k != u} TV(k, j)`, and the triangle inequality
+    leaves `TV(p, u) >= epsilon_u (1 - share_u)`.
+
+    departs from the paper: its epsilon is the margin of the most diverse pair of groups over the next, the same for
+    every group. With three groups or more that holds for these two at most: a group in the middle is far from nobody,
+    and a single reward may cost it nothing.
 
     Args:
         matrix (`np.ndarray` of shape `(K, K)`): from [`diversity_matrix`].
 
     Returns:
-        `float` in [0, 1]; 0 for a single group. With three or more groups it may be 0 although all of them differ:
-        the paper's bounds then say nothing, the measured gaps still do.
+        `np.ndarray` of shape `(K,)`, in [0, 1]; of two groups their diversity, 0 for a single group. Where it is 0 the
+        bounds say nothing of that group; the measured gap still does.
 
     Example:
 
-    >>> diversity_margin(np.array([[0.0, 0.3], [0.3, 0.0]]))
-    0.3
+    >>> diversity_margins(np.array([[0.0, 0.6, 0.3], [0.6, 0.0, 0.3], [0.3, 0.3, 0.0]])).round(2).tolist()
+    [0.3, 0.3, 0.0]
     """
-    distances = sorted((matrix[i, j] for i in range(len(matrix)) for j in range(i)), reverse=True)
-    if not distances:
-        return 0.0
-    return float(distances[0] - (distances[1] if len(distances) > 1 else 0.0))
+    matrix = np.asarray(matrix, dtype=np.float64)
+    margins = np.zeros(len(matrix))
+    for u in range(len(matrix)):
+        others = np.arange(len(matrix)) != u
+        if others.any():
+            farther = matrix[u, others] - matrix[np.ix_(others, others)].max(axis=0)
+            margins[u] = max(0.0, float(farther.max()))
+    return margins
 
 
 def mismatch_bound(epsilon: float, share: float, feature_bound: float) -> float:
     """Least distance of the single reward's parameters from a group's: `epsilon (1 - share) / (4 D)` (Lemma 1).
 
     Args:
-        epsilon (`float`): [`diversity_margin`], in [0, 1].
+        epsilon (`float`): of the group, from [`diversity_margins`], in [0, 1].
         share (`float`): of the group, in [0, 1].
         feature_bound (`float`): D, positive.
 
@@ -149,10 +161,10 @@ def gap_bound(epsilon: float, share: float, feature_bound: float, beta: float, c
 
     departs from the paper: its Theorem 1 has `epsilon (1 - share)` to the first power, over `64 beta^2 L_pi D^2` with
     a Lipschitz constant of the policy class that no data reveal. Composing Lemma 1 with strong concavity squares it;
-    both rise in the same order, and this form has no unknown constant.
+    this form has no unknown constant.
 
     Args:
-        epsilon (`float`): [`diversity_margin`].
+        epsilon (`float`): of the group, from [`diversity_margins`].
         share (`float`): of the group.
         feature_bound (`float`): D.
         beta (`float`): KL coefficient, positive.

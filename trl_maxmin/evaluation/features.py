@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,11 @@ import torch
 from ..data.texts import text_of
 from ..functional.directions import principal_directions
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..trainer import MixtureRewardTrainer
 
 MAX_DIRECTIONS = 128
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -53,44 +58,45 @@ def word_features(replies: Sequence[str | list[dict[str, Any]]], num_words: int 
     return features
 
 
-def model_features(
+def frozen_trainer(
+    dataset: Dataset,
     model_name_or_path: str,
-    prompts: Sequence[Any],
-    replies: Sequence[Any],
+    folder: str,
+    seed: int,
     batch_size: int = 32,
+    pooling: str = "auto",
     **model_kwargs: Any,
-) -> np.ndarray:
-    """Last hidden state of a frozen language model (or encoder) at the end of each reply.
-
-    Of a prompt and reply that are longer than the model reads, the beginning is left out.
+) -> MixtureRewardTrainer:
+    """The trainer that `reward --train_trunk false` has, so that the same pairs give the same features and folds.
 
     Args:
+        dataset (`Dataset`): as [`prepare_preferences`] returns it; its column `row` numbers the rows.
         model_name_or_path (`str`): folder or Hub id of a model of a supported family.
-        prompts, replies (`Sequence` of length N): text or messages.
+        folder (`str`): for what the trainer may write.
+        seed (`int`): of the split and of kernel features.
         batch_size (`int`, *optional*, defaults to 32): sequences of a forward.
+        pooling (`str`, *optional*, defaults to `"auto"`): as in [`MixtureRewardConfig`].
         **model_kwargs: passed to `from_pretrained`.
 
-    Returns:
-        `np.ndarray` of shape `(N, D)`, float32.
-
     Raises:
-        ValueError: an unsupported family, a model or tokenizer that is not there whole, or as the tokenizer.
+        ValueError: an unsupported family, a model or tokenizer that is not there whole.
     """
-    from accelerate import Accelerator
-
-    from ..data.tokenization import cut_ids, encode_reply
-    from ..models import MixtureRewardModel
-    from ..models.base import context_length
-    from ..trainer.reward.text_features import TextFeatures
+    from ..trainer import MixtureRewardConfig, MixtureRewardTrainer
 
     model_kwargs.setdefault("argument", "`model_name_or_path`")
-    accelerator = Accelerator()
-    mixture = MixtureRewardModel.from_base(model_name_or_path, num_components=1, **model_kwargs).to(accelerator.device)
-    limit, pad = context_length(mixture.config.base_config) or 4096, mixture.config.get_text_config().pad_token_id or 0
-    encoder = TextFeatures(mixture, pad, batch_size, accelerator)
-    tokenizer, pairs = mixture.processing_class, zip(prompts, replies, strict=True)
-    rows = encoder.rows([cut_ids(tokenizer, encode_reply(tokenizer, *pair), limit) for pair in pairs])[0]
-    return encoder.vectors[rows].numpy()
+    args = MixtureRewardConfig(
+        folder,
+        num_components=1,
+        train_trunk=False,
+        pooling=pooling,
+        e_step_batch_size=batch_size,
+        seed=seed,
+        model_init_kwargs=model_kwargs,
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+    )
+    return MixtureRewardTrainer(model_name_or_path, args, train_dataset=dataset)
 
 
 def principal_features(features: np.ndarray) -> np.ndarray:

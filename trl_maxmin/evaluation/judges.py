@@ -21,6 +21,7 @@ import numpy as np
 
 from ..data.texts import text_of
 from ..data.tokenization import Prompt
+from ..reading import JSON_LIMIT, read_json
 
 
 FAILED = -1
@@ -201,7 +202,7 @@ class EndpointJudge:
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                answer: dict[str, Any] = json.load(response)
+                answer: dict[str, Any] = read_json(response.read(JSON_LIMIT + 1), name="the judge's answer")
         except urllib.error.HTTPError as error:
             if error.code in (408, 429) or error.code >= 500:
                 return ""  # this comparison failed and is counted as such; the others go on

@@ -50,6 +50,7 @@ def assignment_curve(
     generator: torch.Generator,
     sizes: Sequence[int] = CURVE_SIZES,
     texts: torch.Tensor | None = None,
+    evidence_weight: float = 1.0,
 ) -> list[AssignmentPoint]:
     """Assign each annotator by some of their pairs and score the rest.
 
@@ -64,6 +65,7 @@ def assignment_curve(
         generator (`torch.Generator`): of the order of each annotator's pairs.
         sizes (`Sequence[int]`): numbers of pairs seen.
         texts (`torch.Tensor` of shape `(N, 2)`, *optional*): numbers of the two texts of each pair.
+        evidence_weight (`float`): of the pairs seen, in (0, 1].
 
     Returns:
         `list[AssignmentPoint]`, one per size.
@@ -101,7 +103,8 @@ def assignment_curve(
     order, people, position, judged = (t[taking_part] for t in (order, people, position, judged))
     people = torch.unique(people, return_inverse=True)[1]
     scores = log_likelihood[order].double()
-    return [_point(size, scores, people, position < size, judged, mixing_weights.double()) for size in sizes]
+    log_mixing = mixing_weights.double().log()
+    return [_point(size, scores, people, position < size, judged, log_mixing, evidence_weight) for size in sizes]
 
 
 def _point(
@@ -110,10 +113,12 @@ def _point(
     people: torch.Tensor,
     seen: torch.Tensor,
     judged: torch.Tensor,
-    mixing_weights: torch.Tensor,
+    log_mixing: torch.Tensor,
+    evidence_weight: float,
 ) -> AssignmentPoint:
     count = int(people.max()) + 1
-    log_resp = log_responsibilities(annotator_log_likelihood(scores[seen], people[seen], count), mixing_weights.log())
+    sums = annotator_log_likelihood(scores[seen], people[seen], count)
+    log_resp = log_responsibilities(sums, log_mixing, evidence_weight)
     predictive = predictive_log_likelihood(scores[judged], log_resp, people[judged])
     right = (predictive.exp() > 0.5).double()
     return AssignmentPoint(

@@ -206,14 +206,17 @@ def _draw_lines(axes: Any, curves: Mapping[str, Sequence[Sequence[float]]]) -> N
 
 
 def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Evidence for K, and what the single reward costs each group as the group's share varies.
+    """Evidence for K, what the single reward costs each group as the group's share varies, and, of groups that EM
+    found, how often two halves of a person's pairs agree against how often posteriors say so.
 
     Args:
         diagnosis (`Mapping`): `Diagnosis.to_dict()`.
         path (`str` or `os.PathLike`): of the PNG file.
     """
     curves = diagnosis["curves"]
-    figure, panels = _canvas(2 if curves else 1, 9.4 if curves else 5.0, 4.4)
+    calibration = (diagnosis.get("assignment_calibration") or {}).get("curve") if curves else None
+    count = 1 + bool(curves) + bool(calibration)
+    figure, panels = _canvas(count, (5.0, 9.4, 13.6)[count - 1], 4.4)
     axes = panels[0]
     ks = sorted(diagnosis["selection"], key=int)
     below = [-diagnosis["selection"][k]["difference"] for k in ks]
@@ -233,10 +236,6 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     axes = panels[1]
     _draw_lines(axes, curves)
     handles = list(zip((f"gap of {_short(name)}" for name in curves), axes.get_lines(), strict=True))
-    first = next(iter(curves.values()))
-    scale = first[0][1] / max(1 - first[0][0], 1e-9)
-    (shape,) = axes.plot(*zip(*((s, scale * (1 - s)) for s, _ in first), strict=True), color="black", lw=1, ls=":")
-    handles.append(("predicted shape (1 - share)", shape))
     for index, facts in enumerate(diagnosis["by_group"].values()):
         fill, gap = _LINES[index % len(_LINES)][0], facts["gap"]["mean"]
         axes.plot(facts["share"], gap, marker="*", ms=16, mfc=fill, mec="black", ls="", zorder=5)
@@ -245,5 +244,21 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], path: str | os.PathLike[str]) -
     axes.set_xlim(0, 1)
     labels = "share of the group in the data", "alignment gap of single-reward RLHF\n(log-odds)"
     _dress(axes, "What one reward costs each group", *labels, grid=True)
+    if calibration:
+        _draw_calibration(panels[2], calibration)
     _legend_below(figure, axes, handles)
     return _save(figure, path)
+
+
+def _draw_calibration(axes: Any, curve: Sequence[Mapping[str, float]]) -> None:
+    """Bins of people: size by number, bars of two standard errors, against the diagonal."""
+    most = max(entry["num_annotators"] for entry in curve)
+    axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--")
+    for entry in curve:
+        size = 4 + 10 * (entry["num_annotators"] / most) ** 0.5
+        bar = {"yerr": 2 * entry["standard_error"], "ecolor": "black", "capsize": 3}
+        axes.errorbar(entry["expected"], entry["observed"], fmt="o", ms=size, mfc="#4b7fae", mec="black", **bar)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.05)
+    labels = "agreement that posteriors announce", "agreement of two halves of a person's pairs"
+    _dress(axes, "How sure are assignments?", *labels, grid=True)

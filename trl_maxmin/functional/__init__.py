@@ -17,6 +17,7 @@ from .em import (
 from .logprobs import token_logprobs
 from .oscillation import switching_stalls
 from .preference import fit_temperature, preference_accuracy, preference_log_likelihood
+from .ranking import RankedChoices, fit_ranking_temperature, ranking_log_likelihood
 from .utility import win_rate_utility, within_prompt_scale, zscore_utility
 from .welfare import (
     WELFARE_RULES,
@@ -36,10 +37,12 @@ from .welfare import (
 __all__ = [
     "WELFARE_RULES",
     "NumComponentsSelection",
+    "RankedChoices",
     "annealed_beta",
     "annotator_log_likelihood",
     "apply_weight_floor",
     "classification_log_likelihood",
+    "fit_ranking_temperature",
     "fit_temperature",
     "hard_assignment",
     "log_responsibilities",
@@ -53,6 +56,7 @@ __all__ = [
     "preference_accuracy",
     "preference_log_likelihood",
     "project_to_simplex",
+    "ranking_log_likelihood",
     "sample_min",
     "select_num_components",
     "softmin_weights",

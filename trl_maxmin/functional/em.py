@@ -24,6 +24,8 @@ from .preference import require_shape
 
 
 _CHUNK = 1 << 20
+#: What a pair may count against a component, nats: a reply of infinite reward shall not make a sum that means nothing.
+_LEAST = -1e9
 
 
 def annotator_log_likelihood(
@@ -39,8 +41,8 @@ def annotator_log_likelihood(
             mixing weights.
 
     Returns:
-        `torch.Tensor` of shape `(H, K)`, float64: sums of many terms decide the assignment, and float32 loses the
-        difference.
+        `torch.Tensor` of shape `(H, K)`, float64 and finite: sums of many terms decide the assignment, and float32
+        loses the difference. A pair that a component calls impossible (`-inf`) counts -1e9.
 
     Raises:
         ValueError: a wrong shape, a NaN log-likelihood, a non-integer index, or an index outside `[0,
@@ -64,7 +66,7 @@ def annotator_log_likelihood(
     for start in range(0, len(log_likelihood), _CHUNK):
         part = slice(start, start + _CHUNK)
         index = annotator_index[part].to(log_likelihood.device).long()
-        sums.index_add_(0, index, log_likelihood[part].detach().double())
+        sums.index_add_(0, index, log_likelihood[part].detach().double().clamp(min=_LEAST))
     return sums
 
 
@@ -83,7 +85,8 @@ def log_responsibilities(
             saturating in the first iterations; as it grows beyond 1 the result tends to `hard_assignment`.
 
     Returns:
-        `torch.Tensor` of shape `(H, K)`: log-probabilities; `exp` of each row sums to 1.
+        `torch.Tensor` of shape `(H, K)`: log-probabilities; `exp` of each row sums to 1. Evidence that is impossible
+        under every component says nothing: such a row is the mixing weights.
 
     Raises:
         ValueError: a wrong shape, or `beta` is negative or not finite.
@@ -94,7 +97,9 @@ def log_responsibilities(
     >>> [round(p, 2) for p in log_resp.exp()[0].tolist()]
     [0.75, 0.25]
     """
-    return torch.log_softmax(_joint(annotator_ll, log_mixing_weights, beta), dim=1)
+    joint = _joint(annotator_ll, log_mixing_weights, beta)
+    impossible = joint.isneginf().all(dim=1, keepdim=True)
+    return torch.log_softmax(torch.where(impossible, log_mixing_weights.to(joint), joint), dim=1)
 
 
 def hard_assignment(annotator_ll: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
@@ -445,7 +450,8 @@ def _joint(annotator_ll: torch.Tensor, log_mixing_weights: torch.Tensor, beta: f
     require_shape("log_mixing_weights", log_mixing_weights, (annotator_ll.shape[1],), "one entry per component, (K,)")
     if not 0.0 <= beta < float("inf"):
         raise ValueError(f"`beta` is {beta}, but must be finite and not negative; 1 is the posterior.")
-    return log_mixing_weights.to(annotator_ll) + beta * annotator_ll
+    # 0 times -inf is NaN, but evidence without weight says nothing.
+    return log_mixing_weights.to(annotator_ll) + (beta * annotator_ll if beta > 0 else torch.zeros_like(annotator_ll))
 
 
 def _prior_strength(dirichlet_concentration: float) -> float:

@@ -4,70 +4,78 @@
 Where many people judge the same texts (700 statements in 34,000 pairs, say), the reward of a pair is the difference of
 two entries of a table: rewards are computed per text, gathered per pair, and gradients scattered back, so that a step
 costs next to nothing whatever the width of the features. Steps are Newton's with a curvature that is diagonal in the
-principal directions of the differences, which are computed once.
+principal directions of the differences, which are computed once. Several candidates (a start under a prior) advance
+at once, as columns of the same matrices.
 
-Letters: M texts, D features, N pairs, H annotators, K components, F folds.
+Letters: M texts, D features, R directions, N pairs, H annotators, K components, F folds, B candidates.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .directions import principal_directions
-from .em import (
-    annealed_beta,
-    annotator_log_likelihood,
-    assign_annotators,
-    mixing_weights_of,
-    predictive_log_likelihood,
-    with_known,
-)
-from .em_linear import LinearMixture
+from .em import annealed_beta, mixing_weights_of, with_known
+from .em_starts import distinct_partitions, propose_starts
+from .feature_pairs import FeaturePairs, deal_folds
+from .incidence import differences_of, sums_of
+
+
+PRIOR_SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Standard deviations of a pair's log-odds under the prior of the heads that are tried out of fold."""
+EVIDENCE_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
+"""Weights of an annotator's evidence that are tried out of fold."""
+#: Of kernel features over many texts the further directions hold next to nothing.
+MAX_DIRECTIONS = 1024
+# Under which the starts are compared with each other; the best ones are then tried under all priors.
+_PRIORS_OF_STARTS = (0.5, 2.0)
+_MOST_COLUMNS = 6_000_000  # entries of a matrix of pairs by columns; more candidates advance one part after another
 
 
 @dataclass(frozen=True)
-class FeaturePairs:
-    """Preference pairs over texts that are known by their features.
+class LinearMixture:
+    """A fitted mixture of linear rewards.
 
     Args:
-        features (`Tensor` of shape `(M, D)`): what a head reads of each distinct text.
-        chosen (`Tensor` of shape `(N,)`): row of the preferred text.
-        rejected (`Tensor` of shape `(N,)`): row of the other text.
-        annotator_index (`Tensor` of shape `(N,)`): annotator 0..H-1.
-        margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+        weight (`Tensor` of shape `(K, D)`): rewards are `features @ weight.T`, Bradley-Terry log-odds.
+        log_responsibilities (`Tensor` of shape `(H, K)`): from pairs scored out of fold.
+        mixing_weights (`Tensor` of shape `(K,)`): on the simplex.
+        score (`float`): predictive log-likelihood of a pair out of fold, nats, by which starts and priors were
+            compared: each pair given its annotator's pairs of the other folds.
+        scores (`Tensor` of shape `(N, K)`): log-likelihood of each pair under weights that have not seen it, nats.
+        folds (`Tensor` of shape `(N, 2)`): of the two texts of each pair, see [`deal_folds`]. Where both are the same,
+            the weights that scored the pair have seen no pair of its annotator with either text.
+        prior_scale (`float`): standard deviation of a pair's log-odds under the prior.
+        evidence_weight (`float`): weight of an annotator's evidence that predicts their other pairs best, in [0, 1].
+        num_starts, num_partitions (`int`): how many starts there were, and in how many partitions of the annotators
+            they ended; two that differ in less than a twentieth of the annotators are the same.
+        known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it was given, else -1.
     """
 
-    features: Tensor
-    chosen: Tensor
-    rejected: Tensor
-    annotator_index: Tensor
-    margin: Tensor | None = None
+    weight: Tensor
+    log_responsibilities: Tensor
+    mixing_weights: Tensor
+    score: float
+    scores: Tensor
+    folds: Tensor
+    prior_scale: float
+    evidence_weight: float = 1.0
+    num_starts: int = 1
+    num_partitions: int = 1
+    known: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def select(self, rows: Tensor) -> FeaturePairs:
-        """The pairs of a mask or of row numbers; the texts stay."""
-        margin = None if self.margin is None else self.margin[rows]
-        return FeaturePairs(self.features, self.chosen[rows], self.rejected[rows], self.annotator_index[rows], margin)
-
-    def log_likelihood(self, weight: Tensor) -> Tensor:
-        """`(N, K)` log-likelihood of the pairs under rewards `features @ weight.T`, nats."""
-        rewards = self.features.to(weight) @ weight.T
-        difference = rewards[self.chosen] - rewards[self.rejected]
-        if self.margin is not None:
-            difference = difference - self.margin.to(weight).unsqueeze(1)
-        return F.logsigmoid(difference)
-
-
-#: Of kernel features over many texts the further directions hold next to nothing.
-MAX_DIRECTIONS = 1024
+    def tempered(self, annotator_index: Tensor) -> Tensor:
+        """`(H, K)` log responsibilities from the scores of the training pairs, their annotators `(N,)`, with the
+        evidence weighted."""
+        sums = torch.zeros_like(self.log_responsibilities).index_add_(0, annotator_index, self.scores.double())
+        tempered = torch.log_softmax(self.mixing_weights.log() + self.evidence_weight * sums, dim=-1)
+        return with_known(tempered, self.known)
 
 
 def directions_of_pairs(pairs: FeaturePairs) -> tuple[Tensor, Tensor]:
@@ -86,7 +94,7 @@ def directions_of_pairs(pairs: FeaturePairs) -> tuple[Tensor, Tensor]:
     return vectors / values.mean().sqrt(), values / values.mean()
 
 
-def _in_directions(pairs: FeaturePairs, directions: Tensor) -> FeaturePairs:
+def in_directions(pairs: FeaturePairs, directions: Tensor) -> FeaturePairs:
     """The pairs with features `(M, R)` in these directions. Where texts are more numerous than pairs, a pair becomes
     one row, its difference, against a row of zeros."""
     features = pairs.features.float()
@@ -99,41 +107,217 @@ def _in_directions(pairs: FeaturePairs, directions: Tensor) -> FeaturePairs:
 
 
 class _Fitter:
-    """Quasi-Newton steps on the weighted, ridge-penalised likelihood, for F x K rewards at once.
+    """Quasi-Newton steps on the weighted, ridge-penalised likelihood, for many rewards at once.
 
     Args:
-        curvature (`(D,)`): mean squares of the differences in the principal directions.
+        curvature (`(R,)`): mean squares of the differences in the principal directions.
         pairs ([`FeaturePairs`]): the pairs, with features in these directions.
-        prior_scale (`float`): standard deviation of a pair's log-odds under the prior.
     """
 
-    def __init__(self, curvature: Tensor, pairs: FeaturePairs, prior_scale: float) -> None:
+    def __init__(self, curvature: Tensor, pairs: FeaturePairs) -> None:
         self.texts, self.curvature, self.pairs = pairs.features, curvature, pairs
-        self.ridge = curvature.sum().item() / prior_scale**2
-        self.margin = 0.0 if pairs.margin is None else pairs.margin.to(self.texts).unsqueeze(1)
+        self.gather, self.scatter = differences_of(pairs.chosen, pairs.rejected, len(pairs.features))
+        self.margin = None if pairs.margin is None else pairs.margin.to(self.texts).unsqueeze(1)
 
     def differences(self, weight: Tensor) -> Tensor:
-        """`(N, C)` for weights `(C, D)`."""
-        rewards = self.texts @ weight.T
-        return rewards[self.pairs.chosen] - rewards[self.pairs.rejected] - self.margin
+        """`(N, C)` for weights `(C, R)`."""
+        found = self.gather @ (self.texts @ weight.T)
+        return found if self.margin is None else found - self.margin
 
-    def step(self, weight: Tensor, responsibilities: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of weights `(C, D)` for pair weights `(N, C)`: new weights, new momentum, `(N, C)` differences that
-        it started from. The momentum is Nesterov's and restarts where it points uphill."""
+    def ridge(self, prior_scale: Tensor) -> Tensor:
+        """Precision of the weights, from the standard deviation of a pair's log-odds under the prior."""
+        return self.curvature.sum() / prior_scale.to(self.curvature).square()
+
+    def step(
+        self, weight: Tensor, momentum: Tensor, responsibilities: Tensor, ridge: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of weights `(C, R)` for pair weights `(N, C)` and ridges `(C, 1)`: new weights, new momentum,
+        `(N, C)` differences that it started from. The momentum is Nesterov's and restarts where it points uphill."""
         ahead = weight + momentum
         difference = self.differences(ahead)
-        slope = -responsibilities * torch.sigmoid(-difference)
-        # A quadratic that lies above -logsigmoid (Jaakkola and Jordan, 2000): its curvature never undershoots.
-        half = difference.abs().clamp(min=1e-3) / 2
-        bound = (responsibilities * torch.tanh(half) / (4 * half)).sum(0)
-        per_text = torch.zeros(len(self.texts), slope.shape[1], dtype=self.texts.dtype)
-        per_text.index_add_(0, self.pairs.chosen, slope)
-        per_text.index_add_(0, self.pairs.rejected, -slope)
-        gradient = per_text.T @ self.texts + self.ridge * ahead
-        new = ahead - gradient / (bound.unsqueeze(1) * self.curvature + self.ridge)
+        wrong = torch.sigmoid(-difference)
+        # A quadratic that lies above -logsigmoid (Jaakkola and Jordan, 2000): its curvature never undershoots. It is
+        # tanh(d / 2) / (2 d), and tanh(d / 2) = 1 - 2 sigmoid(-d).
+        bound = (1 - 2 * wrong).div_(2 * difference).nan_to_num_(nan=0.25).clamp_(0.0, 0.25)
+        bound = bound.mul_(responsibilities).sum(0)
+        gradient = -(self.scatter @ wrong.mul_(responsibilities)).T @ self.texts + ridge * ahead
+        new = ahead - gradient / (bound.unsqueeze(1) * self.curvature + ridge)
         moved = new - weight
         uphill = (gradient * moved).sum(1, keepdim=True) > 0
         return new, torch.where(uphill, 0.0, 0.7) * moved, difference
+
+
+def fit_rewards(
+    pairs: FeaturePairs, weights: Tensor, prior_scale: float | None = None, num_steps: int = 100
+) -> Tensor:
+    """K linear rewards for given weights of the pairs: the M-step alone.
+
+    Args:
+        pairs ([`FeaturePairs`]): N pairs.
+        weights (`Tensor` of shape `(N, K)`): of each pair in each reward's likelihood, non-negative.
+        prior_scale (`float`, *optional*): standard deviation of a pair's log-odds under the prior. Default: that of
+            precision 1 on features of mean square 1, which grows with the number of directions.
+        num_steps (`int`): quasi-Newton steps.
+
+    Returns:
+        `Tensor` of shape `(K, D)`, float64: rewards are `features @ weight.T`, Bradley-Terry log-odds.
+
+    Raises:
+        ValueError: features that are the same in every pair.
+
+    Example:
+
+    >>> pairs = FeaturePairs(torch.eye(2), torch.zeros(9).long(), torch.ones(9).long(), torch.arange(9))
+    >>> bool(fit_rewards(pairs, torch.ones(9, 1)).diff() < 0)
+    True
+    """
+    directions, curvature = directions_of_pairs(pairs)
+    fitter = _Fitter(curvature, in_directions(pairs, directions))
+    scale = math.sqrt(len(curvature)) if prior_scale is None else prior_scale
+    weight = torch.zeros(weights.shape[1], len(curvature))
+    return (
+        _converge(fitter, weight, weights.float(), fitter.ridge(torch.tensor(scale)), num_steps)
+        @ directions.T.double()
+    )
+
+
+def _converge(fitter: _Fitter, weight: Tensor, pair_weights: Tensor, ridge: Tensor, num_steps: int) -> Tensor:
+    momentum = torch.zeros_like(weight)
+    for _ in range(num_steps):
+        before = weight
+        weight, momentum, _ = fitter.step(weight, momentum, pair_weights, ridge)
+        if (weight - before).abs().max() <= 1e-5 * weight.abs().max():
+            break
+    return weight.double()
+
+
+@dataclass(frozen=True)
+class _State:
+    """B candidates."""
+
+    weight: Tensor  # (B, F, K, R)
+    momentum: Tensor  # (B, F, K, R)
+    log_resp: Tensor  # (B, H, K)
+    mixing: Tensor  # (B, K)
+    prior: Tensor  # (B,)
+    scores: Tensor  # (B, N, K)
+
+    def pick(self, rows: Tensor) -> _State:
+        """Some of the candidates."""
+        return _State(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+class _Run:
+    """EM on one set of folds."""
+
+    def __init__(
+        self, fitter: _Fitter, num_annotators: int, folds: Tensor, own: Tensor, num_folds: int, options: _Options
+    ) -> None:
+        pairs = fitter.pairs
+        self.fitter, self.num_annotators, self.num_folds, self.options = fitter, num_annotators, num_folds, options
+        self.folds, self.annotators = folds, pairs.annotator_index
+        self.own = own
+        self.whole = (folds[:, 0] == folds[:, 1]).nonzero().flatten()
+        if not len(self.whole):
+            self.whole = torch.arange(len(pairs))
+        self.seen = (folds.unsqueeze(2) != torch.arange(num_folds)).all(1).float()  # (N, F)
+        self.total = sums_of(self.annotators, num_annotators)
+        # Of an annotator's evidence that which is not of a fold: all, less the pairs with a text of it.
+        split = (folds[:, 0] != folds[:, 1]).nonzero().flatten()
+        cells = (self.annotators * num_folds).unsqueeze(1) + folds
+        rows, number = torch.cat([cells[:, 0], cells[split, 1]]), torch.cat([torch.arange(len(pairs)), split])
+        self.touching = sums_of(rows, num_annotators * num_folds, number, len(pairs))
+
+    def start(self, log_resp: Tensor, prior: Tensor) -> _State:
+        """Zero weights, responsibilities `(B, H, K)` with the known annotators put right, priors `(B,)`."""
+        log_resp = self._settle(log_resp, hard=self.options.em == "hard")
+        count, _, components = log_resp.shape
+        zero = torch.zeros(count, self.num_folds, components, len(self.fitter.curvature))
+        scores = torch.full((count, len(self.own), components), math.log(0.5))
+        return _State(zero, zero, log_resp, self._mixing(log_resp), prior, scores)
+
+    def _settle(self, log_resp: Tensor, hard: bool) -> Tensor:
+        if hard:
+            log_resp = F.one_hot(log_resp.argmax(-1), log_resp.shape[-1]).to(log_resp).log()
+        known = self.options.known
+        return log_resp if known is None else torch.stack([with_known(one, known) for one in log_resp])
+
+    def _mixing(self, log_resp: Tensor) -> Tensor:
+        options = self.options
+        return torch.stack([mixing_weights_of(one, options.em, options.dirichlet_concentration) for one in log_resp])
+
+    def advance(self, state: _State, beta: Tensor, assign: bool = True) -> _State:
+        """An M-step for every fold of every candidate, then an E-step from the scores that each pair got out of its
+        fold, at inverse temperatures `(B,)`."""
+        count, folds, components = state.weight.shape[:3]
+        size = max(1, _MOST_COLUMNS // max(len(self.own) * folds * components, 1))
+        parts = [self._advance(state.pick(rows), beta[rows], assign) for rows in torch.arange(count).split(size)]
+        return (
+            parts[0]
+            if len(parts) == 1
+            else _State(*(torch.cat([getattr(part, name) for part in parts]) for name in _State.__dataclass_fields__))
+        )
+
+    def _advance(self, state: _State, beta: Tensor, assign: bool) -> _State:
+        count, folds, components, width = state.weight.shape
+        owns = state.log_resp.exp().float().transpose(0, 1).reshape(-1, count, 1, components)[self.annotators]
+        pair_weights = (owns * self.seen.view(-1, 1, folds, 1)).flatten(1)
+        ridge = self.fitter.ridge(state.prior).repeat_interleave(folds * components).unsqueeze(1)
+        weight, momentum, difference = self.fitter.step(
+            state.weight.view(-1, width), state.momentum.view(-1, width), pair_weights, ridge
+        )
+        own = self.own.view(-1, 1, 1, 1).expand(-1, count, 1, components)
+        scores = F.logsigmoid(difference.view(-1, count, folds, components).gather(2, own).squeeze(2))
+        after = replace(
+            state,
+            weight=weight.view_as(state.weight),
+            momentum=momentum.view_as(state.weight),
+            scores=scores.transpose(0, 1),
+        )
+        return self.assigned(after, beta) if assign else after
+
+    def assigned(self, state: _State, beta: Tensor) -> _State:
+        """The E-step."""
+        if state.mixing.shape[1] == 1:
+            return state
+        mixing, hard = self._mixing(state.log_resp), self.options.em == "hard"
+        joint = self._sums(self.total, state.scores)
+        if not hard:
+            joint = mixing.log().unsqueeze(1) + beta.view(-1, 1, 1) * joint
+        return replace(state, mixing=mixing, log_resp=self._settle(torch.log_softmax(joint, dim=-1), hard))
+
+    def _sums(self, matrix: Tensor, scores: Tensor) -> Tensor:
+        """`(B, rows of the matrix, K)` of scores `(B, N, K)`."""
+        count, _, components = scores.shape
+        sums = matrix @ scores.transpose(0, 1).flatten(1).double()
+        return sums.view(-1, count, components).transpose(0, 1)
+
+    def predictive(self, state: _State) -> Tensor:
+        """`(B, A)` mean log-likelihood of a pair given its annotator's pairs of other folds, nats, for each of the
+        `EVIDENCE_WEIGHTS`; of pairs whose texts are new to what scores and assigns."""
+        count, _, components = state.scores.shape
+        others = self._sums(self.total, state.scores).unsqueeze(2) - self._sums(self.touching, state.scores).view(
+            count, self.num_annotators, self.num_folds, components
+        )
+        people, folds = self.annotators[self.whole], self.own[self.whole]
+        scores = state.scores[:, self.whole].double()
+        found = []
+        for alpha in EVIDENCE_WEIGHTS if components > 1 else (1.0,):
+            log_resp = torch.log_softmax(state.mixing.log().view(count, 1, 1, -1) + alpha * others, dim=-1)
+            if self.options.known is not None:
+                known = self.options.known.repeat_interleave(self.num_folds)
+                settled = [with_known(one.flatten(0, 1), known).view_as(one) for one in log_resp]
+                log_resp = torch.stack(settled)
+            found.append((log_resp[:, people, folds] + scores).logsumexp(-1).mean(-1))
+        return torch.stack(found, dim=1)
+
+
+@dataclass(frozen=True)
+class _Options:
+    dirichlet_concentration: float
+    known: Tensor | None
+    em: str
+    priors: Sequence[float]
 
 
 def fit_feature_mixture(
@@ -143,42 +327,41 @@ def fit_feature_mixture(
     *,
     generator: torch.Generator,
     num_init: int = 8,
-    num_steps: int = 60,
-    num_final_steps: int = 40,
-    num_folds: int = 3,
+    num_steps: int = 48,
+    num_final_steps: int = 24,
+    num_folds: int = 4,
     num_final_folds: int = 10,
-    annealing_start: float = 0.02,
-    prior_scale: float = 3.0,
+    prior_scale: float | str = "auto",
     dirichlet_concentration: float = 2.0,
     known: Tensor | None = None,
     em: str = "soft",
 ) -> LinearMixture:
-    """Annealed EM from several starts; pairs are scored by weights that were fitted without their fold.
+    """EM from several starts under several priors; pairs are scored by weights that were fitted without their fold.
+
+    Starts ([`propose_starts`]) are compared under two priors for a third of the steps. The best three go on under
+    every prior for another third, the best three of these for the rest, and the best one on finer folds. They are
+    compared by what they predict of pairs out of fold, of texts that are new to their annotator, given the annotator's
+    pairs in the other folds.
 
     Args:
         pairs ([`FeaturePairs`]): training pairs.
         num_annotators (`int`): H.
         num_components (`int`): K.
         generator (`torch.Generator`): of the starts and the folds, on the CPU.
-        num_init (`int`): number of starts; the best out-of-fold likelihood wins. One for K = 1.
-        num_steps (`int`): EM steps of a start; the first half of them anneals, after which the better half of the
-            starts goes on.
+        num_init (`int`): number of starts. One for K = 1.
+        num_steps (`int`): EM steps of a start.
         num_final_steps (`int`): further EM steps of the best start, after half as many M-steps on the new folds.
         num_folds (`int`): F of the starts, at least 2.
         num_final_folds (`int`): F of the best one's further steps, at least 2. The weights that score a pair have then
             seen nearly all others; with few pairs for each weight that is most of what separates the assignments from
             those under the true rewards.
-        annealing_start (`float`): first inverse temperature, in (0, 1].
-        prior_scale (`float`): standard deviation of a pair's log-odds under the prior on the weights, which is normal
-            and isotropic in the features.
+        prior_scale (`float` or `"auto"`): standard deviation of a pair's log-odds under the prior on the weights,
+            which is normal and isotropic in the features. `"auto"`: the one of `PRIOR_SCALES` that predicts best.
         dirichlet_concentration (`float`): of the prior on the mixing weights, at least 1.
         known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it is known, -1 where not.
-            Known annotators keep it.
+            Known annotators keep it, but for K = 1.
         em (`str`): `"soft"`, or `"hard"`: every E-step gives each annotator to one component, without annealing and
             without a prior on the mixing weights.
-
-    Returns:
-        [`LinearMixture`]: `score` is the out-of-fold log-likelihood per pair, nats.
 
     Raises:
         ValueError: no pairs, features that are the same in every pair, fewer than two folds.
@@ -190,223 +373,158 @@ def fit_feature_mixture(
     >>> fit_feature_mixture(pairs, 4, 1, generator=generator).weight.shape
     torch.Size([1, 2])
     """
-    folds = min(num_folds, num_final_folds)
-    if len(pairs) == 0 or folds < 2:
+    fitted = fit_feature_mixtures(
+        pairs,
+        num_annotators,
+        (num_components,),
+        generator=generator,
+        num_init=num_init,
+        num_steps=num_steps,
+        num_final_steps=num_final_steps,
+        num_folds=num_folds,
+        num_final_folds=num_final_folds,
+        prior_scale=prior_scale,
+        dirichlet_concentration=dirichlet_concentration,
+        known=known,
+        em=em,
+    )
+    return fitted[num_components]
+
+
+def fit_feature_mixtures(
+    pairs: FeaturePairs,
+    num_annotators: int,
+    candidates: Sequence[int],
+    *,
+    generator: torch.Generator,
+    num_init: int = 8,
+    num_steps: int = 48,
+    num_final_steps: int = 24,
+    num_folds: int = 4,
+    num_final_folds: int = 10,
+    prior_scale: float | str = "auto",
+    dirichlet_concentration: float = 2.0,
+    known: Tensor | None = None,
+    em: str = "soft",
+) -> dict[int, LinearMixture]:
+    """[`fit_feature_mixture`] for several K, which share folds and the single reward. What is found for one K does not
+    depend on which others there are."""
+    if len(pairs) == 0 or min(num_folds, num_final_folds) < 2:
+        folds = min(num_folds, num_final_folds)
         raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {folds} folds.")
     directions, curvature = directions_of_pairs(pairs)
-    fitter = _Fitter(curvature, _in_directions(pairs, directions), prior_scale)
+    fitter = _Fitter(curvature, in_directions(pairs, directions))
+    priors = PRIOR_SCALES if prior_scale == "auto" else (float(prior_scale),)
+    options, single = (_Options(dirichlet_concentration, of, em, priors) for of in (known, None))
+    seed = int(torch.randint(2**31, (1,), generator=generator))
 
-    def with_folds(count: int) -> _Run:
-        """EM on folds that are drawn anew."""
-        fold = torch.randint(count, (len(pairs),), generator=generator)
-        return _Run(fitter, fold, count, num_annotators, num_components, dirichlet_concentration, known, em)
+    def with_folds(count: int, options: _Options) -> _Run:
+        dealt = deal_folds(pairs, count, torch.Generator().manual_seed(seed + count))
+        # A pair of texts of two folds is scored by what has not seen one of them. Which one must not depend on who was
+        # preferred, and texts may be numbered in that order: so it is the lower number or the higher one in turns.
+        higher = (pairs.chosen > pairs.rejected) ^ ((pairs.chosen + pairs.rejected) % 2 == 0)
+        own = dealt.gather(1, higher.long().unsqueeze(1)).squeeze(1)
+        return _Run(fitter, num_annotators, dealt, own, count, options)
 
-    run = with_folds(num_folds)
-    starts = []
-    for _ in range(num_init if num_components > 1 else 1):
-        noise = torch.randn(num_annotators, num_components, generator=generator)
-        state = run.start(torch.log_softmax(2 * noise.double(), dim=-1))
-        for step in range(num_steps // 2):
-            state = run.advance(state, annealed_beta(step, num_steps // 2, annealing_start))
-        starts.append(state)
-    # Once annealing is over, the lower half of the starts has no chance worth its price.
-    starts.sort(key=lambda state: -state.score)
-    starts = starts[: (len(starts) + 1) // 2]
-    for _ in range(num_steps - num_steps // 2):
-        starts = [run.advance(state, 1.0) for state in starts]
-    best = max(starts, key=lambda state: state.score)
+    path, found = _one_reward(with_folds(num_folds, single), num_steps), {}
+    if 1 in candidates:
+        found[1] = _finish(with_folds(num_final_folds, single), path, num_final_steps, directions, 1, 1)
+    several = [k for k in candidates if k > 1]
+    run, final = (with_folds(count, options) for count in (num_folds, num_final_folds)) if several else (None, None)
+    for k in several:
+        own = torch.Generator().manual_seed(seed + 1000 * k)
+        best, starts, partitions = _search(run, path, k, num_init, num_steps, own)
+        found[k] = _finish(final, best, num_final_steps, directions, starts, partitions)
+    return found
+
+
+def _one_reward(run: _Run, num_steps: int) -> _State:
+    """K = 1 under the prior that predicts best; the priors share every step."""
+    priors = torch.tensor(run.options.priors)
+    state = run.start(torch.zeros(len(priors), run.num_annotators, 1, dtype=torch.float64), priors)
+    for _ in range(num_steps):
+        state = run.advance(state, torch.ones(len(priors)), assign=False)
+    return state.pick(run.predictive(state)[:, 0].argmax().view(1))
+
+
+def _search(
+    run: _Run, path: _State, num_components: int, num_init: int, num_steps: int, generator: torch.Generator
+) -> tuple[_State, int, int]:
+    """The best candidate of K > 1, the number of starts, and of the partitions they end in."""
+    first, second, third = (num_steps // 3, num_steps // 3, num_steps - 2 * (num_steps // 3))
+    starts, betas = propose_starts(_gradients(run, path), num_components, num_init, generator)
+    priors = run.options.priors
+    coarse = torch.tensor(_PRIORS_OF_STARTS if len(priors) > 1 else priors)
+    count = len(coarse)
+    state = run.start(starts.repeat_interleave(count, 0), coarse.repeat(len(starts)))
+    betas = betas.repeat_interleave(count).tolist()
+    for step in range(first):
+        beta = torch.tensor([annealed_beta(step, first // 2, start) for start in betas])
+        state = run.advance(state, beta)
+    partitions = distinct_partitions(state.log_resp.argmax(-1)[::count])
+    state = state.pick(_best(run, state, 3))
+    every = torch.tensor(priors)
+    if len(priors) > 1:
+        state = replace(
+            state.pick(torch.arange(len(state.prior)).repeat_interleave(len(every))),
+            prior=every.repeat(len(state.prior)),
+        )
+    for number, steps in enumerate((second, third)):
+        for _ in range(steps):
+            state = run.advance(state, torch.ones(len(state.prior)))
+        state = state.pick(_best(run, state, 3 if number == 0 else 1))
+    return state, len(starts), partitions
+
+
+def _best(run: _Run, state: _State, count: int) -> Tensor:
+    """Candidates that predict best, each under the evidence weight that suits it."""
+    return run.predictive(state).amax(1).argsort(descending=True)[:count]
+
+
+def _gradients(run: _Run, path: _State) -> Tensor:
+    """`(H, R)`: what each annotator's pairs would change of the single reward, in standard errors.
+
+    Where one reward describes all, entries are standard normal; where an annotator is of another mind, they are not.
+    """
+    fitter = run.fitter
+    slope = (1 - path.scores[0].exp()).float()  # (N, 1), of pairs out of their fold
+    variance = (slope * (1 - slope)).mean().clamp(min=1e-6)
+    found = torch.zeros(run.num_annotators, len(fitter.curvature))
+    for rows in torch.arange(len(slope)).split(8192):
+        pairs = fitter.pairs.select(rows)
+        part = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
+        found.index_add_(0, pairs.annotator_index, part * slope[rows])
+    size = torch.bincount(run.annotators, minlength=run.num_annotators).clamp(min=1).unsqueeze(1)
+    # A direction counts as far as a pair of its spread can be told from noise.
+    return found / (variance * size * fitter.curvature + fitter.ridge(torch.tensor(1.0))).sqrt()
+
+
+def _finish(
+    run: _Run, best: _State, num_steps: int, directions: Tensor, num_starts: int, num_partitions: int
+) -> LinearMixture:
+    """The best candidate on finer folds, then its weights on all pairs."""
     # New folds, so weights that have seen nothing yet: they catch up before they may judge.
-    run = with_folds(num_final_folds)
-    best = run.start(best.log_resp)
-    for _ in range(num_final_steps // 2):
-        best = replace(run.advance(best, 1.0), log_resp=best.log_resp)
-    for _ in range(num_final_steps):
-        best = run.advance(best, 1.0)
-    weight, momentum = best.weight.mean(0), torch.zeros_like(best.weight[0])
-    responsibilities = best.log_resp.exp().float()[pairs.annotator_index]
-    for _ in range(2 * max(num_final_steps, 1)):
-        weight, momentum, _ = fitter.step(weight, responsibilities, momentum)
-    return LinearMixture((weight @ directions.T).double(), best.log_resp, best.mixing, best.score, best.scores)
-
-
-@dataclass(frozen=True)
-class _State:
-    weight: Tensor  # (F, K, D)
-    momentum: Tensor  # (F, K, D)
-    log_resp: Tensor  # (H, K)
-    mixing: Tensor  # (K,)
-    score: float
-    scores: Tensor | None = None  # (N, K)
-
-
-@dataclass(frozen=True)
-class _Run:
-    fitter: _Fitter
-    fold: Tensor
-    num_folds: int
-    num_annotators: int
-    num_components: int
-    concentration: float
-    known: Tensor | None
-    em: str
-
-    def start(self, log_resp: Tensor) -> _State:
-        """State before the first step: zero weights, these responsibilities with the known annotators put right."""
-        zero = torch.zeros(self.num_folds, self.num_components, self.fitter.texts.shape[1])
-        if self.em == "hard":
-            log_resp = F.one_hot(log_resp.argmax(-1), self.num_components).to(log_resp).log()
-        log_resp = with_known(log_resp, self.known)
-        return _State(zero, zero, log_resp, mixing_weights_of(log_resp, self.em, self.concentration), float("-inf"))
-
-    def advance(self, state: _State, beta: float) -> _State:
-        """An M-step for every fold, then an E-step from the scores that each pair got out of its fold."""
-        annotators = self.fitter.pairs.annotator_index
-        folds, components = state.weight.shape[:2]
-        responsibilities = state.log_resp.exp().float()[annotators]
-        # Each fold's weights see the pairs of the other folds.
-        seen = (self.fold.unsqueeze(1) != torch.arange(folds)).float()
-        weights = (seen.unsqueeze(2) * responsibilities.unsqueeze(1)).flatten(1)
-        weight, momentum, difference = self.fitter.step(
-            state.weight.flatten(0, 1), weights, state.momentum.flatten(0, 1)
-        )
-        own = difference.view(-1, folds, components)[torch.arange(len(self.fold)), self.fold]
-        scores = F.logsigmoid(own)
-        sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
-        mixing = mixing_weights_of(state.log_resp, self.em, self.concentration)
-        log_resp = assign_annotators(sums, mixing.log(), self.em, beta, state.log_resp.argmax(-1), self.known)
-        # Of each annotator under the mixture, or under the component that they were given to.
-        prior = log_resp if self.em == "hard" else mixing.log()
-        score = torch.logsumexp(prior + sums, dim=-1).sum().item() / len(own)
-        return _State(weight.view_as(state.weight), momentum.view_as(state.weight), log_resp, mixing, score, scores)
-
-
-def cross_validated_scores(
-    pairs: FeaturePairs, num_annotators: int, num_components: int, *, seed: int, num_folds: int = 5, **kwargs: Any
-) -> Tensor:
-    """Predictive log-likelihood of pairs from a mixture, and an assignment, that never saw them.
-
-    Args:
-        pairs ([`FeaturePairs`]): all pairs.
-        num_annotators (`int`): H.
-        num_components (`int`): K.
-        seed (`int`): of the folds, the same for every K, so that differences are paired.
-        num_folds (`int`): parts that each annotator's pairs are dealt into.
-        **kwargs: of [`fit_feature_mixture`].
-
-    Returns:
-        `Tensor` of shape `(N,)`, nats: `log sum_k gamma[h, k] p_k(pair)`, where `gamma` and the rewards come from
-        pairs of the other folds; NaN where a pair is in no fold as a whole (see [`deal_folds`]).
-    """
-    folds = deal_folds(pairs, num_folds, torch.Generator().manual_seed(seed))
-    # Once for all folds: directions in which no pair differs are dropped. That looks at texts, not at preferences.
-    directions, _ = directions_of_pairs(pairs)
-    pairs = _in_directions(pairs, directions)
-    scores = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
-    for part in range(num_folds):
-        out, rest = (folds == part).all(1), (folds != part).all(1)
-        if not out.any() or not rest.any():
-            continue
-        fitted = fit_feature_mixture(
-            pairs.select(rest), num_annotators, num_components, generator=torch.Generator().manual_seed(seed), **kwargs
-        )
-        held = pairs.select(out)
-        scores[out] = predictive_log_likelihood(
-            held.log_likelihood(fitted.weight), fitted.log_responsibilities, held.annotator_index
-        )
-    return scores
-
-
-def deal_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) -> Tensor:
-    """Folds of the chosen and of the rejected text of each pair; every annotator's are dealt out evenly.
-
-    Who has said that A beats B and B beats C has said that A beats C. Where an annotator judged a text in several
-    pairs, a held-out pair of texts that the other pairs hold would therefore score what is known of this annotator
-    already, and the more components there are, the better they remember it. Pairs that hang together by such texts go
-    into one fold; where that would be more than the share of a fold (each statement that a person agrees with against
-    each that they disagree with, say), the annotator's texts are dealt out instead. A pair with texts of two folds
-    belongs to neither: it is not scored, and what scores either fold has not seen it.
-
-    Args:
-        pairs ([`FeaturePairs`]): the pairs; equal rows of `features` are equal texts.
-        num_folds (`int`): number of folds.
-        generator (`torch.Generator`): on the CPU.
-
-    Returns:
-        `Tensor` of shape `(N, 2)`, integers; both entries are the same for every pair whose texts its annotator judged
-        nowhere else.
-
-    Example:
-
-    >>> chosen, rejected = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 3, 2, 3])
-    >>> votes = FeaturePairs(torch.eye(4), chosen, rejected, torch.zeros(4).long())
-    >>> deal_folds(votes, 2, torch.Generator().manual_seed(0)).shape
-    torch.Size([4, 2])
-    """
-    order = torch.randperm(len(pairs), generator=generator)
-    by_annotator = order[torch.argsort(pairs.annotator_index[order], stable=True)]
-    fold = torch.empty(len(pairs), dtype=torch.long)
-    fold[by_annotator] = torch.arange(len(pairs)) % num_folds
-    folds = fold.unsqueeze(1).repeat(1, 2)
-    for rows in _rows_that_share_texts(pairs):
-        folds[rows] = deal_texts(pairs.chosen[rows].tolist(), pairs.rejected[rows].tolist(), num_folds, generator)
-    return folds
-
-
-def _rows_that_share_texts(pairs: FeaturePairs) -> list[Tensor]:
-    """Rows of each annotator who judged a text in more than one pair."""
-    sides = torch.stack([pairs.chosen, pairs.rejected], dim=1) + pairs.annotator_index.unsqueeze(1) * len(
-        pairs.features
+    state, one = run.start(best.log_resp, best.prior), torch.ones(1)
+    components = best.mixing.shape[1]
+    for _ in range(num_steps // 2 if components > 1 else 2 * num_steps):
+        state = run.advance(state, one, assign=False)
+    state = run.assigned(state, one)
+    for _ in range(num_steps if components > 1 else 0):
+        state = run.advance(state, one)
+    predicted = run.predictive(state)[0]
+    weights = state.log_resp[0].exp().float()[run.annotators]
+    ridge = run.fitter.ridge(state.prior)
+    weight = _converge(run.fitter, state.weight[0].mean(0), weights, ridge, 4 * max(num_steps, 1))
+    return LinearMixture(
+        weight @ directions.T.double(),
+        state.log_resp[0],
+        state.mixing[0],
+        predicted.max().item(),
+        state.scores[0],
+        run.folds,
+        state.prior.item(),
+        EVIDENCE_WEIGHTS[int(predicted.argmax())] if components > 1 else 1.0,
+        num_starts,
+        num_partitions,
+        run.options.known,
     )
-    judged, times = torch.unique(sides, return_counts=True)
-    sharing = torch.unique(judged[times > 1] // max(len(pairs.features), 1))
-    own = torch.isin(pairs.annotator_index, sharing).nonzero().flatten()
-    own = own[torch.argsort(pairs.annotator_index[own], stable=True)]
-    counts = torch.unique(pairs.annotator_index[own], return_counts=True)[1]
-    return list(own.split(counts.tolist()))
-
-
-def deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator: torch.Generator) -> Tensor:
-    """Folds of the texts of one annotator's pairs: connected pairs together, or text by text where they are too many.
-
-    Args:
-        chosen, rejected (`list[int]`): numbers of the texts of each pair.
-        num_folds (`int`): number of folds.
-        generator (`torch.Generator`): on the CPU.
-
-    Returns:
-        `Tensor` of shape `(n, 2)`, integers.
-
-    Example:
-
-    >>> deal_texts([0, 1, 5], [1, 2, 6], 2, torch.Generator().manual_seed(0)).tolist()
-    [[0, 0], [0, 0], [1, 1]]
-    """
-    root = {text: text for text in [*chosen, *rejected]}
-
-    def find(text: int) -> int:
-        """The text that stands for all that hang together with this one."""
-        while root[text] != text:
-            root[text] = text = root[root[text]]
-        return text
-
-    for one, other in zip(chosen, rejected, strict=True):
-        root[find(one)] = find(other)
-    members: dict[int, list[int]] = {}
-    for text in root:
-        members.setdefault(find(text), []).append(text)
-    sizes = dict.fromkeys(members, 0)
-    for text in chosen:
-        sizes[find(text)] += 1
-    units: list[list[int]] = []
-    for name, texts in members.items():
-        if sizes[name] <= max(1, math.ceil(len(chosen) / num_folds)):
-            units.append(texts)
-            continue
-        # At least two texts in each part, since a part of one text holds no pair.
-        parts = min(num_folds, max(1, len(texts) // 2))
-        shuffled = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
-        units += [shuffled[part::parts] for part in range(parts)]
-    fold = {}
-    for position, unit in enumerate(torch.randperm(len(units), generator=generator).tolist()):
-        fold.update(dict.fromkeys(units[unit], position % num_folds))
-    return torch.tensor([[fold[one], fold[other]] for one, other in zip(chosen, rejected, strict=True)])

@@ -3,7 +3,7 @@
 
 from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, space_card
 from .collection import publish_collection
-from .faults import HubError
+from .faults import HubError, HubInterrupted
 from .output import OutputPlan, plan_output_folder
 from .plan import PushOptions
 from .pull import Pulled, pull, pull_repo
@@ -13,6 +13,7 @@ from .push import Published, RepoPlan, publish, publish_repo
 __all__ = [
     "CardContext",
     "HubError",
+    "HubInterrupted",
     "OutputPlan",
     "Published",
     "Pulled",

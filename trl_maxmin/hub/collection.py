@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,37 @@ from huggingface_hub import Collection, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from .faults import HubError, ask, keep_secret
+from .files import recut, shortened
 from .push import Published
 
 
 DESCRIPTION = "Reward components, their mixture, and policies trained for the worst-off group, with trl-maxmin."
 #: Until all items are in, a new collection is private and says this.
 UNFINISHED = "Being filled by trl-maxmin; it becomes visible when it is complete."
+#: Note of what others made and the push stands on; a pull leaves it.
+BASE_NOTE = "base model"
 _LONGEST_TITLE = 59
+
+
+def base_of(namespace: str, title: str, repo_ids: Sequence[str]) -> str:
+    """Base id of the push that a collection is of; a long one, cut in the title, is found in its repositories.
+
+    Args:
+        namespace (`str`), title (`str`): of the collection.
+        repo_ids (`Sequence[str]`): in it.
+
+    Example:
+
+    >>> base_of("me", "film", ["me/film-mixture"])
+    'me/film'
+    """
+    for name in (repo_id.partition("/")[2] for repo_id in repo_ids):
+        for end in range(len(title), len(name)):
+            if shortened(name[:end], _LONGEST_TITLE) == title:
+                return f"{namespace}/{name[:end]}"
+    # Where all names of repositories were cut as well, they begin alike.
+    cut = len(title) == _LONGEST_TITLE and re.fullmatch(r".+-[0-9a-f]{8}", title)
+    return f"{namespace}/{recut(title) if cut and repo_ids else title}"
 
 
 def collection_items(published: Sequence[Published]) -> list[tuple[str, str, str]]:
@@ -37,7 +62,13 @@ def collection_items(published: Sequence[Published]) -> list[tuple[str, str, str
 
 
 def find_collection(api: HfApi, namespace: str, title: str) -> Collection | None:
-    """The collection with this title, with all of its items."""
+    """The collection of a push, with all of its items.
+
+    Args:
+        api (`HfApi`): whom to ask.
+        namespace (`str`), title (`str`): of the base id; a long one is cut as it was when it was pushed.
+    """
+    title = shortened(title, _LONGEST_TITLE)
     for found in api.list_collections(owner=namespace):
         if found.title == title:
             return api.get_collection(found.slug)
@@ -56,7 +87,8 @@ def publish_collection(
     """Make or complete the collection. A new public one stays private until all items are in.
 
     Args:
-        namespace (`str`), title (`str`): of the collection; one with this title is completed.
+        namespace (`str`), title (`str`): of the collection; one with this title is completed. A title that is too
+            long for the Hub is cut, and no two are cut to the same.
         items (`Sequence`): (id, type, note); all must exist.
         optional_items (`Sequence`): others' repositories; one that the Hub does not show is left out.
         private (`bool`, *optional*): visibility of a new one. With `True` an existing public one is refused.
@@ -70,7 +102,7 @@ def publish_collection(
         ValueError: `private=True` for one that exists and is public.
     """
     keep_secret(token)
-    api, title = HfApi(token=token), title[:_LONGEST_TITLE]
+    api, title = HfApi(token=token), shortened(title, _LONGEST_TITLE)
     doing = f"Filling the collection {title!r}"
     collection = ask(doing, lambda: find_collection(api, namespace, title))
     status = "updated"

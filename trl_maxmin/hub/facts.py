@@ -1,137 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the run record to what a card shows: what may be public, and tables of it. Nothing is computed that the record
-does not hold; what it does not hold is left out."""
+"""From the run record to what a card shows: tables and lists. Nothing is computed that the record does not hold; what
+it does not hold is left out."""
 
 from __future__ import annotations
 
-import copy
-import html
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..run_record import STAGES, RunRecord
-from .files import is_hub_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..run_record import RunRecord
+from .markdown import clean, code, interval, labels, number, plain, table
 
 
-# Names of settings that say where something lies on this machine, who may log in, or who somebody is.
-_PRIVATE = re.compile(
-    r"token|secret|password|api_key|(^|_)(dir|path|file)$|annotator_ids|annotators_lost|assignments$"
-)
-# Fields whose names are those of groups, components, policies and metrics, not of settings, or whose texts are data.
-_BY_NAME = {"samples", "curves", "win_rate", "gold_utility", "heldout_accuracy", "shares", "groups", "component_names"}
-_BY_NAME |= {"component_annotators", "component_pairs", "component_heldout_accuracy", "component_heldout_pairs"}
-# The same inside of results and diagnostics.
-_NAMED = {"by_group", "aggregates", "worst_group", "policies", "groups", "weights", "judges", "curves"}
-_LONGEST_TEXT = 300
+_DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
 
 def public_record(record: RunRecord) -> RunRecord:
-    """The record without annotator ids, tokens and paths of this machine: what may be uploaded.
+    """What of a record may leave this machine at all, see [`RunRecord.part`]."""
+    return record.part("run")
 
-    Args:
-        record ([`RunRecord`]): as trainers wrote it; it is not changed.
 
-    Returns:
-        [`RunRecord`]: local paths are cut to their last part.
+def hub_id(*names: Any) -> str | None:
+    """The first name that is `namespace/name` on the Hub; in a public record, what is on a machine begins with `./`.
 
-    Example:
-
-    >>> record = RunRecord().update("reward", base_model="/home/ann/gpt", dataset={"annotators_lost": ["bob"]})
-    >>> public_record(record).reward
-    {'base_model': 'gpt', 'dataset': {}}
+    Unlike [`~trl_maxmin.hub.files.is_hub_id`] it does not look at this machine: a card is the same everywhere.
     """
-    facts = copy.deepcopy(record.to_dict())
-    for stage in STAGES:
-        for name, value in facts.get(stage, {}).items():
-            if name in _BY_NAME:
-                facts[stage][name] = _without_tokens(value)
-            else:
-                facts[stage][name] = _public(value)
-    return RunRecord.from_dict(facts)
+    for name in names:
+        if isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~" and not name.endswith(_DATA_FILES):
+            try:
+                validate_repo_id(name)
+            except HFValidationError:
+                continue
+            return name
+    return None
 
 
-def _without_tokens(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_tokens(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_tokens(entry) for entry in value]
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", value) if isinstance(value, str) else value
+def local_name(*names: Any) -> str | None:
+    """Name of a base that is on somebody's machine only."""
+    return next((name[2:] for name in names if isinstance(name, str) and name.startswith("./")), None)
 
 
-def _public(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _without_tokens(entry) if key in _NAMED else _public(entry)
-            for key, entry in value.items()
-            if not _PRIVATE.search(key)
-        }
-    if isinstance(value, list):
-        return [_public(entry) for entry in value]
-    if isinstance(value, str) and re.match(r"^(~|\.{0,2}/|[A-Za-z]:\\)[^\s]*$", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return _without_tokens(value)
-
-
-def code(text: Any) -> str:
-    """A text as it is: in a code span, in which neither HTML nor Markdown means anything, fit for a table cell.
-
-    Example:
-
-    >>> code("<b>a|b</b>")
-    '`<b>a\\\\|b</b>`'
-    """
-    text = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
-    text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT].rstrip("\\") + " ..."
-    return f"`{text}`" if text else "(empty)"
-
-
-def plain(text: Any) -> str:
-    """A sentence of ours with names from the data in it: nothing in it is HTML, a link or emphasis.
-
-    Example:
-
-    >>> plain("Yes: <b> [x](y) and component_1, 20 %.")
-    'Yes: &lt;b&gt; \\\\[x\\\\](y) and component\\\\_1, 20 %.'
-    """
-    text = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns in which every cell is empty are left out, numbers stand on the right; without
-    rows it is empty."""
-    rows = [list(row) for row in rows]
-    keep = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
-    if not rows:
-        return ""
-    numeric = [all(re.fullmatch(r"[-+.\d\[\], ]*", row[i]) for row in rows) for i in range(len(columns))]
-    lines = [[columns[i] for i in keep], ["---:" if numeric[i] else "---" for i in keep]]
-    lines += [[row[i] or "-" for i in keep] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number with so many decimals, nothing for what is not known."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def interval(rate: Mapping[str, float] | None) -> str:
-    """`mean [low, high]`."""
-    return f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" if rate else ""
-
-
-def settings(values: Mapping[str, Any] | None) -> list[str]:
-    """`name: value` lines of a free-form part of the record."""
-    shown = []
-    for name, value in sorted((values or {}).items()):
-        if isinstance(value, float):
-            value = f"{value:g}"
-        if isinstance(value, str | int | float | bool):
-            shown.append(f"{name.replace('_', ' ')}: {code(value)}")
-    return shown
+def hub_datasets(*stages: Mapping[str, Any]) -> list[str]:
+    """Ids of the data sets that are on the Hub; files of this machine are not named."""
+    names = [hub_id((stage.get("dataset") or {}).get("name")) for stage in stages]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def last(curves: Mapping[str, Any] | None, *names: str) -> tuple[float, float] | None:
@@ -142,75 +56,63 @@ def last(curves: Mapping[str, Any] | None, *names: str) -> tuple[float, float] |
     return None
 
 
-def component_rows(reward: Mapping[str, Any], repos: Mapping[str, str]) -> list[list[str]]:
-    """One row a component: name, share, annotators, pairs, held-out accuracy and pairs, temperature, repository."""
-    names = reward.get("component_names") or list(reward.get("shares") or {})
-    weights = dict(zip(names, reward.get("mixing_weights") or (), strict=False)) or reward.get("shares") or {}
-    temperature = dict(zip(names, (reward.get("calibration") or {}).get("temperature") or (), strict=False))
-    rows = []
+def component_names(reward: Mapping[str, Any]) -> list[str]:
+    """Names of the components, in the order of the mixture."""
+    return list(reward.get("component_names") or reward.get("component_annotators") or reward.get("shares") or ())
+
+
+def component_tables(reward: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """What is known of components: of their `annotators`, and of how good they are on pairs held out (`heldout`)."""
+    every, names = component_names(reward), list(names)
+    shown = labels(every)
+    weights = dict(zip(every, reward.get("mixing_weights") or (), strict=False))
+    temperature = dict(zip(every, (reward.get("calibration") or {}).get("temperature") or (), strict=False))
+    counts, pairs = reward.get("component_annotators") or {}, reward.get("component_pairs") or {}
+    total = (reward.get("dataset") or {}).get("num_annotators") or (set(counts) == set(every) and sum(counts.values()))
+    accuracy = reward.get("component_heldout_accuracy") or {}
+    heldout = reward.get("component_heldout_pairs") or {}
+    who, how_good = [], []
     for name in names:
-        link = f"[{repos[name]}](https://huggingface.co/{repos[name]})" if name in repos else ""
-        rows.append(
-            [
-                code(name),
-                number(weights.get(name)),
-                number((reward.get("component_annotators") or {}).get(name)),
-                number((reward.get("component_pairs") or {}).get(name)),
-                number(component_accuracy(reward, name)),
-                number((reward.get("component_heldout_pairs") or {}).get(name)),
-                number(temperature.get(name)),
-                link,
-            ]
-        )
-    return rows
+        share = counts[name] / total if name in counts and total else None
+        who.append([number(counts.get(name)), number(share), number(weights.get(name)), number(pairs.get(name))])
+        how_good.append([number(accuracy.get(name)), number(heldout.get(name)), number(temperature.get(name))])
 
+    def build(columns: list[str], rows: list[list[str]]) -> str:
+        known = [[shown.get(name, code(name)), *row] for name, row in zip(names, rows, strict=True)]
+        return table(["component", *columns], known) if any(any(row) for row in rows) else ""
 
-COMPONENT_COLUMNS = (
-    "component",
-    "share of annotators",
-    "annotators",
-    "training pairs",
-    "held-out accuracy",
-    "held-out pairs",
-    "temperature",
-    "on its own",
-)
-
-
-def component_accuracy(reward: Mapping[str, Any], name: str) -> float | None:
-    """Held-out accuracy of one component: on pairs of its own annotators that took no part in assigning them."""
-    return (reward.get("component_heldout_accuracy") or {}).get(name)
+    return {
+        "who": build(["annotators", "share of annotators", "mixing weight", "training pairs"], who),
+        "heldout": build(["held-out accuracy", "held-out pairs", "temperature"], how_good),
+    }
 
 
 def least(reward: Mapping[str, Any], measure: str) -> tuple[str, float] | None:
-    """The component with the least of a measure: `component_heldout_accuracy` (the weakest), `component_pairs`."""
+    """The component with the least of a measure: `component_heldout_accuracy`, `component_pairs`."""
     known = reward.get(measure) or {}
     return min(known.items(), key=lambda item: item[1]) if known else None
 
 
-def selection_rows(reward: Mapping[str, Any]) -> list[list[str]]:
+def selection_table(reward: Mapping[str, Any]) -> str:
     """K, held-out log-likelihood per pair, difference to the best with its standard error, which K was taken."""
     selection = reward.get("selection") or {}
     mean = selection.get("mean")
     if not isinstance(mean, Mapping):
-        return []
-
-    def of(part: str, k: str, digits: int) -> str:
-        return number((selection.get(part) or {}).get(k), digits)
-
-    taken = str(reward.get("num_components", ""))
-    return [
-        [k, number(mean[k], 4), of("difference", k, 4), of("standard_error", k, 4), "yes" if k == taken else "no"]
-        for k in sorted(mean, key=int)
-    ]
+        return ""
+    taken, rows = str(reward.get("num_components", "")), []
+    for k in sorted((k for k in mean if k.isdecimal()), key=int):
+        difference, error = ((selection.get(part) or {}).get(k) for part in ("difference", "standard_error"))
+        rows.append([k, number(mean[k], 4), number(difference, 4), number(error, 4), "yes" if k == taken else "no"])
+    columns = ["K", "held-out log-likelihood per pair (nats)", "difference to the best", "standard error", "taken"]
+    return table(columns, rows)
 
 
-def group_accuracy_rows(reward: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of held-out accuracy by known group and model."""
+def group_accuracy(reward: Mapping[str, Any]) -> str:
+    """Held-out accuracy by known group and model."""
     by_model = reward.get("heldout_accuracy") or {}
-    groups = list(dict.fromkeys(group for values in by_model.values() for group in values))
-    rows = [[code(g), *(number(by_model[m].get(g)) for m in by_model)] for g in groups]
-    return ["group", *(code(model) for model in by_model)], rows
+    groups = labels(group for values in by_model.values() for group in values)
+    rows = [[label, *(number(by_model[model].get(group)) for model in by_model)] for group, label in groups.items()]
+    return table(["group", *labels(by_model).values()], rows)
 
 
 def policies_of(evaluation: Mapping[str, Any]) -> list[str]:
@@ -226,36 +128,35 @@ def groups_of(evaluation: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(g for rates in (evaluation.get("win_rate") or {}).values() for g in rates))
 
 
-def result_tables(evaluation: Mapping[str, Any], this: str) -> tuple[str, str]:
-    """Group x policy: win rates against the reference with their intervals, and mean utilities."""
-    groups, policies = groups_of(evaluation), policies_of(evaluation)
+def result_tables(evaluation: Mapping[str, Any], this: str) -> dict[str, str]:
+    """Group x policy: win rates against the reference with their intervals (`won`), and mean utilities (`mean`)."""
+    groups, policies = labels(groups_of(evaluation)), labels(policies_of(evaluation))
     rates, utility = evaluation.get("win_rate") or {}, evaluation.get("gold_utility") or {}
     minority = evaluation.get("minority")
 
-    def head(policy: str) -> str:
-        return f"{code(policy)} (this model)" if policy == this else code(policy)
+    def build(known: Mapping[str, Any], show: Any) -> str:
+        own = [policy for policy in policies if policy in known]
+        columns = [policies[policy] + " (this model)" * (policy == this) for policy in own]
+        rows = [
+            [label + " (minority)" * (group == minority), *(show(known[policy].get(group)) for policy in own)]
+            for group, label in groups.items()
+        ]
+        return table(["group", *columns], rows) if own else ""
 
-    def label(group: str) -> str:
-        return f"{code(group)} (minority)" if group == minority else code(group)
-
-    def build(cell: Any) -> str:
-        return table(["group", *map(head, policies)], [[label(g), *(cell(p, g) for p in policies)] for g in groups])
-
-    won = build(lambda p, g: interval((rates.get(p) or {}).get(g))) if rates else ""
-    mean = build(lambda p, g: number((utility.get(p) or {}).get(g))) if utility else ""
-    return won, mean
+    return {"won": build(rates, interval), "mean": build(utility, number)}
 
 
-def summary_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    """Per policy: its worst group by win rate, that rate, and the gap between the best- and the worst-off group."""
-    rows = []
-    for policy, by_group in (evaluation.get("win_rate") or {}).items():
+def lowest(evaluation: Mapping[str, Any]) -> str:
+    """Per policy: the group with the lowest win rate, that rate with its interval, and the gap to the highest."""
+    win_rates, rows = evaluation.get("win_rate") or {}, []
+    groups, policies = labels(groups_of(evaluation)), labels(policies_of(evaluation))
+    for policy, by_group in win_rates.items():
         means = {group: rate["mean"] for group, rate in by_group.items()}
-        if means:
+        if len(means) > 1:
             worst = min(means, key=means.__getitem__)
             gap = max(means.values()) - means[worst]
-            rows.append([code(policy), code(worst), number(means[worst]), number(gap)])
-    return rows
+            rows.append([policies[policy], groups.get(worst, code(worst)), interval(by_group[worst]), number(gap)])
+    return table(["policy", "lowest group", "its win rate", "gap to the highest"], rows)
 
 
 def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,48 +164,75 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     found = evaluation.get("diagnostics") or {}
     if not found:
         return {}
-    columns = ["share", "mismatch", "accuracy_single", "accuracy_own", "predicted", "gap"]
+    columns = ["share", "mismatch", "accuracy_single", "accuracy_own", "gap"]
+    # An older record's `predicted` is true of two groups only; its groups have no `epsilon`.
+    bounds = all("epsilon" in own for own in found["by_group"].values())
+    columns += ["predicted"] if bounds else []
+    shown = labels(found["by_group"])
     rows = [
-        [code(group), *(interval(v) if isinstance(v := own.get(column), Mapping) else number(v) for column in columns)]
+        [
+            shown[group],
+            *(interval(v) if isinstance(v := own.get(column), Mapping) else number(v) for column in columns),
+        ]
         for group, own in found["by_group"].items()
         if found["num_groups"] > 1
     ]
-    orders = [", ".join(map(code, found.get(f"{kind}_order") or [])) for kind in ("predicted", "measured")]
     return {
         "verdict": plain(found["verdict"]),
         "table": table(["group", *columns], rows),
-        "order": dict(zip(("predicted", "measured"), orders, strict=True)) if rows and all(orders) else None,
+        "columns": [column for i, column in enumerate(columns, 1) if any(row[i] for row in rows)],
         "sizes": ", ".join(
             f"{found[f'num_{what}']} {what}" for what in ("pairs", "annotators", "prompts") if f"num_{what}" in found
         ),
         "features": plain(found.get("features", "")),
+        "assignments": assignment_calibration(found.get("assignment_calibration")),
+        "below": [shown.get(name, code(name)) for name in found.get("below_evidence_floor") or []],
         "assumptions": [plain(text) for text in found["assumptions"]],
     }
 
 
-def curve_rows(curves: Mapping[str, Any] | None, name: str) -> list[list[str]]:
+def assignment_calibration(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How sure assignments are, for `_assignment_calibration.md`: agreements in per cent, and the curve."""
+    if not found or "observed" not in found:
+        return {}
+    names = ("expected", "observed", "standard_error", "num_annotators")
+    rows = [[number(entry.get(name)) for name in names] for entry in found.get("curve") or []]
+    columns = ["agreement expected", "observed", "standard error", "annotators"]
+    return {
+        "weight": number(found.get("weight")),
+        "table": table(columns, rows),
+        "num_annotators": number(found.get("num_annotators")),
+        "nothing": bool(found.get("says_nothing")),
+        **{name: number(100 * found[name], 1) for name in ("expected", "observed") if name in found},
+    }
+
+
+def curve(curves: Mapping[str, Any] | None, name: str, column: str) -> str:
     """At most 8 points of a curve, evenly spaced, the last one included."""
     points = (curves or {}).get(name) or []
     count = min(8, len(points))
-    chosen = [round(i * (len(points) - 1) / max(count - 1, 1)) for i in range(count)]
-    return [[number(points[i][0]), number(float(points[i][1]), 3)] for i in dict.fromkeys(chosen)]
+    chosen = dict.fromkeys(round(i * (len(points) - 1) / max(count - 1, 1)) for i in range(count))
+    return table(["step", column], [[number(points[i][0]), number(float(points[i][1]), 3)] for i in chosen])
 
 
-def sample_blocks(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    """For each recorded prompt a table of every policy's reply and, where recorded, its utility for every group."""
-    groups, blocks = groups_of(evaluation), []
+def samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each recorded prompt a line for every policy: its reply and, where recorded, its utility for every group."""
+    blocks = []
     for sample in (evaluation.get("samples") or [])[:4]:
-        utility = sample.get("utility") or {}
-        rows = [
-            [code(policy), code(text), *(number((utility.get(policy) or {}).get(g)) for g in groups)]
-            for policy, text in sample["completions"].items()
-        ]
-        columns = ["policy", "reply", *(f"utility for {code(g)}" for g in groups)]
-        blocks.append({"prompt": code(sample["prompt"]), "table": table(columns, rows)})
+        lines = []
+        for policy, text in sample["completions"].items():
+            known = (sample.get("utility") or {}).get(policy) or {}
+            worth = ", ".join(f"{code(group)} {number(value)}" for group, value in known.items())
+            lines.append(f"{code(policy)}: {code(text)}" + (f" (utility: {worth})" if worth else ""))
+        blocks.append({"prompt": code(sample["prompt"]), "lines": lines})
     return blocks
 
 
-def hub_datasets(*stages: Mapping[str, Any]) -> list[str]:
-    """Ids of the data sets that are on the Hub; files of this machine are not named."""
-    names = [(stage.get("dataset") or {}).get("name") for stage in stages]
-    return [name for name in dict.fromkeys(names) if is_hub_id(name)]
+def names_of(values: Iterable[str]) -> str:
+    """Names in a sentence."""
+    return ", ".join(map(code, values))
+
+
+def as_data(name: Any) -> str:
+    """A name in the metadata, where it stands as it is."""
+    return clean(name) or "(empty)"

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from huggingface_hub import get_token
@@ -23,11 +24,7 @@ _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write ac
 STATUS: dict[int, tuple[str, str]] = {
     400: ("the Hub refused the request as malformed", "Correct what its answer names."),
     401: ("the Hub does not know this token, or there is none", _LOG_IN),
-    402: (
-        "the Hub asks for payment: free accounts cannot create a Gradio or Docker Space on cpu-basic",
-        "Use --space_hardware zero-a10g (free for two Spaces; the app then needs a @spaces.GPU function), a static "
-        "Space (--space_sdk static), or a PRO account.",
-    ),
+    402: ("the Hub asks for payment", "See what the account's plan holds, or use another name before the slash."),
     403: (
         "the token may not write there",
         "Use a token with write access to that namespace, or another name before the slash.",
@@ -43,10 +40,16 @@ STATUS: dict[int, tuple[str, str]] = {
     ),
     413: (
         "a file is larger than the Hub takes this way",
-        "Save the model in smaller shards (max_shard_size), or install hf_xet for large files.",
+        "Save the model in smaller shards (`save_pretrained(folder, max_shard_size='2GB')`), or install hf_xet.",
     ),
     429: ("the Hub limits how often one may ask", "Wait a few minutes."),
 }
+#: The same of a Space; a command says it with its own options.
+SPACE_402 = "free accounts cannot create a Gradio or Docker Space on cpu-basic"
+_SPACE_REMEDY = (
+    "Use the hardware zero-a10g (free for two Spaces; the app then needs a @spaces.GPU function), a static Space, or "
+    "a PRO account."
+)
 
 
 class HubError(OSError):
@@ -59,9 +62,10 @@ class HubError(OSError):
         done (`Sequence[str]`): what is complete on the Hub.
         open (`Sequence[str]`): what is not there yet, or is still as it was before.
         command (`str`): what continues the work.
+        status (`int`, *optional*): with which the Hub answered.
 
     Attributes:
-        what, remedy, doing, done, open, command: as given.
+        what, remedy, doing, done, open, command, status: as given.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class HubError(OSError):
         done: Sequence[str] = (),
         open: Sequence[str] = (),
         command: str = "",
+        status: int | None = None,
     ) -> None:
+        self.status = status
         self.what, self.remedy, self.doing = without_tokens(what), without_tokens(remedy), doing
         self.done, self.open, self.command = list(done), list(open), command
         super().__init__(self._message())
@@ -86,11 +92,39 @@ class HubError(OSError):
         parts += [f"To continue: {self.command}"] if self.command else []
         return " ".join(parts)
 
-    def placed(self, done: Sequence[str], open: Sequence[str], command: str) -> HubError:
-        """The same error, with where the work stands."""
-        error = HubError(self.what, self.remedy, self.doing, done, open, command or self.command)
+    def placed(
+        self, done: Sequence[str], open: Sequence[str], command: str, remedies: Mapping[int, str] | None = None
+    ) -> HubError:
+        """The same error, with where the work stands, and with remedies in the words of the command that was called.
+
+        Args:
+            done, open (`Sequence[str]`), command (`str`): as above.
+            remedies (`Mapping[int, str]`, *optional*): status -> what to do, options of that command.
+        """
+        remedy = (remedies or {}).get(self.status or 0, self.remedy)
+        error = HubError(self.what, remedy, self.doing, done, open, command or self.command, self.status)
         error.__cause__ = self.__cause__
         return error
+
+
+class HubInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a push or a pull: what is complete, and how to go on.
+
+    Args:
+        done (`Sequence[str]`): repositories that are complete.
+        open (`Sequence[str]`): the one at work, and those after it.
+        command (`str`): what continues the work.
+        where (`str`): where they are complete.
+    """
+
+    def __init__(self, done: Sequence[str], open: Sequence[str], command: str, where: str = "on the Hub") -> None:
+        self.done, self.open, self.command, self.where = list(done), list(open), command, where
+        at_work = f" {open[0]} is as before or complete, nothing between." if open else ""
+        later = f" As before: {', '.join(open[1:])}." if open[1:] else ""
+        super().__init__(
+            f"interrupted. Complete {where}: {', '.join(done) or 'nothing yet'}.{at_work}{later} To continue: "
+            f"{command}"
+        )
 
 
 def keep_secret(token: str | bool | None) -> None:
@@ -108,9 +142,57 @@ def without_tokens(text: str) -> str:
     'refused hf_***'
     """
     keep_secret(get_token())
-    for secret in _secrets:
+    for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "hf_***")
     return _TOKEN.sub("hf_***", text)
+
+
+def _mask(error: BaseException) -> None:
+    """No error of a chain, and nothing that a traceback prints of it, shows a token that a server echoed."""
+    for link in _chain(error):
+        link.args = tuple(without_tokens(arg) if isinstance(arg, str) else arg for arg in link.args)
+        for name in ("server_message", "strerror", "__notes__"):
+            value = getattr(link, name, None)
+            if isinstance(value, str):
+                setattr(link, name, without_tokens(value))
+            elif isinstance(value, list):
+                setattr(link, name, [without_tokens(str(entry)) for entry in value])
+
+
+class _MaskTokens(logging.Filter):
+    """Log lines of the Hub's client without tokens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always keeps the record."""
+        text = record.getMessage()
+        if (masked := without_tokens(text)) != text:
+            record.msg, record.args = masked, ()
+        if record.exc_info and record.exc_info[1] is not None:
+            _mask(record.exc_info[1])
+        return True
+
+
+_MASK = _MaskTokens()
+_CLIENTS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet")
+
+
+def _watch_logs() -> None:
+    # A filter of a logger does not see its children's records, so each gets it.
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.split(".")[0] in _CLIENTS and isinstance(logger, logging.Logger):
+            logger.addFilter(_MASK)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what caused it."""
+    chain: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        link = waiting.pop(0)
+        if link is not None and link not in chain:
+            chain.append(link)
+            waiting += [link.__cause__, link.__context__]
+    return chain
 
 
 def explain(error: BaseException) -> tuple[str, str]:
@@ -122,17 +204,12 @@ def explain(error: BaseException) -> tuple[str, str]:
     Returns:
         `tuple[str, str]`: what happened, and the remedy; neither contains a token.
     """
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
+    chain = _chain(error)
     for link in chain:
         if isinstance(link, OfflineModeIsEnabled):
             return "offline mode is on (HF_HUB_OFFLINE=1), so nothing was sent", "Unset HF_HUB_OFFLINE."
     for link in chain:
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int):
+        if (status := _status_of(link)) is not None:
             return _explain_status(status, link)
     for link in chain:
         if isinstance(link, (*_TRANSPORT_ERRORS, TimeoutError, LocalEntryNotFoundError)):
@@ -148,6 +225,11 @@ def explain(error: BaseException) -> tuple[str, str]:
         f"the Hub's answer was not understood ({type(error).__name__}: {_first_line(error)})",
         "Something between here and the Hub may answer in its place; check HF_ENDPOINT and proxies.",
     )
+
+
+def _status_of(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _explain_status(status: int, error: BaseException) -> tuple[str, str]:
@@ -179,10 +261,16 @@ def ask(doing: str, call: Callable[[], T]) -> T:
     Raises:
         HubError: anything but an interruption went wrong.
     """
+    _watch_logs()
     try:
         return call()
     except HubError:
         raise
     except Exception as error:
         # Broad on purpose: with a cut or a foreign answer the client raises KeyError, JSON errors and what not.
-        raise HubError(*explain(error), doing=doing) from error
+        what, remedy = explain(error)
+        _mask(error)
+        status = next((found for link in _chain(error) if (found := _status_of(link)) is not None), None)
+        if status == 402 and " space " in f" {doing} ":
+            what, remedy = f"{what}: {SPACE_402}", _SPACE_REMEDY
+        raise HubError(what, remedy, doing, status=status) from error

@@ -1,74 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a folder go to the Hub, and which are taken from it: a list of what is allowed, never of what is
-not."""
+"""Names of repositories, and names of contents."""
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-
-
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-)
-#: What a model repository of ours consists of. Nothing in it is a pickle, code, or names an annotator.
-MODEL_FILES = (*WEIGHTS, *CONFIGS, *TOKENIZER, "README.md", "run_record.json", "*.png")
-#: What a later push removes where it is no longer part of the model: left behind, it would be loaded instead.
-STALE_FILES = (*WEIGHTS, *CONFIGS, "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-#: Of a Space: the package of an older push, and the run that it carried.
-STALE_IN_SPACE = ("trl_maxmin-*.whl", "run/*")
-DATASET_FILES = ("*.jsonl", "*.parquet", "*.csv", "*.json", "README.md", "*.png")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file name matches one of the patterns."""
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def model_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Files of a model folder that are published: weights in safetensors, configuration, tokenizer.
-
-    Args:
-        folder (`str` or `os.PathLike`): what `save_pretrained` or a trainer wrote.
-
-    Returns:
-        `dict[str, Path]`: name in the repository -> file, without card, record and pictures, which are made anew.
-
-    Raises:
-        ValueError: the folder holds no weights, or only pickled ones.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. Give the output folder of a training.")
-    patterns = (*WEIGHTS, *CONFIGS, *TOKENIZER)
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and matches(path.name, patterns)}
-    if not any(name.endswith(".safetensors") for name in files):
-        pickled = sorted(path.name for path in folder.iterdir() if matches(path.name, _PICKLES))
-        found = f"only pickled files ({', '.join(pickled)})" if pickled else "no weights"
-        raise ValueError(
-            f"{folder} holds {found}. Save the model with `save_pretrained`, which writes .safetensors, and push it."
-        )
-    if not ("config.json" in files or "adapter_config.json" in files):
-        raise ValueError(f"{folder} holds weights but neither config.json nor adapter_config.json.")
-    return files
 
 
 def is_hub_id(name: str | None) -> bool:
@@ -120,6 +61,85 @@ def check_repo_id(repo_id: str) -> str:
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is not a repository id: {error}") from error
     return repo_id
+
+
+#: Kind -> name of its repository, from the base name that the user gives.
+NAMES = {
+    "base": "{base}-policy-{name}",
+    "component": "{base}-reward-{name}",
+    "mixture": "{base}-mixture",
+    "dataset": "{base}-evaluation",
+    "policy": "{base}-policy-{name}",
+    "space": "{base}-space",
+}
+_PLACES = {
+    "mixture": "mixture",
+    "component": "components/{name}",
+    "policy": "policies/{name}",
+    "dataset": "evaluation",
+}
+#: The Hub's limit for the name of a repository, and what of it is left for the base and for a name of its own.
+_LONGEST, _LONGEST_BASE, _LONGEST_NAME = 96, 48, 40
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text cut to a length that no other text is cut to.
+
+    Example:
+
+    >>> shortened("film", 20), shortened("film" * 10, 20)
+    ('film', 'filmfilmfil-b91e7825')
+    """
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 9].rstrip('-.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def recut(text: str) -> str:
+    """What [`shortened`] made, as long as the base in a repository's name that had to be cut."""
+    return f"{text[: _LONGEST_BASE - 9].rstrip('-.')}{text[-9:]}"
+
+
+def repo_id_of(kind: str, base: str, name: str = "") -> str:
+    """Id of a repository of a push; one that would be too long for the Hub is cut, and stays its own.
+
+    Args:
+        kind (`str`): a key of `NAMES`.
+        base (`str`): `namespace/name` that the user gives.
+        name (`str`): of the component or policy.
+
+    Example:
+
+    >>> repo_id_of("component", "me/film", "likes films"), len(repo_id_of("mixture", "me/" + 90 * "f"))
+    ('me/film-reward-likes-films', 59)
+    """
+    namespace, title = base.split("/")
+    name = slug(name) if name else ""
+    made = NAMES[kind].format(base=title, name=name)
+    if len(made) > _LONGEST:
+        made = NAMES[kind].format(base=shortened(title, _LONGEST_BASE), name=shortened(name, _LONGEST_NAME))
+    return f"{namespace}/{made}"
+
+
+def place_of_repo(repo_id: str, base: str) -> str:
+    """Folder of a repository below the output folder of a pull.
+
+    Args:
+        repo_id (`str`): `namespace/name`.
+        base (`str`): that of the push; its name may be one that was cut.
+
+    Example:
+
+    >>> place_of_repo("me/film-reward-concise", "me/film"), place_of_repo("you/film-mixture", "me/film")
+    ('components/concise', 'others/you/film-mixture')
+    """
+    namespace, title = base.split("/")
+    for text in dict.fromkeys((title, shortened(title, _LONGEST_BASE))):
+        for kind, folder in _PLACES.items():
+            pattern = re.escape(f"{namespace}/{NAMES[kind].format(base=text, name='@')}").replace("@", "(?P<name>.+)")
+            if match := re.fullmatch(pattern, repo_id):
+                return folder.format(**match.groupdict())
+    return f"others/{repo_id}"
 
 
 def size_of(content: Path | bytes) -> int:

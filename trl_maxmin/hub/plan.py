@@ -4,24 +4,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import RepoCard
-
-from ..run_record import RUN_RECORD_NAME, RunRecord
+from ..reading import JSON_LIMIT, read_json_object
+from ..run_record import RunRecord
 from . import facts
-from .cards import CardContext, component_card, dataset_card, mixture_card, policy_card, read_record, space_card
-from .files import DATASET_FILES, is_hub_id, matches, model_files
-from .push import RepoPlan, adapter_config
+from .card_keeping import is_edited, what_is_lost
+from .cards import CardContext, card_files, read_record
+from .contents import CARD, CONFIGS, FIGURE, TOKENIZER, critic_files, mixture_files, model_files, plain_file
+from .evaluation_files import RESULTS_LINES, checked_picture, columns_of, evaluation_files
+from .files import is_hub_id
+from .integrity import require_whole
+from .local_paths import for_publication
+from .push import RepoPlan
 
 
-FIGURE = "comparison.png"
-_SPACE_FILES = ("*.py", "*.txt", "*.md", "*.css", "*.yaml", "*.yml", "*.png", "*.svg", "*.json", "*.whl", "*.html")
-BASE_FOLDER = "base"
+logger = logging.getLogger(__name__)
+
+_CLEANED = (*CONFIGS, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -32,45 +37,133 @@ class PushOptions:
         private (`bool`, *optional*): visibility of new repositories and of the collection; `None`: the Hub's default.
         license (`str`, *optional*): for the cards; left out unless given.
         base_model (`str`, *optional*): Hub id of the base model, where the folders only know a path.
+        value_head (`bool`): PPO's critic is published beside the policies, which nobody needs to use them.
         space_sdk (`str`), space_hardware (`str`): of a new Space.
+        space_files (`tuple[str, ...]`): files of the Space's folder beyond `plan_app.APP_FILES`.
+        language (`str` or `list[str]`, *optional*): for the cards.
+        datasets (`tuple[str, ...]`): Hub ids of the training data, where the record does not name them.
     """
 
     private: bool | None = None
     license: str | None = None
     base_model: str | None = None
+    value_head: bool = False
     space_sdk: str = "gradio"
     space_hardware: str | None = None
+    space_files: tuple[str, ...] = ()
+    language: str | list[str] | None = None
+    datasets: tuple[str, ...] = ()
+
+    def context(self, repo_id: str, model: ModelContents, **links: Any) -> CardContext:
+        """What a model's card says besides the record: as given here, and as its files are."""
+        return CardContext(
+            repo_id,
+            license=self.license,
+            language=self.language,
+            datasets=list(self.datasets),
+            base_model=self.base_model,
+            file_base=model.base,
+            tokenizer=any(name in model.files for name in TOKENIZER),
+            chat=any(name.endswith(("chat_template.jinja", "chat_template.json")) for name in model.files),
+            **links,
+        )
 
 
-def _published_base(
-    files: dict[str, Path | bytes], base_model: str | None, what: str, fallback: str | None = None
-) -> str | None:
-    """The base that the files refer to, as an id on the Hub; a path of this machine is replaced or refused."""
+@dataclass(frozen=True)
+class ModelContents:
+    """A model's files as they are published, checked.
+
+    Args:
+        files (`dict`): name in the repository -> file, or its content without paths of this machine.
+        base (`str`, *optional*): Hub id of the base that the files refer to.
+        peft (`bool`): whether they are an adapter.
+    """
+
+    files: dict[str, Path | bytes]
+    base: str | None
+    peft: bool
+
+
+def model_contents(
+    folder: str | os.PathLike[str],
+    what: str,
+    base_model: str | None = None,
+    fallback: str | None = None,
+    *,
+    mixture: bool = False,
+    value_head: bool = False,
+) -> ModelContents:
+    """The door by which every model leaves: for repositories of its own, and for a Space that carries it.
+
+    Args:
+        folder (`str` or `os.PathLike`): of the model.
+        what (`str`): for messages, such as "The policy 'maxmin'".
+        base_model (`str`, *optional*): Hub id of an adapter's base, where the files only know a path.
+        fallback (`str`, *optional*): the same where neither names one.
+        mixture (`bool`): a base beside the adapters goes along.
+        value_head (`bool`): PPO's critic goes along.
+
+    Raises:
+        ValueError: files that are missing, damaged or links, or an adapter whose base is not on the Hub.
+    """
+    files: dict[str, Path | bytes] = dict(mixture_files(folder) if mixture else model_files(folder))
+    if value_head:
+        files |= critic_files(folder)
     base = None
-    for name in ("adapter_config.json", "config.json"):
-        if name not in files:
-            continue
-        content = files[name]
-        config = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
-        if not config.get("base_model_name_or_path"):
-            continue
-        base = base_model or config["base_model_name_or_path"]
-        base = base if is_hub_id(base) or not fallback else fallback
-        if not is_hub_id(base):
-            raise ValueError(
-                f"{what} is an adapter of {base!r}, which is not on the Hub: nobody could load it. Push the base "
-                "first and give its id as base_model (--base_model)."
-            )
-        if base != config["base_model_name_or_path"]:
-            text = json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True)
-            files[name] = (text + "\n").encode()
+    for name in [name for name in files if name.split("/")[-1] in _CLEANED or name.endswith(".index.json")]:
+        own = _base_named_in(files[name], name, base_model, fallback, what)
+        base = base or own
+        files[name] = for_publication(files[name], name, **({"base_model_name_or_path": own} if own else {}))
+    require_whole(files, what)
+    return ModelContents(files, base, "adapter_config.json" in files)
+
+
+def _base_named_in(
+    content: Path | bytes, name: str, base_model: str | None, fallback: str | None, what: str
+) -> str | None:
+    """The base that a configuration refers to, as an id on the Hub; a path of this machine is replaced or refused."""
+    if name.split("/")[-1] not in ("adapter_config.json", "config.json"):
+        return None
+    named = read_json_object(content, JSON_LIMIT, name).get("base_model_name_or_path")
+    if not named:
+        return None
+    base = base_model or str(named)
+    base = base if is_hub_id(base) or not fallback else fallback
+    if not is_hub_id(base):
+        raise ValueError(
+            f"{what} is an adapter of {base!r}, which is not on the Hub: nobody could load it. Push the base first "
+            "and give its id as base_model (`trl-maxmin push --base_model`)."
+        )
     return base
 
 
-def _with_record(files: dict[str, Path | bytes], record: RunRecord, card: Any) -> dict[str, Path | bytes]:
-    """The files with card and record; the record without what is private."""
-    text = json.dumps(facts.public_record(record).validate().to_dict(), indent=2) + "\n"
-    return {**files, RUN_RECORD_NAME: text.encode(), "README.md": str(card).encode()}
+def _earlier(folder: str | os.PathLike[str] | None) -> str | None:
+    """The README in a folder."""
+    path = plain_file(Path(folder), CARD) if folder is not None else None
+    if path is None:
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if is_edited(text):
+        logger.warning(f"{path}: {what_is_lost(text)} The file stays as it is.")
+    return text
+
+
+def _record(kind: str, folder: str | os.PathLike[str] | None, run: RunRecord, name: str = "") -> RunRecord:
+    """What is known of the model in a folder: from the record of the run, and from its own beside its files.
+
+    The run's record tells of the reward stage and of the last evaluation, where it has them; a policy's own record
+    tells how it was trained.
+    """
+    own, run = (read_record(folder) if folder is not None else None) or RunRecord(), run.part("run")
+    own_kind, own = own.kind, own.part("run")
+    found = RunRecord(own.seed if own.seed is not None else run.seed, own.versions or run.versions)
+    found.links = own.links if own_kind == kind else run.links
+    found.reward = run.reward or own.reward
+    found.policy = own.policy or (run.policy if run.policy.get("name", name) == name else {})
+    named = facts.policies_of(run.evaluation)
+    of_run = kind != "policy" or not named or name in (*named, "reference", run.policy.get("name"))
+    found.evaluation = run.evaluation if run.evaluation and of_run else own.evaluation
+    return found
 
 
 def plan_component(
@@ -81,12 +174,10 @@ def plan_component(
     Raises:
         ValueError: no weights in safetensors, or an adapter whose base is not on the Hub.
     """
-    files: dict[str, Path | bytes] = dict(model_files(folder))
-    peft = adapter_config(folder) is not None
-    base = _published_base(files, options.base_model, f"The component {name!r}") or options.base_model
-    context = CardContext(repo_id, license=options.license, base_model=base)
-    card = component_card(record, name, context, peft=peft)
-    return RepoPlan(repo_id, "component", name, {**files, "README.md": str(card).encode()}, private=options.private)
+    model = model_contents(folder, f"The component {name!r}", options.base_model)
+    context, record = options.context(repo_id, model), _record("component", folder, record)
+    made = card_files("component", name, record, context, peft=model.peft, earlier=_earlier(folder))
+    return RepoPlan(repo_id, "component", name, model.files | made, private=options.private)
 
 
 def plan_mixture(
@@ -102,29 +193,22 @@ def plan_mixture(
     Raises:
         ValueError: no weights in safetensors, or adapters whose base is not on the Hub.
     """
-    files: dict[str, Path | bytes] = dict(model_files(folder))
-    base = _published_base(files, options.base_model, "The mixture") or options.base_model
-    if (Path(folder) / BASE_FOLDER).is_dir():  # of adapters whose base has no name to load it by
-        inside = model_files(Path(folder) / BASE_FOLDER)
-        files |= {f"{BASE_FOLDER}/{name}": path for name, path in inside.items()}
-    record = _described(record, folder)
-    context = CardContext(
-        repo_id, license=options.license, base_model=base, components=dict(components or {}), tags=list(tags)
-    )
-    files = _with_record(files, record, mixture_card(record, context))
-    return RepoPlan(repo_id, "mixture", "", files, private=options.private)
+    model = model_contents(folder, "The mixture", options.base_model, mixture=True)
+    record = _described(_record("mixture", folder, record), model.files["config.json"])
+    context = options.context(repo_id, model, components=dict(components or {}), tags=list(tags))
+    made = card_files("mixture", "", record, context, earlier=_earlier(folder))
+    return RepoPlan(repo_id, "mixture", "", model.files | made, private=options.private)
 
 
-def _described(record: RunRecord, folder: str | os.PathLike[str]) -> RunRecord:
+def _described(record: RunRecord, content: Path | bytes) -> RunRecord:
     """The record with what the mixture's own configuration knows, where the record does not say it."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(content)
     known = {
         "component_kind": config.get("component_type"),
         "num_components": config.get("num_components"),
         "component_names": config.get("component_names"),
         "mixing_weights": config.get("mixing_weights"),
     }
-    record = RunRecord.from_dict(record.to_dict())
     return record.update("reward", **{k: v for k, v in known.items() if k not in record.reward})
 
 
@@ -150,41 +234,37 @@ def plan_policy(
         record ([`RunRecord`]): of the whole run: what was evaluated.
         options ([`PushOptions`])
         mixture (`str`, *optional*), dataset (`str`, *optional*): repositories that are published before.
-        figure (`Path`, *optional*): the comparison figure.
+        figure (`Path`, *optional*): the comparison figure of the run; default: the one in the folder. It is shown
+            where the record has win rates.
         kind (`str`): `"base"` for the reference policy that others start from.
         fallback_base (`str`, *optional*): the base where neither the files nor the record name one on the Hub.
 
     Raises:
-        ValueError: no weights in safetensors, or an adapter whose base is not on the Hub.
+        ValueError: no weights in safetensors, an adapter whose base is not on the Hub, or no critic where it was asked
+            for.
     """
-    files: dict[str, Path | bytes] = dict(model_files(folder))
-    peft = adapter_config(folder) is not None
-    base = _published_base(files, options.base_model, f"The policy {name!r}", fallback_base) or options.base_model
-    own = read_record(folder)
-    facts_of_run = RunRecord.from_dict(record.to_dict())
-    if own is not None:
-        facts_of_run.policy = own.policy
-        facts_of_run.versions = facts_of_run.versions or own.versions
-    elif facts_of_run.policy.get("name", name) != name:
-        facts_of_run.policy = {}  # of another policy
-    facts_of_run.update("policy", name=name)
-    if base is None and not is_hub_id(facts_of_run.policy.get("base_model")):
-        base = fallback_base
+    value_head = options.value_head and kind == "policy"
+    model = model_contents(folder, f"The policy {name!r}", options.base_model, fallback_base, value_head=value_head)
+    record = _record("policy", folder, record, name).update("policy", name=name)
+    figure = figure or plain_file(Path(folder), FIGURE)
+    figure = figure if record.evaluation.get("win_rate") else None
     # Unless the record says that the policy was trained on the mixture beside it, nothing is said of that.
-    on_it = Path(str(facts_of_run.policy.get("reward_model", ""))).name == "mixture"
-    context = CardContext(
+    on_it = Path(str(record.policy.get("reward_model", ""))).name == "mixture"
+    context = options.context(
         repo_id,
-        license=options.license,
-        base_model=base,
+        model,
         mixture=mixture if on_it else None,
         dataset=dataset,
         figure=figure is not None,
         tags=list(tags),
+        value_head=value_head,
     )
-    card = policy_card(facts_of_run, context, peft=peft)
+    if not facts.hub_id(context.base_model, context.file_base, record.policy.get("base_model")):
+        context.base_model = fallback_base  # rather than what an earlier push, maybe under another name, called so
+    made = card_files("policy", name, record, context, peft=model.peft, earlier=_earlier(folder))
     if figure is not None:
-        files[FIGURE] = figure
-    return RepoPlan(repo_id, kind, name, _with_record(files, facts_of_run, card), private=options.private)
+        made[FIGURE] = checked_picture(figure)
+    return RepoPlan(repo_id, kind, name, model.files | made, private=options.private)
 
 
 def plan_dataset(
@@ -195,39 +275,21 @@ def plan_dataset(
     Raises:
         ValueError: the record holds no results.
     """
+    record = _record("dataset", folder, record)
     rows = result_rows(record)
     if not rows:
         raise ValueError(
             "The run record holds no results by group, so there is no evaluation set to push. Evaluate first, or "
             "leave the data set out."
         )
-    files: dict[str, Path | bytes] = {"results.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
-    configs = {"results": "results.jsonl"}
-    for path in sorted(Path(folder).iterdir()) if folder is not None and Path(folder).is_dir() else ():
-        if path.is_file() and matches(path.name, DATASET_FILES) and path.name not in ("README.md", "results.jsonl"):
-            _refuse_annotators(path)
-            files[path.name] = path
-            if path.suffix in (".jsonl", ".parquet", ".csv"):
-                configs[path.stem] = path.name
-    context = CardContext(repo_id, license=options.license, mixture=mixture)
-    files["README.md"] = str(dataset_card(record, context, configs)).encode()
+    files: dict[str, Path | bytes] = {RESULTS_LINES: "".join(json.dumps(row) + "\n" for row in rows).encode()}
+    if folder is not None and Path(folder).is_dir():
+        files |= evaluation_files(folder)
+    configs = {Path(name).stem: name for name in files if name.endswith((".jsonl", ".parquet"))}
+    context = CardContext(repo_id, license=options.license, language=options.language, mixture=mixture)
+    columns = {name: columns_of(files[path]) for name, path in configs.items()}
+    files |= card_files("dataset", "", record, context, configs=configs, columns=columns, earlier=_earlier(folder))
     return RepoPlan(repo_id, "dataset", "evaluation", files, private=options.private)
-
-
-def _refuse_annotators(path: Path) -> None:
-    """Who annotated stays on this machine, whatever file it is in."""
-    if path.suffix == ".parquet":
-        from pyarrow.parquet import read_schema
-
-        columns = ", ".join(read_schema(path).names)
-    else:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            columns = file.read(2**16)
-    if "annotator" in columns:
-        raise ValueError(
-            f"{path} mentions annotators in its columns or first rows. Annotator ids are not published: remove them "
-            "from the file, or move it out of the evaluation folder."
-        )
 
 
 def result_rows(record: RunRecord) -> list[dict[str, Any]]:
@@ -242,47 +304,3 @@ def result_rows(record: RunRecord) -> list[dict[str, Any]]:
             row |= {"win_rate_low": rate.get("low"), "win_rate_high": rate.get("high")}
             rows.append(row | {"utility": utility.get(policy, {}).get(group)})
     return rows
-
-
-def plan_space(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    options: PushOptions,
-    *,
-    models: list[str],
-    datasets: list[str] | None = None,
-    groups: list[str] | None = None,
-) -> RepoPlan:
-    """An app's folder as a Space.
-
-    Raises:
-        ValueError: there is no `app.py` (of a static Space: no `index.html`).
-    """
-    folder = Path(folder)
-    main = "index.html" if options.space_sdk == "static" else "app.py"
-    if not (folder / main).is_file():
-        raise ValueError(f"{folder} has no {main}, so it is not an app. Give the folder of the Space with --space.")
-    files: dict[str, Path | bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith((".", "__")) for part in name.parts)
-        if path.is_file() and not hidden and matches(path.name, _SPACE_FILES):
-            files[name.as_posix()] = path
-    readme = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
-    card = space_card(
-        CardContext(repo_id, license=options.license),
-        models=models,
-        datasets=datasets,
-        front_matter=RepoCard(readme, ignore_metadata_errors=True).data.to_dict() if readme else {},
-        sdk=options.space_sdk,
-        groups=groups,
-    )
-    files["README.md"] = str(card).encode()
-    hosting = {"space_sdk": card.data.to_dict()["sdk"], "space_hardware": options.space_hardware}
-    return RepoPlan(repo_id, "space", "", files, private=options.private, **hosting)
-
-
-def figure_in(folder: str | os.PathLike[str], record: RunRecord) -> Path | None:
-    """The comparison figure of a run, where the run was evaluated."""
-    path = Path(folder) / FIGURE
-    return path if path.is_file() and record.evaluation.get("win_rate") else None

@@ -8,20 +8,24 @@ trace.
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from .faults import HubError, ask, keep_secret
-from .files import STALE_FILES, STALE_IN_SPACE, check_repo_id, digests, matches, size_of
+from .card_keeping import keep, what_is_lost
+from .contents import CARD, is_stale_in_model, is_stale_in_space
+from .evaluation_files import is_stale_in_dataset
+from .faults import HubError, HubInterrupted, ask, keep_secret
+from .files import check_repo_id, digests, size_of
 
+
+logger = logging.getLogger(__name__)
 
 #: Order of publication: nothing names a repository that comes after it.
 KINDS = ("base", "component", "mixture", "dataset", "policy", "space")
@@ -133,6 +137,7 @@ def publish_repo(
             "private in its settings, choose another id, or leave private out."
         )
     url = f"{api.endpoint}/{'' if plan.repo_type == 'model' else plan.repo_type + 's/'}{plan.repo_id}"
+    plan = _with_earlier_card(api, plan, remote)
     operations = _operations(plan, remote)
     if not operations:
         return Published(plan, url, remote.sha, "unchanged")
@@ -175,6 +180,19 @@ def _look(api: HfApi, plan: RepoPlan, revision: str | None) -> _Remote | None:
     return _Remote(info.sha, bool(info.private), names)
 
 
+def _with_earlier_card(api: HfApi, plan: RepoPlan, remote: _Remote) -> RepoPlan:
+    """The plan, with what the card on the Hub says beyond the record: somebody may have written it there."""
+    card, there = plan.files.get(CARD), remote.files.get(CARD)
+    if not isinstance(card, bytes) or plan.kind == "space" or there is None or there in digests(card):
+        return plan
+    options = {"repo_type": plan.repo_type, "revision": remote.sha}
+    path = ask(f"Reading the card of {plan.title}", lambda: api.hf_hub_download(plan.repo_id, CARD, **options))
+    earlier = Path(path).read_text(encoding="utf-8", errors="replace")
+    if (lost := what_is_lost(earlier)) is not None:
+        logger.warning(f"{CARD} of {plan.repo_id}: {lost} It stays in the history, at commit {remote.sha[:8]}.")
+    return replace(plan, files={**plan.files, CARD: keep(card.decode(), earlier).encode()})
+
+
 def _operations(plan: RepoPlan, remote: _Remote) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What turns the remote files into the planned ones."""
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
@@ -182,12 +200,9 @@ def _operations(plan: RepoPlan, remote: _Remote) -> list[CommitOperationAdd | Co
         if remote.files.get(name) not in digests(content):
             source = content if isinstance(content, bytes) else str(content)
             operations.append(CommitOperationAdd(name, source))
-    if plan.repo_type == "model":
-        stale = [name for name in remote.files if name not in plan.files and "/" not in name]
-        operations += [CommitOperationDelete(name) for name in sorted(stale) if matches(name, STALE_FILES)]
-    elif plan.repo_type == "space":
-        stale = [name for name in remote.files if name not in plan.files]
-        operations += [CommitOperationDelete(name) for name in sorted(stale) if matches(name, STALE_IN_SPACE)]
+    is_stale = {"model": is_stale_in_model, "dataset": is_stale_in_dataset, "space": is_stale_in_space}[plan.repo_type]
+    stale = sorted(name for name in remote.files if name not in plan.files and is_stale(name))
+    operations += [CommitOperationDelete(name) for name in stale]
     return operations
 
 
@@ -213,6 +228,7 @@ def publish(
 
     Raises:
         HubError: with what is complete, what is not, and how to continue.
+        HubInterrupted: on Ctrl-C, with the same.
         ValueError: two plans for one repository, or as [`publish_repo`].
     """
     plans = in_order(plans)
@@ -223,6 +239,9 @@ def publish(
         except HubError as error:
             complete, missing = [p.plan.repo_id for p in done], [p.repo_id for p in plans[number:]]
             raise error.placed(complete, missing, command) from error.__cause__
+        except KeyboardInterrupt:
+            complete, missing = [p.plan.repo_id for p in done], [p.repo_id for p in plans[number:]]
+            raise HubInterrupted(complete, missing, command) from None
         done.append(published)
         if on_done is not None:
             on_done(published)
@@ -244,9 +263,3 @@ def in_order(plans: Sequence[RepoPlan]) -> list[RepoPlan]:
                 "one of them."
             )
     return sorted(plans, key=lambda plan: KINDS.index(plan.kind))
-
-
-def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """PEFT's configuration in a folder, `None` where there is none."""
-    path = Path(folder) / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

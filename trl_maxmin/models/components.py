@@ -47,8 +47,9 @@ def component(mixture: MixtureRewardModel, k: int | str) -> PreTrainedModel:
     """
     k = _component_number(mixture, k)
     _require_plain_pooling(mixture)
+    own = mixture.component_names[k]
     if mixture.config.component_type == "full":
-        return copy.deepcopy(mixture.components[k])
+        return _named(copy.deepcopy(mixture.components[k]), own)
     source = mixture.components[0]
     if mixture.config.component_type == "lora":
         source = merged_classifier(source, k)
@@ -61,7 +62,13 @@ def component(mixture: MixtureRewardModel, k: int | str) -> PreTrainedModel:
         if name in state:
             state[name] = state[name][k : k + 1].clone()
     plain.load_state_dict(state)
-    return plain.eval()
+    return _named(plain.eval(), own)
+
+
+def _named(component: PreTrainedModel, name: str) -> PreTrainedModel:
+    """What `pipeline("text-classification", ...)` calls the one label."""
+    component.config.id2label, component.config.label2id = {0: name}, {name: 0}
+    return component
 
 
 def exports_components(mixture: MixtureRewardModel) -> bool:

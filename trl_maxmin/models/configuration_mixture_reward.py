@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .limits import MAX_COMPONENTS, require_component_names
 from .lora import resolve_lora_config
 
 
 COMPONENT_TYPES = ("head", "lora", "full")
 POOLINGS = ("auto", "mean", "mean_sqrt_len")
+MAX_FEATURES = 2**20
 
 
 class MixtureRewardModelConfig(PreTrainedConfig):
@@ -27,15 +30,23 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             `"head"`: one trunk, K heads, one forward scores all. `"lora"`: one frozen base, K adapters with heads.
             `"full"`: K whole models (the paper's setting).
         num_components (`int`, defaults to `2`):
-            K, the number of reward components. It is not `num_labels`, which stays 1: TRL's reward trainer refuses
-            anything else.
+            K, the number of reward components, up to 1,000. It is not `num_labels`, which stays 1: TRL's reward
+            trainer refuses anything else.
         component_names (`list[str]`, *optional*):
-            Names of the components, K distinct strings. Defaults to `component_0`, `component_1`, ...
+            Names of the components, K distinct strings of up to 80 characters without `/`, `\\` and control characters
+            (they become folders and parts of Hub ids). Defaults to `component_0`, `component_1`, ...
         mixing_weights (`list[float]`, *optional*):
             Share of annotators that each component describes, on the simplex. Defaults to uniform.
         component_annotators (`list[int]`, *optional*):
             How many annotators each component describes best. Policies are not trained for a component with 0: nobody
             stands behind it. `None`: not known, and every component counts.
+        component_pairs (`list[int]`, *optional*):
+            How many training pairs these annotators gave. Policies demand a floor of both before a component may be
+            the worst-off group.
+        evidence_weight (`float`, defaults to `1.0`):
+            Weight of an annotator's pairs in their posterior, in (0, 1]:
+            `gamma[h, k] proportional to pi_k exp(evidence_weight * L[h, k])`, under the rewards before temperatures
+            were divided out. 1: a plain product of likelihoods.
         reward_shift (`list[float]`, *optional*):
             Mean reward of the reference policy's replies per component, Bradley-Terry log-odds. Defaults to zeros.
         reward_scale (`list[float]`, *optional*):
@@ -63,9 +74,10 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             it is loaded so again. `None`: it was not.
 
     Raises:
-        ValueError: unknown `component_type` or `pooling`, K below 1, `kernel_features` that are odd, negative or not
-            of `"head"` components, a list whose length is not K, names that repeat, weights off the simplex, a scale
-            that is not positive, numbers of annotators below 0 or all 0.
+        ValueError: unknown `component_type` or `pooling`, K below 1 or above 1,000, `kernel_features` that are odd,
+            negative or not of `"head"` components, a list whose length is not K or that holds something else than
+            finite numbers, names that repeat or cannot be folders, weights off the simplex, a scale that is not
+            positive, numbers of annotators or pairs below 0 or all 0, an `evidence_weight` outside (0, 1].
 
     Example:
 
@@ -95,6 +107,8 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         base_model_revision: str | None = None,
         base_quantization: dict[str, Any] | None = None,
         component_annotators: list[int] | None = None,
+        component_pairs: list[int] | None = None,
+        evidence_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
@@ -102,10 +116,13 @@ class MixtureRewardModelConfig(PreTrainedConfig):
         self.base_config = base_config if base_config is not None else AutoConfig.for_model("gpt2")
         self.component_type = component_type
         self.num_components = num_components
-        count = max(num_components, 1) if isinstance(num_components, int) else 1
+        # A number that is refused below must not fill the memory first.
+        count = num_components if isinstance(num_components, int) and 1 <= num_components <= MAX_COMPONENTS else 1
         self.component_names = component_names or [f"component_{k}" for k in range(count)]
         self.mixing_weights = mixing_weights or [1.0 / count] * count
         self.component_annotators = component_annotators
+        self.component_pairs = component_pairs
+        self.evidence_weight = evidence_weight
         self.reward_shift = reward_shift or [0.0] * count
         self.reward_scale = reward_scale or [1.0] * count
         self.temperatures = temperatures or [1.0] * count
@@ -130,33 +147,47 @@ class MixtureRewardModelConfig(PreTrainedConfig):
             )
         if self.pooling not in POOLINGS:
             raise ValueError(f"Unknown pooling {self.pooling!r}. Allowed: {', '.join(map(repr, POOLINGS))}.")
-        if self.kernel_features < 0 or self.kernel_features % 2:
-            raise ValueError(f"kernel_features must be an even number of at least 0, got {self.kernel_features}.")
+        width = self.kernel_features
+        if not isinstance(width, int) or not 0 <= width <= MAX_FEATURES or width % 2:
+            raise ValueError(f"kernel_features must be an even number from 0 to {MAX_FEATURES:,}, got {width!r}.")
         if self.kernel_features and self.component_type != "head":
             raise ValueError(
                 f"kernel_features={self.kernel_features} needs component_type='head', whose heads share one trunk; "
                 f"got {self.component_type!r}. Set kernel_features=0."
             )
+        if not isinstance(self.num_components, int) or not 1 <= self.num_components <= MAX_COMPONENTS:
+            raise ValueError(
+                f"num_components must be a whole number from 1 to {MAX_COMPONENTS:,}, got {self.num_components!r}."
+            )
+        self._check_lists()
         if self.component_type == "lora":
             self.lora = resolve_lora_config(self.lora, self.base_config)
-        if not isinstance(self.num_components, int) or self.num_components < 1:
-            raise ValueError(f"num_components must be a whole number of at least 1, got {self.num_components!r}.")
-        lists = ["component_names", "mixing_weights", "reward_shift", "reward_scale", "temperatures"]
-        if self.component_annotators is not None:
-            lists.append("component_annotators")
-        for name in lists:
-            if len(getattr(self, name)) != self.num_components:
+
+    def _check_lists(self) -> None:
+        numbers = ["mixing_weights", "reward_shift", "reward_scale", "temperatures"]
+        counted = [name for name in ("component_annotators", "component_pairs") if getattr(self, name) is not None]
+        numbers += counted
+        for name in ("component_names", *numbers):
+            entries = getattr(self, name)
+            if not isinstance(entries, list | tuple) or len(entries) != self.num_components:
+                count = len(entries) if isinstance(entries, list | tuple) else repr(entries)
                 raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries, but there are {self.num_components} components. "
-                    "Give one entry per component."
+                    f"{name} has {count} entries, but there are {self.num_components} components. Give one entry per "
+                    "component."
                 )
+            if name in numbers and not all(isinstance(x, Real) and math.isfinite(x) for x in entries):
+                raise ValueError(f"{name} must hold finite numbers, got {entries}.")
+        require_component_names(self.component_names)
         if len(set(self.component_names)) != self.num_components:
             raise ValueError(f"component_names must be distinct, got {self.component_names}.")
         if min(self.mixing_weights) < 0 or not math.isclose(sum(self.mixing_weights), 1.0, abs_tol=1e-3):
             raise ValueError(f"mixing_weights must be non-negative and sum to 1, got {self.mixing_weights}.")
-        counts = self.component_annotators
-        if counts is not None and (min(counts) < 0 or max(counts) == 0):
-            raise ValueError(f"component_annotators must be numbers of people, not all of them 0, got {counts}.")
+        for name in counted:
+            counts, what = getattr(self, name), "people" if name == "component_annotators" else "pairs"
+            if min(counts) < 0 or max(counts) == 0:
+                raise ValueError(f"{name} must be numbers of {what}, not all of them 0, got {counts}.")
+        if not 0 < self.evidence_weight <= 1:
+            raise ValueError(f"evidence_weight must lie in (0, 1], got {self.evidence_weight}; 1 is a plain product.")
         for name in ("reward_scale", "temperatures"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

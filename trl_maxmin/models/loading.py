@@ -8,7 +8,6 @@ head is random trains a policy all the same. Source of what is checked here: tra
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from peft import load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
+from ..reading import printable, read_header, read_json_object
+from .limits import require_enough_weights, require_sane_numbers
+
+
+#: What the host raises of files that others wrote, whose settings may have any type and value.
+_OF_FILES = (ValueError, OSError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError)
+_OF_FILES += (SafetensorError, StrictDataclassError)
 
 _PLACE = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
@@ -73,6 +81,7 @@ def load_pretrained(
     place = place_of(kwargs)
     if not {"variant", "gguf_file"} & kwargs.keys():
         require_model_folder(name, argument, **place)
+        _require_on_hub(name, argument, **place)
     adapter = find_adapter_config_file(name, **place)
     if adapter is not None:
         return _load_with_adapter(auto_class, name, _read_json(Path(adapter), argument), argument, new, kwargs)
@@ -85,9 +94,9 @@ def load_pretrained(
     is_new = re.compile(new or r"(?!)").search
     missing = [key for key in found["missing_keys"] if not is_new(key)]
     mismatched = [entry for entry in found["mismatched_keys"] if not is_new(entry[0])]
-    extra = found["unexpected_keys"] if exact else _left_out(found["unexpected_keys"], model)
+    extra = found["unexpected_keys"] if exact else left_over(found["unexpected_keys"], model)
     file = _file_of(name, **place)
-    _require_nothing(argument, file, type(model).__name__, missing, mismatched, extra)
+    require_nothing(argument, file, type(model).__name__, missing, mismatched, extra)
     require_finite(model.state_dict(keep_vars=True).items(), argument, file)
     return model
 
@@ -107,10 +116,11 @@ def load_config(name: str | os.PathLike, argument: str, weights: bool = True, **
     """
     name = os.fspath(name)
     require_model_folder(name, argument, weights=weights, **place)
+    _require_on_hub(name, argument, weights=False, **place)
     adapter = find_adapter_config_file(name, **place)
     if adapter is not None and not os.path.isfile(os.path.join(name, place.get("subfolder", ""), "config.json")):
         name, place = _require_base(_read_json(Path(adapter), argument), name, argument), {}
-    with _telling(argument, name):
+    with _telling(argument, name, "config.json of "):
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **place)
 
 
@@ -181,7 +191,7 @@ def require_model_folder(
             f"{argument}: the folder {folder} holds no model: neither config.json nor adapter_config.json is "
             f"there.{hint}"
         )
-    _read_json(folder / config, argument)
+    settings = _read_json(folder / config, argument)
     if not weights:
         return
     is_adapter = (folder / "adapter_config.json").is_file()
@@ -196,11 +206,57 @@ def require_model_folder(
         raise ValueError(f"{argument}: the folder {folder} holds no weights: there is no {allowed[0]}.")
     files = [file]
     if file.suffix == ".json":
-        files = [folder / shard for shard in sorted(set(_read_json(file, argument)["weight_map"].values()))]
+        files = [folder / shard for shard in _shards(file, argument)]
     for file in files:
         if not file.is_file():
             raise ValueError(f"{argument}: {file} is missing; {folder} holds {len(files)} files of weights. Copy all.")
-        _require_whole(file, argument)
+    _require_whole(files, settings, f"{folder / config}", argument)
+
+
+def _require_on_hub(
+    name: str, argument: str, weights: bool = True, subfolder: str | None = None, **place: Any
+) -> None:
+    """Of a Hub id, fetch configuration and weights and look at them as at those in a folder, before the host does.
+
+    What the Hub does not give is not told here: the host asks for it again.
+    """
+    if os.path.isdir(name):
+        return
+
+    def fetch(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file, subfolder=subfolder, **place))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+
+    with suppress(OSError):
+        settings: dict[str, Any] = {}
+        for file in ("config.json", "adapter_config.json"):
+            if path := fetch(file):
+                settings |= _read_json(path, argument)
+        for file in (_WEIGHTS[0], _WEIGHTS[1], _ADAPTER_WEIGHTS[0]) if weights else ():
+            path = fetch(file)
+            if path is None:
+                continue
+            shards = list(map(fetch, _shards(path, argument))) if path.suffix == ".json" else [path]
+            if None in shards:
+                raise ValueError(f"{argument}: {file} of {name} names files that are missing. Take another model.")
+            _require_whole([shard for shard in shards if shard], settings, f"config.json of {name}", argument)
+            return
+
+
+def _shards(index: Path, argument: str) -> list[str]:
+    """Names of the files beside an index that it lists."""
+    places = _read_json(index, argument).get("weight_map")
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not names or any(name != os.path.basename(name) or name.startswith(".") for name in names):
+        raise ValueError(
+            f"{argument}: {index} has no weight_map of files beside it, but {printable(names or places)}. Save the "
+            "model again."
+        )
+    return names
 
 
 def read_tensors(file: str | os.PathLike, argument: str) -> dict[str, torch.Tensor]:
@@ -214,7 +270,7 @@ def read_tensors(file: str | os.PathLike, argument: str) -> dict[str, torch.Tens
     """
     if not os.path.isfile(file):
         raise ValueError(f"{argument}: {file} is missing.")
-    _require_whole(Path(file), argument)
+    _require_whole([Path(file)], {}, "", argument)
     return load_file(file)
 
 
@@ -237,7 +293,7 @@ def require_tensors(
         for key in both
         if found[key].shape != expected[key].shape
     ]
-    _require_nothing(argument, file, "model", expected.keys() - both, mismatched, found.keys() - both)
+    require_nothing(argument, file, "model", expected.keys() - both, mismatched, found.keys() - both)
     require_finite(found.items(), argument, file)
 
 
@@ -310,7 +366,7 @@ def _load_with_adapter(
             by_peft = set_peft_model_state_dict(model, weights)
             missing, extra = missing & set(by_peft.missing_keys), by_peft.unexpected_keys
     file, kind = _file_of(name, **place), f"{type(model).__name__} with this adapter"
-    _require_nothing(argument, file, kind, missing, found.mismatched_keys, extra)
+    require_nothing(argument, file, kind, missing, found.mismatched_keys, extra)
     require_finite(model.state_dict(keep_vars=True).items(), argument, file)
     return model.eval()
 
@@ -342,35 +398,52 @@ def _require_folder(name: str, argument: str) -> None:
 
 
 def _read_json(file: Path, argument: str) -> dict[str, Any]:
+    """A configuration or index, whose numbers a model may have."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = read_json_object(file)
+        require_sane_numbers(found, str(file))
     except ValueError as error:
-        raise ValueError(
-            f"{argument}: {file} is no JSON ({error}); it was cut off or damaged. Copy it again."
-        ) from error
+        raise ValueError(f"{argument}: {error}") from error
+    return found
 
 
-def _require_whole(file: Path, argument: str) -> None:
-    problem = "it is empty" if file.stat().st_size == 0 else None
-    if problem is None and file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "pt"):
-                return
-        except (SafetensorError, OSError) as error:
-            problem = str(error)
-    if problem is not None:
-        raise ValueError(f"{argument}: {file} is cut off or damaged ({problem}). Copy it again.")
+def _require_whole(files: Iterable[Path], config: dict[str, Any], name: str, argument: str) -> None:
+    """Files of weights are whole, and not of much fewer layers than the configuration (called `name`) has."""
+    number = 0
+    try:
+        for file in files:
+            if file.suffix == ".safetensors":
+                number += len(read_header(file))
+            elif file.stat().st_size == 0:
+                raise ValueError(f"{file} is cut off or damaged (it is empty). Copy it again.")
+        if number:
+            require_enough_weights(config, number, name)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
 
 
-def _file_of(name: str, subfolder: str = "", **_: Any) -> str:
-    """The file that holds the weights, or lists the files that do; of the Hub, the id."""
-    candidates = (Path(name, subfolder, file) for file in (*_WEIGHTS, *_ADAPTER_WEIGHTS))
-    return str(next((file for file in candidates if file.is_file()), name))
+def _file_of(name: str, subfolder: str = "", **place: Any) -> str:
+    """The file that holds the weights, or lists the files that do."""
+    for file in (*_WEIGHTS, *_ADAPTER_WEIGHTS):
+        if os.path.isfile(path := os.path.join(name, subfolder, file)):
+            return path
+        if not os.path.isdir(name):
+            where = {key: place[key] for key in ("cache_dir", "revision") if key in place}
+            if isinstance(try_to_load_from_cache(name, os.path.join(subfolder, file), **where), str):
+                return f"{file} of {name}"
+    return name
 
 
-def _left_out(unexpected: Iterable[str], model: PreTrainedModel) -> list[str]:
-    """Weights of a part that the model has, and as it is configured does without: layers beyond its number, biases.
-    And the head of another task, of a language model. Heads beside a trunk and old buffers are nothing to miss."""
+def left_over(unexpected: Iterable[str], model: PreTrainedModel) -> list[str]:
+    """What of a file's weights a model should have taken and did not.
+
+    Weights of a part that the model has, and as it is configured does without: layers beyond its number, biases.
+    And the head of another task, of a language model. Heads beside a trunk and old buffers are nothing to miss.
+
+    Args:
+        unexpected (`Iterable[str]`): names that the host left out.
+        model ([`~transformers.PreTrainedModel`]): it may be without memory.
+    """
     known = model.state_dict().keys()
     patterns = {re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in known}
     layers = {key.rpartition(".")[0] for key in known}
@@ -383,9 +456,19 @@ def _left_out(unexpected: Iterable[str], model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _require_nothing(
+def require_nothing(
     argument: str, file: str, kind: str, missing: Iterable[str], mismatched: Iterable[tuple], extra: Iterable[str]
 ) -> None:
+    """Raise where a file does not hold exactly the weights of a model.
+
+    Args:
+        argument, file, kind (`str`): for the message.
+        missing, extra (`Iterable[str]`): names.
+        mismatched (`Iterable[tuple]`): name, shape in the file, shape that is needed.
+
+    Raises:
+        ValueError: there is something in one of them.
+    """
     shapes = [f"{key} {tuple(found)} instead of {tuple(needed)}" for key, found, needed in sorted(mismatched)]
     found = (("missing", sorted(missing)), ("of another shape", shapes), ("not part of it", sorted(extra)))
     parts = [f"{what}: {_listed(keys)}" for what, keys in found if keys]
@@ -397,7 +480,7 @@ def _require_nothing(
 
 
 @contextmanager
-def _telling(argument: str, name: str) -> Iterator[None]:
+def _telling(argument: str, name: str, file: str = "") -> Iterator[None]:
     """Errors name the argument; the host's report of what it started at random is left out: it is judged here."""
     loggers = [logging.getLogger(f"transformers.{part}") for part in ("modeling_utils", "integrations.peft")]
     for logger in loggers:
@@ -407,11 +490,13 @@ def _telling(argument: str, name: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, NotImplementedError):
         raise
     except TypeError as error:  # a keyword that no such model takes
-        raise ValueError(f"{argument}: {name} cannot be loaded: {_first_line(error)}") from error
-    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{argument}: {file}{name} cannot be loaded: {_first_line(error)}") from error
+    except _OF_FILES as error:
         if os.path.isdir(name):
-            raise ValueError(f"{argument}: {name} cannot be loaded: {_first_line(error)}") from error
-        raise OSError(f"{argument}: there is no folder {name}, and on the Hub: {_first_line(error)}") from error
+            raise ValueError(f"{argument}: {file}{name} cannot be loaded: {_first_line(error)}") from error
+        raise OSError(
+            f"{argument}: there is no folder {name}, and on the Hub: {file and f'{file}{name}: '}{_first_line(error)}"
+        ) from error
     finally:
         for logger in loggers:
             logger.removeFilter(_is_no_report)

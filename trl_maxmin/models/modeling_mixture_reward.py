@@ -89,6 +89,7 @@ class MixtureRewardModel(PreTrainedModel):
     calibrate = text_interface.calibrate
     assign = text_interface.assign
     preference_log_likelihood = text_interface.preference_log_likelihood
+    preference_evidence = text_interface.preference_evidence
     reward_functions = text_interface.reward_functions
 
     component = components.component
@@ -122,6 +123,7 @@ class MixtureRewardModel(PreTrainedModel):
             compute_in_float32(get_linear(component))
         self.processing_class: PreTrainedTokenizerBase | None = None
         self._base_folder: str | None = None
+        self._origin: dict[str, Any] = {}
         if config.component_type == "lora":
             add_adapters(self.components[0], config.num_components, config.lora)
             for module in self.components.modules():
@@ -288,6 +290,7 @@ class MixtureRewardModel(PreTrainedModel):
             model = load_pretrained(super().from_pretrained, name, *args, argument=argument, exact=True, **kwargs)
         # Weights without a tokenizer are complete: `score` then asks for one.
         model.processing_class = load_tokenizer(name, argument, optional=True, **place)
+        model._origin = pushing.origin(name, **place)
         return (model, dict.fromkeys(_KINDS_OF_KEYS, ())) if wants_info else model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -347,7 +350,8 @@ class MixtureRewardModel(PreTrainedModel):
         for name in ("component_names", "reward_shift", "reward_scale", "temperatures"):
             setattr(config, name, getattr(config, name)[:count])
         config.mixing_weights = [1.0 / count] * count
-        config.component_annotators = None
+        config.component_annotators = config.component_pairs = None
+        config.evidence_weight = 1.0
 
     @property
     def num_components(self) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.columns import ANNOTATOR_COLUMN, AS_TOKENS, AnnotatorIndex, prepare_preferences, without_ties
-from ..data.texts import distinct_texts
+from ..data.columns import ANNOTATOR_COLUMN, AS_TOKENS, AnnotatorIndex, without_ties
+from ..data.rankings import choices_of, is_ranked, prepare_either
+from ..data.texts import distinct_replies, distinct_texts
 from ..data.tokenization import ChatOptions, Prompt, asked, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..functional.preference import preference_log_likelihood as pair_log_likelihood
@@ -127,32 +128,53 @@ def assign(
     """Which component describes annotators who were not in the training data.
 
     Args:
-        preferences (`Dataset`): preference pairs with an annotator column, see [`prepare_preferences`].
+        preferences (`Dataset`): pairs or rankings with an annotator column, see [`prepare_either`].
         annotator_column (`str`): the column that names the annotator.
         processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
         batch_size (`int`): sequences per forward.
 
     Returns:
-        [`AnnotatorPosterior`]: `pi_k prod_n p_k(n)` normalised over components, per annotator.
+        [`AnnotatorPosterior`]: `pi_k exp(evidence_weight * sum_n log p_k(n))` normalised over components, per
+        annotator, with `evidence_weight` of the configuration.
 
     Raises:
-        ValueError: as [`prepare_preferences`] and [`~MixtureRewardModel.score`].
+        ValueError: as [`prepare_either`] and [`~MixtureRewardModel.score`].
     """
-    preferences = prepare_preferences(preferences, annotator_column)
-    sequences, rows = _tokenised(mixture, preferences, processing_class)
-    sides = ([sequences[row] for row in side] for side in rows.T)
-    preferences = without_ties(preferences, *sides, AS_TOKENS)
-    log_likelihood = mixture.preference_log_likelihood(
-        preferences, processing_class=processing_class, batch_size=batch_size
-    )
+    preferences = prepare_either(preferences, annotator_column)
+    if not is_ranked(preferences):
+        sequences, rows = _tokenised(mixture, preferences, processing_class)
+        sides = ([sequences[row] for row in side] for side in rows.T)
+        preferences = without_ties(preferences, *sides, AS_TOKENS)
+    evidence = mixture.preference_evidence(preferences, processing_class=processing_class, batch_size=batch_size)
     index = AnnotatorIndex.from_values(preferences[ANNOTATOR_COLUMN])
     rows = torch.tensor(index.encode(preferences[ANNOTATOR_COLUMN]))
-    sums = annotator_log_likelihood(log_likelihood, rows, len(index))
+    sums = annotator_log_likelihood(evidence, rows, len(index))
     return AnnotatorPosterior(
         index.annotator_ids,
-        log_responsibilities(sums, mixture.mixing_weights.log()).exp(),
+        log_responsibilities(sums, mixture.mixing_weights.log(), mixture.config.evidence_weight).exp(),
         torch.bincount(rows, minlength=len(index)),
     )
+
+
+def preference_evidence(
+    mixture: MixtureRewardModel,
+    preferences: Any,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """What each pair or ranking says of who gave it: its log-likelihood under the rewards as they were fitted.
+
+    A temperature says how sure a reward may be of a reply that nobody judged. How sure pairs make us of a person is
+    another question, which `evidence_weight` answers for rewards without temperatures.
+
+    Args:
+        preferences, processing_class, batch_size: as in [`~MixtureRewardModel.preference_log_likelihood`].
+
+    Returns:
+        `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
+    """
+    return _log_likelihood(mixture, preferences, processing_class, batch_size, mixture.config.temperatures)
 
 
 def preference_log_likelihood(
@@ -162,18 +184,33 @@ def preference_log_likelihood(
     processing_class: PreTrainedTokenizerBase | None = None,
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Log-likelihood of preference pairs under each component; a text that stands in many pairs is scored once.
+    """Log-likelihood of pairs or rankings under each component; a text that stands in many of them is scored once.
 
     Args:
-        preferences (`Dataset`): N rows of [`prepare_preferences`].
+        preferences (`Dataset`): N rows of [`prepare_either`].
         processing_class (`PreTrainedTokenizerBase`, *optional*): defaults to the model's own tokenizer.
         batch_size (`int`): sequences per forward.
 
     Returns:
         `torch.Tensor` of shape `(N, K)`, nats, on the CPU.
     """
+    return _log_likelihood(mixture, preferences, processing_class, batch_size)
+
+
+def _log_likelihood(
+    mixture: MixtureRewardModel,
+    preferences: Any,
+    processing_class: PreTrainedTokenizerBase | None,
+    batch_size: int,
+    factors: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """`(N, K)`; rewards are multiplied by K factors."""
     sequences, rows = _tokenised(mixture, preferences, processing_class)
     rewards = mixture.score(prompt_ids=[[]] * len(sequences), completion_ids=sequences, batch_size=batch_size).cpu()
+    if factors is not None:
+        rewards = rewards * torch.tensor(factors)
+    if is_ranked(preferences):
+        return choices_of(preferences, rows, torch.zeros(len(rows))).log_likelihood(rewards)
     margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
     return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin)
 
@@ -181,9 +218,12 @@ def preference_log_likelihood(
 def _tokenised(
     mixture: MixtureRewardModel, preferences: Any, processing_class: PreTrainedTokenizerBase | None
 ) -> tuple[list[list[int]], np.ndarray]:
-    """Ids of the M distinct replies behind their prompts, and the rows `(N, 2)` of each pair among them."""
+    """Ids of the M distinct replies behind their prompts, and the rows `(N, n)` of each pair or ranking among them."""
     tokenizer = _require_tokenizer(mixture, processing_class)
-    replies, rows = distinct_texts(asked(preferences), preferences["chosen"], preferences["rejected"])
+    if is_ranked(preferences):
+        replies, rows = distinct_replies(asked(preferences), preferences["responses"])
+    else:
+        replies, rows = distinct_texts(asked(preferences), preferences["chosen"], preferences["rejected"])
     return [encode_reply(tokenizer, prompt, reply, options=options) for (prompt, options), reply in replies], rows
 
 

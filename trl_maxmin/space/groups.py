@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences
 from ..data.texts import distinct_texts, prompts_of, text_of
+from ..reading import read_json
 
 
 GROUP_FACTS_NAME = "groups.json"
@@ -117,7 +118,7 @@ def read_group_facts(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: it is not such a file.
     """
-    facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    facts = read_json(path)
     if not isinstance(facts, dict) or not all(isinstance(entry, dict) for entry in facts.values()):
         raise ValueError(f"{path} must hold an object for each group, as `trl-maxmin demo` writes it.")
     return facts

@@ -3,89 +3,47 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.metadata
-import io
 import os
-import zipfile
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from ..hub.cards import CardContext, policy_card
+from ..hub.contents import CARD, plain_file, plain_folder
+from ..hub.evaluation_files import (
+    checked_completions,
+    public_evaluation,
+    public_groups,
+    public_record_file,
+    public_report,
+)
+from ..hub.files import is_hub_id, size_of, slug
+from ..hub.plan import model_contents
+from ..run_record import RUN_RECORD_NAME, RunRecord
 from .config import CONFIG_NAME, SpaceConfig
 from .groups import GROUP_FACTS_NAME
 from .run_data import COMPLETIONS_LINES, COMPLETIONS_NAME
+from .wheel import build_wheel, template_folder
 
 
-PACKAGE = Path(__file__).resolve().parents[1]
 _MAX_BUNDLED = 100 * 2**20
-_RUN_FILES = (
-    "run_record.json",
-    "report.json",
-    "evaluation.json",
-    COMPLETIONS_NAME,
-    COMPLETIONS_LINES,
-    GROUP_FACTS_NAME,
-)
-_MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
-_LEFT_OUT = ("assignments.json", "training_args.bin")
+Files = dict[str, Path | bytes]
+#: Of a run's folder: name -> what of it is public.
+_RUN_FILES: dict[str, Callable[[Path], Path | bytes]] = {
+    RUN_RECORD_NAME: public_record_file,
+    "report.json": public_report,
+    "evaluation.json": public_evaluation,
+    COMPLETIONS_NAME: checked_completions,
+    COMPLETIONS_LINES: checked_completions,
+    GROUP_FACTS_NAME: public_groups,
+}
 
 
-def template_folder() -> Path:
-    """`app.py`, `README.md` and `requirements.txt` of the Space: in the wheel, or in the checkout.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    for folder in (PACKAGE / "space" / "deployed", PACKAGE.parent / "spaces_demo"):
-        if (folder / "app.py").is_file():
-            return folder
-    raise FileNotFoundError("The files of the Space are missing from this installation; reinstall trl-maxmin.")
-
-
-def build_wheel() -> tuple[str, bytes]:
-    """This package as a wheel, made from what is installed; the same files give the same bytes.
-
-    Returns:
-        `(str, bytes)`: file name and content.
-    """
-    distribution = importlib.metadata.distribution("trl-maxmin")
-    version = distribution.version
-    info = f"trl_maxmin-{version}.dist-info"
-    files = {
-        f"trl_maxmin/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
-        for path in sorted(PACKAGE.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
-    }
-    for path in sorted(template_folder().iterdir()):
-        if path.is_file():
-            files.setdefault(f"trl_maxmin/space/deployed/{path.name}", path.read_bytes())
-    files[f"{info}/METADATA"] = (
-        distribution.read_text("METADATA") or f"Name: trl-maxmin\nVersion: {version}\n"
-    ).encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: trl-maxmin\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files[f"{info}/entry_points.txt"] = b"[console_scripts]\ntrl-maxmin = trl_maxmin.cli:main\n"
-    record = "".join(f"{name},{_digest(content)},{len(content)}\n" for name, content in files.items())
-    files[f"{info}/RECORD"] = (record + f"{info}/RECORD,,\n").encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for name, content in files.items():
-            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            wheel.writestr(entry, content)
-    return f"trl_maxmin-{version}-py3-none-any.whl", buffer.getvalue()
-
-
-def _digest(content: bytes) -> str:
-    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-
-
-def space_files(config: SpaceConfig) -> dict[str, bytes]:
+def space_files(config: SpaceConfig) -> Files:
     """What the Space's repository consists of.
 
-    Local folders of models go along when they are small; annotator ids and votes never do. The package goes along as a
-    wheel, which `app.py` unpacks. The requirements do not name it: a Space installs them from a mounted
+    Local folders of models go along when they are small, by the door of every model (`hub/plan.py`); of a run its
+    public record and the results that this package wrote. Annotator ids and votes never do. The package goes along as
+    a wheel, which `app.py` unpacks. The requirements do not name it: a Space installs them from a mounted
     `requirements.txt` before its other files are there, so a path would not be found; an address on the Hub could not
     be read of a private Space, would be taken from the build's cache after an update, and would point to the original
     from a duplicate.
@@ -94,15 +52,16 @@ def space_files(config: SpaceConfig) -> dict[str, bytes]:
         config ([`SpaceConfig`]): as for a local start.
 
     Returns:
-        `dict[str, bytes]`: path in the repository -> content.
+        `dict`: path in the repository -> file, or its content.
 
     Raises:
-        ValueError: a local folder that does not exist, or models too large to go along.
+        ValueError: a local folder or record that does not exist, models too large to go along, an adapter whose base
+            is not on the Hub, or a file that is damaged, a link, or not what this package writes under its name.
     """
     import yaml
 
     config.check()
-    files: dict[str, bytes] = {}
+    files: Files = {}
     template = template_folder()
     files["app.py"] = (template / "app.py").read_bytes()
     name, wheel = build_wheel()
@@ -110,20 +69,16 @@ def space_files(config: SpaceConfig) -> dict[str, bytes]:
     files["requirements.txt"] = (template / "requirements.txt").read_bytes()
     settings = {key: value for key, value in vars(config).items() if value != getattr(SpaceConfig(), key)}
     settings["policies"] = {
-        policy: _place(source, f"run/policies/{policy}", files) for policy, source in config.policies.items()
+        policy: _place_policy(policy, source, config, files) for policy, source in config.policies.items()
     }
     if config.mixture:
-        settings["mixture"] = _place(config.mixture, "run/mixture", files)
-    if config.record and Path(config.record).is_dir():
-        for part in _RUN_FILES:
-            path = Path(config.record) / part
-            if path.is_file():
-                files[f"run/{part}"] = path.read_bytes()
-        settings["record"] = "run"
+        settings["mixture"] = _place_mixture(config.mixture, config, files)
+    if config.record:
+        settings["record"] = _place_record(config.record, files)
     for name in ("run", "more_policies"):  # both have become policies
         settings.pop(name, None)
     settings["votes_dir"] = "votes" if config.votes_dir else ""
-    total = sum(map(len, files.values()))
+    total = sum(map(size_of, files.values()))
     if total > _MAX_BUNDLED:
         raise ValueError(
             f"The models are {total / 2**20:.0f} MiB, more than a Space carries ({_MAX_BUNDLED / 2**20:.0f} MiB). "
@@ -135,18 +90,67 @@ def space_files(config: SpaceConfig) -> dict[str, bytes]:
     return files
 
 
-def _place(source: str, where: str, files: dict[str, bytes]) -> str:
-    """A Hub id as it is; a local folder is added to the files."""
+def _local(source: str, config: SpaceConfig) -> Path | None:
+    """A folder on this machine, `None` for a Hub id.
+
+    Raises:
+        ValueError: it is neither, or a link in the folder of the run.
+    """
     folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_absolute() or source.startswith(".") or source.count("/") > 1:
-            raise ValueError(f"There is no folder {source!r}, and it is no Hub id.")
+    if folder.is_dir():
+        if config.run and folder.is_relative_to(config.run):
+            plain_folder(Path(config.run), folder.relative_to(config.run).as_posix())
+        return folder
+    if not is_hub_id(source) and ("/" in source or folder.exists() or source.startswith((".", "~"))):
+        raise ValueError(f"There is no folder {source!r}, and it is no Hub id.")
+    return None
+
+
+def _place_policy(name: str, source: str, config: SpaceConfig, files: Files) -> str:
+    """A Hub id as it is; a local policy is added to the files, with its public record and the card made from it."""
+    folder = _local(source, config)
+    if folder is None:
         return source
-    for pattern in _MODEL_FILES:
-        for path in sorted(folder.glob(pattern)):
-            if path.name not in _LEFT_OUT:
-                files[str(PurePosixPath(where) / path.name)] = path.read_bytes()
+    where = f"run/policies/{slug(name)}"
+    if any(file.startswith(f"{where}/") for file in files):
+        raise ValueError(f"The policy {name!r} and another would both be {where}; give one of them another name.")
+    model = model_contents(folder, f"The policy {name!r}")
+    files |= {f"{where}/{file}": content for file, content in model.files.items()}
+    if (path := plain_file(folder, RUN_RECORD_NAME)) is not None:
+        card = policy_card(
+            RunRecord.load(path), CardContext(f"policies/{name}", base_model=model.base), peft=model.peft
+        )
+        files |= {
+            f"{where}/{RUN_RECORD_NAME}": public_record_file(path, "policy"),
+            f"{where}/{CARD}": str(card).encode(),
+        }
     return where
+
+
+def _place_mixture(source: str, config: SpaceConfig, files: Files) -> str:
+    folder, where = _local(source, config), "run/mixture"
+    if folder is None:
+        return source
+    files |= {
+        f"{where}/{f}": content for f, content in model_contents(folder, "The mixture", mixture=True).files.items()
+    }
+    return where
+
+
+def _place_record(source: str, files: Files) -> str:
+    """A Hub id as it is; of a folder what is public of a run, of a file the public record."""
+    path = Path(source)
+    if not path.exists():
+        if not is_hub_id(source):
+            raise ValueError(f"There is no run record {source!r}, and it is no Hub id.")
+        return source
+    if path.is_file():
+        files[f"run/{RUN_RECORD_NAME}"] = public_record_file(path)
+        return "run"
+    for name, public in _RUN_FILES.items():
+        if (own := plain_file(path, name)) is not None:
+            files[f"run/{name}"] = public(own)
+    return "run"
 
 
 def readme(config: SpaceConfig, template: str) -> str:
@@ -192,8 +196,9 @@ def push_space(
     from ..hub import RepoPlan, publish_repo
     from ..hub.faults import ask
 
-    files: dict[str, Any] = dict(space_files(config))
-    plan = RepoPlan(repo_id, "space", "", files, private=private, space_sdk="gradio", space_hardware=hardware)
+    plan = RepoPlan(
+        repo_id, "space", "", space_files(config), private=private, space_sdk="gradio", space_hardware=hardware
+    )
     published = publish_repo(plan)
     api = HfApi()
     for name, value in (secrets or {}).items():

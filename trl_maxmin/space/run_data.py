@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.texts import text_of
+from ..reading import JSON_LIMIT, read_json, read_json_object
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from .config import SpaceConfig
 from .groups import GROUP_FACTS_NAME, read_group_facts
@@ -197,7 +197,7 @@ class RunData:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json_object(path, JSON_LIMIT) if path.is_file() else {}
 
 
 def _is_number(value: Any) -> bool:
@@ -218,7 +218,7 @@ def _recorded(folder: Path) -> Iterable[dict[str, Any]]:
 
         return Dataset.from_parquet(str(folder / COMPLETIONS_NAME))
     lines = folder / COMPLETIONS_LINES
-    return map(json.loads, lines.read_text(encoding="utf-8").splitlines()) if lines.is_file() else ()
+    return map(read_json, lines.read_bytes().splitlines()) if lines.is_file() else ()
 
 
 def _worst_utility(record: RunRecord) -> list[list[float]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ...reading import read_json
 from .hub_push import HubPushMixin
 
 
@@ -42,7 +42,7 @@ def _damage(folder: Path) -> str | None:
     """The file below a checkpoint that is missing or cut off, and what is wrong with it."""
     file = folder / STATE_FILE
     try:
-        json.loads(file.read_text(encoding="utf-8"))
+        read_json(file)
         for file in sorted(folder.rglob("*.safetensors")):
             with safe_open(file, "pt"):
                 pass

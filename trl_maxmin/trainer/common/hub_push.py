@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -15,7 +17,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ...run_record import RunRecord, _file_path
-from .recording import policy_facts
+from .recording import policy_facts, recorded
 
 
 logger = get_logger(__name__)
@@ -65,7 +67,7 @@ class HubPushMixin:
         record = RunRecord.load(folder) if _file_path(folder).exists() else RunRecord()
         record.seed, record.versions = self.args.seed, RunRecord.installed_versions()
         name = dataset_name or self.dataset_name
-        facts["dataset"] = {**(facts.get("dataset") or {}), **({"name": name} if name else {})}
+        facts["dataset"] = {**(facts.get("dataset") or {}), **({"name": recorded(name)} if name else {})}
         # Curves of this run replace those of an earlier one in the same folder.
         getattr(record, stage).pop("curves", None)
         record.update(stage, **facts).save(folder)
@@ -78,6 +80,7 @@ class HubPushMixin:
         tags: str | list[str] | None = None,
         license: str | None = None,
         base_model: str | None = None,
+        language: str | list[str] | None = None,
     ) -> None:
         """Write `run_record.json` and the card made from it into the output folder.
 
@@ -87,27 +90,47 @@ class HubPushMixin:
             model_name (`str`, *optional*): not used, the card is named after its repository.
             dataset_name (`str`, *optional*): of the training data.
             tags (`str` or `list[str]`, *optional*): more tags.
-            license (`str`, *optional*): for the card.
+            license (`str`, *optional*), language (`str` or `list[str]`, *optional*): for the card. Those of the card
+                that is there are kept, and so is what was written above and below its marks.
             base_model (`str`, *optional*): Hub id of the base, where the trainer only knows a path.
         """
         if not self.is_world_process_zero():
             return
         try:
             record = self.write_run_record(dataset_name)
-            card = self._render_card(record, tags, license, base_model)
-            Path(self.args.output_dir, "README.md").write_text(str(card), encoding="utf-8")
+            self._write_card(str(self._render_card(record, tags, license, base_model, language)))
         except Exception as error:
             # Broad on purpose: whatever it is, the weights matter more.
             logger.warning(f"The model card was not written ({type(error).__name__}: {error}). Training goes on.")
 
+    def _write_card(self, card: str) -> None:
+        """The card into the output folder, with what the one that is there says beyond the record."""
+        from ...hub.card_keeping import is_edited, keep
+
+        path = Path(self.args.output_dir, "README.md")
+        earlier = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        if earlier is not None and is_edited(earlier):
+            aside = path.with_name("README.edited.md")
+            os.replace(path, aside)
+            logger.warning(
+                f"{path} was changed between its marks, where it is made from the run record. The changed file is now "
+                f"{aside}; write above or below the marks, and it will be kept."
+            )
+        path.write_text(keep(card, earlier), encoding="utf-8")
+
     def _render_card(
-        self, record: RunRecord, tags: str | list[str] | None, license: str | None, base_model: str | None
+        self,
+        record: RunRecord,
+        tags: str | list[str] | None,
+        license: str | None,
+        base_model: str | None,
+        language: str | list[str] | None,
     ) -> Any:
         from ...hub.cards import CardContext, mixture_card, policy_card
 
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-        context = CardContext(repo_id, license=license, base_model=base_model, tags=tags)
+        context = CardContext(repo_id, license=license, base_model=base_model, tags=tags, language=language)
         if self._is_mixture():
             return mixture_card(record, context)
         peft = Path(self.args.output_dir, "adapter_config.json").is_file()
@@ -143,8 +166,8 @@ class HubPushMixin:
             blocking (`bool`): `False` returns a `Future`.
             private (`bool`, *optional*): of a new repository; defaults to `args.hub_private_repo`. An existing public
                 one is then refused.
-            **kwargs: `dataset_name`, `tags`, `license`, `base_model` for the card; see
-                [`~HubPushMixin.create_model_card`].
+            **kwargs: `dataset_name`, `tags`, `license`, `language`, `base_model` for the card; see
+                [`~HubPushMixin.create_model_card`]. `value_head=True` publishes PPO's critic too.
 
         Returns:
             [`~trl_maxmin.hub.Published`], or a `Future` of it; `None` on other processes than the main one.
@@ -152,26 +175,27 @@ class HubPushMixin:
         Raises:
             HubError: the Hub refused or was not reached. The model is in the output folder; the message says how to
                 continue.
-            ValueError: an adapter whose base is not on the Hub (give `base_model`).
+            ValueError: an adapter whose base is not on the Hub (give `base_model`), or no critic to publish.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         kwargs.pop("model_name", None)
+        value_head = kwargs.pop("value_head", False)
         self.create_model_card(**kwargs)
         self._finish_current_push()
         token = token if token is not None else self.args.hub_token
         repo_id = self._repo_id(token)
         private = private if private is not None else self.args.hub_private_repo
-        plan = self._hub_plan(self.args.output_dir, repo_id, private, kwargs)
+        plan = self._hub_plan(self.args.output_dir, repo_id, private, kwargs, value_head)
         revision = revision if revision is not None else self.args.hub_revision
 
         def push() -> Any:
             from ...hub.push import publish
 
             command = f"trl-maxmin push {self.args.output_dir} --repo_id {repo_id} --exact"
-            command += " --private" if private else ""
+            command += " --private" * bool(private) + " --value_head true" * bool(value_head)
             message = f"{command} (the model is saved in {self.args.output_dir})"
             return publish([plan], token=token, revision=revision, commit_message=commit_message, command=message)[0]
 
@@ -187,17 +211,25 @@ class HubPushMixin:
         self.hub_model_id = name
         return name
 
-    def _hub_plan(self, folder: str | os.PathLike[str], repo_id: str, private: bool | None, card: Any = None) -> Any:
-        from ...hub.plan import PushOptions, figure_in, plan_mixture, plan_policy
+    def _hub_plan(
+        self,
+        folder: str | os.PathLike[str],
+        repo_id: str,
+        private: bool | None,
+        card: Mapping[str, Any] = MappingProxyType({}),
+        value_head: bool = False,
+    ) -> Any:
+        from ...hub.contents import FIGURE, plain_file
+        from ...hub.plan import PushOptions, plan_mixture, plan_policy
 
-        card = card or {}
-        options = PushOptions(private=private, license=card.get("license"), base_model=card.get("base_model"))
+        given = {name: card[name] for name in ("license", "language", "base_model") if card.get(name)}
+        options = PushOptions(private, value_head=value_head, **given)
         record = RunRecord.load(self.args.output_dir) if _file_path(self.args.output_dir).exists() else RunRecord()
         tags = [card["tags"]] if isinstance(card.get("tags"), str) else list(card.get("tags") or [])
         if self._is_mixture():
             return plan_mixture(folder, repo_id, record, options, tags=tags)
         name = record.policy.get("name") or Path(self.args.output_dir).resolve().name
-        figure = figure_in(self.args.output_dir, record)
+        figure = plain_file(Path(self.args.output_dir), FIGURE)
         return plan_policy(folder, repo_id, name, record, options, tags=tags, figure=figure)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -228,14 +260,15 @@ class HubPushMixin:
             self.push_in_progress = PushInProgress([job])
 
     def _push_job(self, checkpoint: Path) -> Future:
-        from ...hub.files import model_files
+        from ...hub.contents import mixture_files, model_files
         from ...hub.push import publish
 
         # Rotation may delete the checkpoint while it is being uploaded: the files get a second name.
         staging = Path(self.args.output_dir, PUSH_FOLDER, checkpoint.name)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        for name, source in model_files(checkpoint).items():
+        for name, source in (mixture_files if self._is_mixture() else model_files)(checkpoint).items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, staging / name)
             except OSError:

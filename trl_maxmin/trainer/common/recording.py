@@ -3,45 +3,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from ...run_record import EM_SETTINGS, TRAINING_SETTINGS, WELFARE_SETTINGS
 
-_TRAINING_SETTINGS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "num_ppo_epochs",
-    "num_mini_batches",
-    "num_generations",
-    "kl_coef",
-    "beta",
-    "temperature",
-    "response_length",
-    "max_completion_length",
-)
-_EM_SETTINGS = (
-    "em",
-    "n_init",
-    "init_steps",
-    "annealing_start",
-    "annealing_steps",
-    "e_step_interval",
-    "e_step_scores",
-    "dirichlet_concentration",
-    "heldout_fraction",
-)
-_WELFARE_SETTINGS = ("welfare_temperature", "welfare_step_size", "welfare_window", "welfare_floor")
+
 _CURVES = ("maxmin/", "objective/", "rewards/", "em/", "predictive_log_likelihood", "accuracy", "kl", "loss")
 
 
-def training_settings(args: Any, names: Iterable[str] = _TRAINING_SETTINGS) -> dict[str, Any]:
+def recorded(name: str | None) -> str | None:
+    """A model's or data set's name as it is recorded: whole where it lies on this machine, which later looks like an
+    id on the Hub otherwise (`out/mixture`); what is published of the record holds its last part.
+
+    Example:
+
+    >>> recorded("org/model"), recorded(None)
+    ('org/model', None)
+    """
+    if not name:
+        return None
+    parts = [part if not os.path.exists(part) else os.path.abspath(part) for part in name.split(",")]
+    return ",".join(parts)
+
+
+def training_settings(args: Any, names: Iterable[str] = TRAINING_SETTINGS) -> dict[str, Any]:
     """The settings that say how long and how fast was trained; what does not apply is absent.
 
     Args:
@@ -57,7 +46,7 @@ def training_settings(args: Any, names: Iterable[str] = _TRAINING_SETTINGS) -> d
         values.pop("num_train_epochs", None)  # the number of steps decides
     else:
         values.pop("max_steps", None)
-    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str | list)}
 
 
 def logged_curves(history: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
@@ -78,7 +67,7 @@ def logged_curves(history: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
 
 
 def component_counts(trainer: Any) -> dict[str, dict[str, int]]:
-    """Annotators and training pairs of each component, by the annotators' most probable component.
+    """Annotators, their shares, and training pairs of each component, by the annotators' most probable component.
 
     Args:
         trainer ([`MixtureRewardTrainer`])
@@ -92,6 +81,7 @@ def component_counts(trainer: Any) -> dict[str, dict[str, int]]:
     pairs = torch.bincount(best[state.annotator_index.cpu()], minlength=len(names)).tolist()
     return {
         "component_annotators": dict(zip(names, annotators, strict=True)),
+        "shares": {name: count / sum(annotators) for name, count in zip(names, annotators, strict=True)},
         "component_pairs": dict(zip(names, pairs, strict=True)),
     }
 
@@ -133,17 +123,17 @@ def reward_facts(trainer: Any) -> dict[str, Any]:
     mixture, args = trainer.mixture, trainer.args
     config = mixture.config
     names, weights = mixture.component_names, trainer.em_state.mixing_weights.tolist()
-    em = training_settings(args, _EM_SETTINGS)
+    em = {"kind": args.em} | training_settings(args, EM_SETTINGS)
     curves = logged_curves(trainer.state.log_history) | logged_curves(trainer.em_history)
     return {
-        "base_model": getattr(config, "base_model_name_or_path", None) or config.base_config.name_or_path or None,
+        "base_model": recorded(getattr(config, "base_model_name_or_path", None) or config.base_config.name_or_path),
         "dataset": {"num_rows": len(trainer.train_dataset), "num_annotators": len(trainer.annotators)},
         "component_kind": config.component_type,
         "num_components": mixture.num_components,
         "component_names": names,
         "mixing_weights": weights,
-        "shares": dict(zip(names, weights, strict=True)),
-        "em": {("kind" if name == "em" else name): value for name, value in em.items()},
+        "em": em | trainer.fit_facts,
+        "selection": trainer.selection.facts() if trainer.selection is not None else None,
         "training": training_settings(args),
         "curves": curves,
         "calibration": {"temperature": list(config.temperatures)} if args.calibrate_temperature else None,
@@ -166,13 +156,18 @@ def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, A
     args = trainer.args
     welfare = {}
     if hasattr(args, "welfare"):
-        welfare = {"rule": args.welfare, **training_settings(args, _WELFARE_SETTINGS)}
+        names = (*WELFARE_SETTINGS[""], *WELFARE_SETTINGS.get(args.welfare, ()))
+        welfare = {"rule": args.welfare, **training_settings(args, names)}
+        rule = getattr(trainer, "welfare", None)
+        if rule is not None and not rule.enough.all():
+            below = [name for name, enough in zip(rule.component_names, rule.enough, strict=True) if not enough]
+            welfare["below_evidence_floor"] = ", ".join(below)
     utility = getattr(trainer, "utility", None)
     return {
         "name": name,
         "algorithm": trainer._name,
-        "base_model": base_model,
-        "reward_model": getattr(trainer, "reward_model_name", None),
+        "base_model": recorded(base_model),
+        "reward_model": recorded(getattr(trainer, "reward_model_name", None)),
         "dataset": {"num_rows": _length(trainer.train_dataset)},
         "welfare": welfare or None,
         "training": training_settings(args),

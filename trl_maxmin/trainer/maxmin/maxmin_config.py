@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...functional.group_floor import MIN_GROUP_ANNOTATORS, MIN_GROUP_PAIRS, MIN_GROUP_SHARE
 from ...functional.welfare import WELFARE_RULES
 from ..common.config_help import help_from_docstring
 from ..common.generation_backends import check_backend
@@ -65,6 +66,14 @@ class MaxMinConfigMixin:
             averaging.
         welfare_floor (`float`, *optional*, defaults to 0.0):
             Smallest weight of a component, in `[0, 1 / K]`.
+        min_group_annotators (`int`, *optional*, defaults to 10):
+            People whom a component of a mixture has to describe before it may be the worst-off group, or
+            `min_group_share` of all, whichever is less. Those below stay in the mixture and in the logs, and have
+            weight 0 under every rule but `"mixing"`. 1: everybody may.
+        min_group_share (`float`, *optional*, defaults to 0.05):
+            Share of the annotators that is enough where they are few, in [0, 1].
+        min_group_pairs (`int`, *optional*, defaults to 30):
+            Training pairs that a component has to stand on, likewise. 0: any number.
         disagreement_point (`list[float]`, *optional*):
             K utilities without an agreement, for `"nash"`. Default: 0, which under `"zscore"` is the reference
             policy's.
@@ -95,6 +104,9 @@ class MaxMinConfigMixin:
     welfare_step_schedule: str = "constant"
     welfare_window: int = 1
     welfare_floor: float = 0.0
+    min_group_annotators: int = MIN_GROUP_ANNOTATORS
+    min_group_share: float = MIN_GROUP_SHARE
+    min_group_pairs: int = MIN_GROUP_PAIRS
     disagreement_point: list[float] | None = None
     oscillation: str = "warn"
     oscillation_window: int = 20
@@ -138,6 +150,9 @@ class MaxMinConfigMixin:
             ("welfare_step_size", 0.0 < self.welfare_step_size < infinity, "finite and positive"),
             ("welfare_window", self.welfare_window >= 1, "at least 1 (no averaging)"),
             ("welfare_floor", 0.0 <= self.welfare_floor <= 1.0, "in [0, 1 / K]"),
+            ("min_group_annotators", self.min_group_annotators >= 1, "at least 1"),
+            ("min_group_share", 0.0 <= self.min_group_share <= 1.0, "in [0, 1]"),
+            ("min_group_pairs", self.min_group_pairs >= 0, "at least 0"),
             ("oscillation_window", self.oscillation_window >= 4, "at least 4, to see a trend"),
             ("num_reference_completions", self.num_reference_completions >= 4, "at least 4, to estimate a spread"),
             ("max_calibration_prompts", self.max_calibration_prompts >= 1, "at least 1"),

@@ -17,11 +17,12 @@ import torch
 
 from ...distributed import gather_objects, gather_rows
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
+from ..scoring.batch import RewardSource
 from ..scoring.reference_statistics import RECORD_FILE, ReferenceStatistics
 from ..scoring.sources import refuse_infinite
 from .calibration import CALIBRATION_FOLDER, ReferenceReplies, digest, distinct_prompts, report, weights_digest
 from .maxmin_config import resolve_utility
-from .welfare import Welfare, WelfareState
+from .welfare import Welfare, WelfareState, groups_with_evidence
 
 
 class MaxMinMixin(AtomicCheckpointMixin):
@@ -59,13 +60,18 @@ class MaxMinMixin(AtomicCheckpointMixin):
         mixing_weights: torch.Tensor | None = None,
         welfare_function: Callable[[torch.Tensor], torch.Tensor] | None = None,
         reference_statistics: ReferenceStatistics | None = None,
+        source: RewardSource | None = None,
     ) -> None:
         """Called by the constructor when `reward_func_names` is known.
 
         Raises:
             `ValueError`: as [`Welfare`].
         """
-        self.welfare = Welfare(self.args, self.reward_func_names, mixing_weights, welfare_function)
+        enough = groups_with_evidence(self.args, source) if source is not None else None
+        if enough is not None and len(enough) < len(self.reward_func_names):
+            # A reward that TRL's environment added is no component; it was asked for, so it counts.
+            enough = torch.cat([enough, enough.new_ones(len(self.reward_func_names) - len(enough))])
+        self.welfare = Welfare(self.args, self.reward_func_names, mixing_weights, welfare_function, enough)
         self.reward_weights = self.welfare.weights
         self.utility = resolve_utility(self.args.utility, len(self.reward_func_names))
         self.reference_statistics = reference_statistics

@@ -77,7 +77,8 @@ class MaxMinPPOTrainer(MaxMinMixin, PPOTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._init_maxmin(self.reward_source.mixing_weights, welfare_function, reference_statistics)
+        source = self.reward_source
+        self._init_maxmin(source.mixing_weights, welfare_function, reference_statistics, source)
 
     # -- calibration --------------------------------------------------------------------------------------------------
 

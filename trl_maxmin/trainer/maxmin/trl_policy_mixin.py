@@ -23,9 +23,11 @@ from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
 from ..common.generation_backends import sample_replies
 from ..common.sampling import cut_at_stop, seeded
+from ..common.trained import check_trained
 from ..ppo.randomness import switch_off
 from ..scoring.callables import RewardCallables
 from ..scoring.reference_statistics import ReferenceStatistics, prompt_key
+from ..scoring.sources import models_of
 from .calibration import ReferenceReplies
 from .host_evaluation import TOKEN_LOSSES, HostEvaluation, masked_std
 from .host_policy import count_real_positions, kept_policy
@@ -118,11 +120,14 @@ class TRLPolicyMixin(MaxMinMixin):
             # An environment of TRL may have added a reward of its own behind ours.
             self.reward_func_names[: len(rewards.names)] = rewards.names
             mixing_weights = rewards.mixing_weights
+        models = [model for shared in (rewards.shared if rewards else ()) for model in models_of(shared.source)]
+        check_trained(args, self.accelerator.unwrap_model(self.model), self.ref_model, None, models, "`reward_funcs`")
         self._component_metrics: dict[str, dict[str, list[float]]] = {
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
-        self._init_maxmin(mixing_weights, welfare_function, reference_statistics)
+        source = None if rewards is None else rewards.source
+        self._init_maxmin(mixing_weights, welfare_function, reference_statistics, source)
 
     def _stop_at_turns(self, train_dataset: Any) -> None:
         """Tokens that end a reply: the policy's, and the tokenizer's. In a conversation the one that closes a turn

@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 
+from ...functional.group_floor import has_evidence, required_annotators
 from ...functional.oscillation import switching_stalls
 from ...functional.welfare import sample_min, welfare_weights
+from ...reading import read_json_object
+from ..scoring.batch import RewardSource
 from .maxmin_config import MaxMinConfigMixin
 
 
@@ -124,6 +127,41 @@ def check_welfare(
         )
 
 
+def groups_with_evidence(args: MaxMinConfigMixin, source: RewardSource) -> torch.Tensor | None:
+    """Which columns of rewards stand on people and pairs enough to be the worst-off group; the others are named.
+
+    Args:
+        args ([`MaxMinConfigMixin`]): the floor.
+        source ([`RewardSource`]): the rewards.
+
+    Returns:
+        `torch.Tensor` of shape `(K,)`, boolean; `None` where nothing is known, as of rewards that no annotators stand
+        behind.
+    """
+    if source.counts_missing and len(source.names) > 1:
+        logger.warning(
+            "The mixture does not say on how many annotators and pairs each component stands (it was fitted before "
+            "that was recorded), so the floor for what is not known (`min_group_annotators`, `min_group_pairs`) is "
+            "not applied. Fit it again, or set `config.component_annotators` and `config.component_pairs`."
+        )
+    people, pairs = source.num_annotators, source.num_pairs
+    floor = {"min_annotators": args.min_group_annotators, "min_share": args.min_group_share}
+    enough = has_evidence(people, pairs, **floor, min_pairs=args.min_group_pairs)
+    if enough is None or enough.all():
+        return enough
+    needed = required_annotators(sum(people), **floor) if people else None
+    for k, name in enumerate(source.names):
+        if not enough[k]:
+            has = [f"{counts[k]} {what}" for counts, what in ((people, "annotators"), (pairs, "pairs")) if counts]
+            logger.warning(
+                "%s stands on %s, below the floor of %s annotators and %d pairs: it is scored and logged, but may not "
+                "be the worst-off group. Collect more of its preferences, or lower `min_group_annotators`, "
+                "`min_group_share`, `min_group_pairs`.",
+                *(name, " and ".join(has), needed or "any number of", args.min_group_pairs),
+            )
+    return enough
+
+
 class Welfare:
     """A welfare rule at work. It knows no trainer and no other rank: what it is given is gathered already.
 
@@ -134,6 +172,8 @@ class Welfare:
             `"mixing"`.
         function (`Callable`, *optional*): a rule of the user's own in place of `args.welfare`: utilities `(K,)` to
             scores `(K,)`.
+        enough (`torch.Tensor` of shape `(K,)`, boolean, *optional*): components that may be the worst-off group, from
+            [`groups_with_evidence`]; the others have weight 0 under every rule but `"mixing"`. Default: all.
 
     Attributes:
         weights (`torch.Tensor` of shape `(K,)`): in use, float32, on the simplex; no group is preferred at first.
@@ -160,6 +200,7 @@ class Welfare:
         component_names: Sequence[str],
         mixing_weights: torch.Tensor | Sequence[float] | None = None,
         function: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        enough: torch.Tensor | None = None,
     ) -> None:
         size = len(component_names)
         check_welfare(args, component_names, mixing_weights, function is not None)
@@ -167,7 +208,9 @@ class Welfare:
         self.component_names = list(component_names)
         self.rule = args.welfare if function is None else function
         self._mixing_weights = None if mixing_weights is None else torch.as_tensor(mixing_weights, dtype=torch.float64)
-        start = torch.full((size,), 1.0 / size) if self.rule != "mixing" else self._mixing_weights
+        everybody = enough is None or self.rule == "mixing"
+        self.enough = torch.ones(size, dtype=torch.bool) if everybody else enough
+        start = self.enough / self.enough.sum() if self.rule != "mixing" else self._mixing_weights
         self.state = WelfareState.initial(start)
         self.weights = self.state.weights.float()
         self._oscillation_said = False
@@ -180,12 +223,12 @@ class Welfare:
                 was scored.
         """
         state, scored = self.state, ~group_utilities.isnan()
-        if not scored.any():
+        if not (scored & self.enough).any():
             logger.warning("No reward scored any reply of this rollout; the group weights stay as they were.")
             return
         state.utility_average = self._averaged(group_utilities)
         # A component that nothing was scored for gets no weight now, whatever its average: its rows would be lost.
-        utilities = torch.where(scored, state.utility_average, torch.nan)
+        utilities = torch.where(scored & self.enough, state.utility_average, torch.nan)
         if self.rule == "sample_min":
             weights = torch.full_like(utilities, 1.0 / len(utilities))
         else:
@@ -225,11 +268,12 @@ class Welfare:
         Returns:
             `bool`: whether training is to stop, as `oscillation="stop"` asks.
         """
-        if self.rule != "maxmin" or self.args.oscillation == "ignore" or len(group_utilities) < 2:
+        among = self.enough.nonzero().flatten()
+        if self.rule != "maxmin" or self.args.oscillation == "ignore" or len(among) < 2:
             return False
-        if group_utilities.isnan().any():
+        if group_utilities[among].isnan().any():
             return False
-        low, high = int(group_utilities.argmin()), int(group_utilities.argmax())
+        low, high = int(among[group_utilities[among].argmin()]), int(among[group_utilities[among].argmax()])
         difference = (utilities[:, high] - utilities[:, low]).detach().double()
         difference = difference[~difference.isnan()]
         error = (difference.var(unbiased=False) / max(len(difference), 1)).sqrt().item()
@@ -266,7 +310,7 @@ class Welfare:
             `torch.Tensor` of shape `(N, K)`: its weighted sum over the columns is the reward of each reply.
         """
         if self.rule == "sample_min":
-            scored = ~utilities.isnan().all(dim=0)
+            scored = ~utilities.isnan().all(dim=0) & self.enough.to(utilities.device)
             if not scored.any():
                 return utilities
             return sample_min(utilities[:, scored]).unsqueeze(1).expand_as(utilities).contiguous()
@@ -284,9 +328,14 @@ class Welfare:
         known = {name: value for name, value in zip(self.component_names, values, strict=True) if value == value}
         metrics = {f"maxmin/utility/{name}": value for name, value in known.items()}
         metrics |= {f"maxmin/weight/{name}": w for name, w in zip(self.component_names, weights, strict=True)}
-        if known:
-            metrics["maxmin/worst_utility"] = min(known.values())
-            metrics["maxmin/gap"] = max(known.values()) - min(known.values())
+        counting = [
+            known[name]
+            for name, enough in zip(self.component_names, self.enough, strict=True)
+            if enough and name in known
+        ]
+        if counting:
+            metrics["maxmin/worst_utility"] = min(counting)
+            metrics["maxmin/gap"] = max(counting) - min(counting)
         return metrics
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -306,7 +355,7 @@ class Welfare:
         if not path.is_file():
             logger.warning("%s has no %s: the group weights start anew.", directory, WELFARE_STATE_FILE)
             return
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json_object(path)
         names = record.pop("component_names")
         if names != self.component_names:
             raise ValueError(

@@ -27,6 +27,7 @@ from ..._compat import _BaseTrainer, unwrap_model_for_generation
 from ...functional import ppo
 from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
+from ...reading import read_json_object
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.generation_backends import sample_replies
 from ..common.sampling import sampling_config, seeded
@@ -537,7 +538,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         state_file = Path(resume_from_checkpoint) / STATE_FILE
         if state_file.exists():
-            self.kl_coef = json.loads(state_file.read_text())["kl_coef"]
+            self.kl_coef = read_json_object(state_file)["kl_coef"]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ...models.base import base_model, place
 from ...models.loading import load_pretrained
 from ...models.lora import freeze_reward_adapters
 from ..common.sampling import resolve_stop_tokens, seeded
+from ..common.trained import check_trained
 from . import roles
 from .policy import PolicyWithCritic, check_head
 from .policy_adapters import add_reference_adapter
@@ -147,7 +147,7 @@ def adapt_critic(
     if value_model is None or peft_config is None or isinstance(value_model, PeftModel):
         return value_model
     config = copy.deepcopy(peft_config)
-    config.task_type = TaskType.SEQ_CLS
+    config.task_type, config.base_model_name_or_path = TaskType.SEQ_CLS, None
     try:
         with seeded(torch.device("cpu"), seed, "critic adapter"):
             return get_peft_model(value_model, config)
@@ -227,15 +227,10 @@ def check_roles(
         args ([`PPOConfig`]): the learning rate is read.
 
     Raises:
-        `ValueError`: as [`roles.check_sharing`], [`roles.check_vocabularies`] and [`roles.check_trainable`].
+        `ValueError`: as [`roles.check_vocabularies`] and [`check_trained`].
     """
     roles.check_vocabularies(root.policy, ref_model, root.value_model, known_tokens)
-    roles.check_sharing(root.policy, ref_model, root.value_model, rewards)
-    roles.check_trainable(root.policy, root.value_model)
-    engines = (os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("DEEPSPEED", "FSDP"))
-    if not (args.deepspeed or args.fsdp or any(engines)):
-        # These keep a float32 copy to step on.
-        roles.warn_below_resolution(root, args.learning_rate)
+    check_trained(args, root.policy, ref_model, root.value_model, rewards)
 
 
 def refuse_engine_scheduler(accelerator: Accelerator) -> None:

@@ -4,102 +4,108 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...functional.em import NumComponentsSelection, select_num_components
+from ...functional.num_components import RELEVANT_GAIN, Choice, needed
 
 
 @dataclass(frozen=True)
-class ComponentSelection:
-    """The choice of K by cross-validation. Every dictionary has the candidate K as keys.
-
-    Args:
-        num_components (`int`): the smallest K within one standard error of the best.
-        best (`int`): the K of highest predictive log-likelihood.
-        log_likelihood (`dict[int, float]`): mean predictive log-likelihood of a pair, nats.
-        difference (`dict[int, float]`): how much worse than the best, nats per pair.
-        standard_error (`dict[int, float]`): of that paired difference, clustered by annotator.
-        accuracy (`dict[int, float]`): share of pairs to whose chosen reply the annotator's posterior gives more than
-            one half.
-        num_pairs, num_annotators (`int`): what the numbers rest on: held-out pairs, and whose they are.
-    """
-
-    num_components: int
-    best: int
-    log_likelihood: dict[int, float]
-    difference: dict[int, float]
-    standard_error: dict[int, float]
-    accuracy: dict[int, float]
-    num_pairs: int
-    num_annotators: int
+class ComponentSelection(Choice):
+    """The choice of K by cross-validation: a [`~trl_maxmin.functional.num_components.Choice`] with its words."""
 
     @classmethod
-    def from_scores(cls, scores: dict[int, torch.Tensor], annotator_index: torch.Tensor) -> ComponentSelection:
-        """Decide from the predictive log-likelihoods `(N,)` of the same held-out pairs under each K.
-
-        NaN marks pairs that could not be held out ([`deal_folds`][trl_maxmin.functional.em_features.deal_folds]); they
-        do not count.
-
-        Raises:
-            ValueError: pairs of fewer than two annotators have scores; else as [`select_num_components`].
-        """
-        scored = torch.stack([value.isfinite() for value in scores.values()]).all(0)
-        if len(annotator_index[scored].unique()) < 2:
-            raise ValueError(
-                f"Of {len(scored)} pairs {int(scored.sum())} can be held out, of fewer than 2 annotators: nearly all "
-                "consist of texts that the same annotator judges in other pairs too. Give num_components, or more "
-                "texts for each annotator."
-            )
-        scores, annotator_index = {k: value[scored] for k, value in scores.items()}, annotator_index[scored]
-        chosen: NumComponentsSelection = select_num_components(scores, annotator_index)
-        accuracy = {k: (value.exp() > 0.5).double().mean().item() for k, value in scores.items()}
-        return cls(
-            chosen.num_components,
-            chosen.best,
-            chosen.mean,
-            chosen.difference,
-            chosen.standard_error,
-            accuracy,
-            len(annotator_index),
-            len(annotator_index.unique()),
-        )
+    def of(cls, choice: Choice) -> ComponentSelection:
+        """The same numbers."""
+        return cls(**{field.name: getattr(choice, field.name) for field in fields(Choice)})
 
     def verdict(self) -> str:
-        """The choice in words.
-
-        Example:
-
-        >>> same = {1: 0.0, 2: 0.0}
-        >>> ComponentSelection(1, 1, same, same, same, same, 90, 9).verdict()
-        'K = 1: no evidence of groups in these data (K = 1 predicts held-out pairs best of K = 1, 2).'
-        """
-        tried = ", ".join(map(str, sorted(self.log_likelihood)))
-        k, best = self.num_components, self.best
-        if k == best:
-            detail = f"K = {k} predicts held-out pairs best of K = {tried}"
+        """The choice in words."""
+        if self.verdict_kind == "groups":
+            answer = f"the annotators are better described by {self.num_components} components than by fewer"
+        elif self.verdict_kind == "one":
+            answer = "one reward suffices"
         else:
-            detail = (
-                f"K = {best} gains {self.difference[k]:.4f} nats a pair, within one standard error "
-                f"({self.standard_error[k]:.4f})"
+            answer = "these data cannot tell one reward from several, and the smallest K that was asked for is used"
+        return f"K = {self.num_components}: {answer}. {self.evidence()}"
+
+    def evidence(self) -> str:
+        """Why, and what would decide where nothing is decided."""
+        parts = []
+        if self.log_likelihood[self.best] < math.log(0.5):
+            parts.append(
+                f"Of new pairs even the best, K = {self.best}, predicts less than a coin does: "
+                f"{self.log_likelihood[self.best]:.4f} nats against {math.log(0.5):.4f}."
             )
-        if k == 1:
-            return f"K = 1: no evidence of groups in these data ({detail})."
-        lost = self.log_likelihood[k] - self.log_likelihood[min(self.log_likelihood)]
-        gain = f"; {lost:+.4f} nats a pair against K = {min(self.log_likelihood)}"
-        return f"K = {k}: the annotators are better described by {k} components than by fewer ({detail}{gain})."
+        several = [k for k in self.gain if k > 1]
+        if not several:
+            tried = ", ".join(map(str, sorted(self.log_likelihood)))
+            return " ".join([*parts, f"Of K = {tried} the best predicts {self.log_likelihood[self.best]:.4f} nats."])
+        told = self.num_components if self.verdict_kind == "groups" else max(several, key=lambda k: self.gain[k])
+        parts.append(
+            f"K = {told} {'gains' if self.gain[told] >= 0 else 'loses'} {abs(self.gain[told]):.4f} nats per held-out "
+            f"pair against K = 1 (standard error {self.gain_error[told]:.4f})."
+        )
+        if self.simulated:
+            least = min(gain for gain, _ in self.simulated.values())
+            parts.append(
+                f"Simulated groups worth {RELEVANT_GAIN:g} nats a pair would have gained {least:.4f} or more here."
+            )
+        if self.verdict_kind == "cannot_tell":
+            parts.append(self._needed())
+        return " ".join(parts)
+
+    def _needed(self) -> str:
+        if self.log_likelihood[1] - 2 * self.coin_error <= math.log(0.5) and not self.simulated:
+            start = "One reward predicts new pairs no better than a coin, so it cannot be said to suffice. "
+        else:
+            start = ""
+        what, factor = needed(self)
+        if math.isinf(factor):
+            return f"{start}Far more pairs of each annotator would be needed."
+        people = f", {math.ceil(factor * self.num_annotators)} or more," if what == "annotators" else ""
+        return f"{start}About {factor:.1f} times as many {what}{people} would decide it."
+
+    def prior_of(self, num_components: int) -> float | None:
+        """The prior scale in the middle of those that the folds chose for a K."""
+        chosen = sorted(self.prior_scale[num_components])
+        return chosen[len(chosen) // 2] if chosen else None
+
+    def by_candidate(self) -> dict[str, dict[str, float]]:
+        """K -> its numbers, for records and tables."""
+        names = {"mean": self.log_likelihood, "difference": self.difference, "standard_error": self.standard_error}
+        names |= {"gain": self.gain, "gain_error": self.gain_error}
+        found = {str(k): {n: of[k] for n, of in names.items() if k in of} for k in sorted(self.log_likelihood)}
+        for k in found:
+            if (prior := self.prior_of(int(k))) is not None:
+                found[k]["prior_scale"] = prior
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """For the run record."""
+        by_name: dict[str, dict[str, float]] = {}
+        for k, numbers in self.by_candidate().items():
+            for name, value in numbers.items():
+                by_name.setdefault(name, {})[k] = value
+        return by_name | {
+            "best": self.best,
+            "num_pairs": self.num_pairs,
+            "num_annotators": self.num_annotators,
+            "verdict_kind": self.verdict_kind,
+            "verdict": self.verdict(),
+        }
 
     def rows(self) -> list[list[str]]:
-        """The table: K, log-likelihood, difference to the best with its standard error, accuracy."""
+        """The table: K, log-likelihood, difference to the best with its standard error, accuracy, priors chosen."""
         return [
             [
                 f"{k}{' *' if k == self.num_components else ''}",
                 f"{self.log_likelihood[k]:.4f}",
                 f"{self.difference[k]:.4f} ± {self.standard_error[k]:.4f}",
                 f"{self.accuracy[k]:.4f}",
+                " ".join(f"{scale:g}" for scale in sorted(set(self.prior_scale[k]))),
             ]
             for k in sorted(self.log_likelihood)
         ]

@@ -39,6 +39,7 @@ class EMState:
         mixing_weights (`(K,)`): on the simplex.
         scores (`(N, K)`): log-likelihood of each pair under each component, nats; NaN = not scored yet.
         start_scores (`(N, K)` or `None`): the same from the start on the frozen trunk, out of fold.
+        evidence_weight (`float`): of an annotator's pairs in their posterior, once EM has ended; E-steps have 1.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class EMState:
         self.log_responsibilities = with_known(uniform.log().repeat(num_annotators, 1), known)
         self.scores = torch.full((len(annotator_index), num_components), float("nan"))
         self.start_scores: torch.Tensor | None = None
+        self.evidence_weight = 1.0
         self.changed = 1.0
         self.bound = float("-inf")
 
@@ -72,15 +74,28 @@ class EMState:
         """Remember the scores of some pairs, `(B,)` and `(B, K)`; the latest counts."""
         self.scores[pair_index.cpu()] = log_likelihood.detach().float().cpu()
 
+    def pair_scores(self) -> torch.Tensor:
+        """`(N, K)`: what each training pair counts, nats; NaN where it has not been scored."""
+        return self.scores if self.start_scores is None else (self.scores + self.start_scores) / 2
+
     def evidence(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-likelihoods `(M, K)` of the pairs that have been scored, and their annotators `(M,)`.
 
         With a start on the frozen trunk: the mean of its out-of-fold score and the latest one. From the second epoch
         on a trunk has met the pairs it scores, under the responsibilities it is asked about; the start never has.
         """
-        scores = self.scores if self.start_scores is None else (self.scores + self.start_scores) / 2
+        scores = self.pair_scores()
         scored = ~scores.isnan().any(dim=-1)
         return (scores, self.annotator_index) if scored.all() else (scores[scored], self.annotator_index[scored])
+
+    def weigh(self, weight: float) -> None:
+        """Give the evidence another weight, once EM has ended: posteriors follow; hard assignments stay."""
+        self.evidence_weight = weight
+        if self.em == "hard" or weight == 1:
+            return
+        scores, annotators = self.evidence()
+        sums = annotator_log_likelihood(scores, annotators, self.num_annotators)
+        self.log_responsibilities = assign_annotators(sums, self.mixing_weights.log(), beta=weight, known=self.known)
 
     def e_step(self, beta: float = 1.0) -> dict[str, float]:
         """Assign annotators from the evidence.
@@ -114,7 +129,7 @@ class EMState:
     def posterior(
         self, log_likelihood: torch.Tensor, annotator_index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Soft posterior by the evidence and further pairs.
+        """Soft posterior by the evidence and further pairs, under `evidence_weight`.
 
         Args:
             log_likelihood (`torch.Tensor` of shape `(M, K)`): of the further pairs, nats.
@@ -128,16 +143,27 @@ class EMState:
         index = torch.cat([index, annotator_index[known]])
         scores = torch.cat([scores.double(), log_likelihood[known].double()])
         sums = annotator_log_likelihood(scores, index, self.num_annotators)
-        log_resp = assign_annotators(sums, self.mixing_weights.log(), known=self.known)
+        log_resp = assign_annotators(sums, self.mixing_weights.log(), beta=self.evidence_weight, known=self.known)
         return log_resp.exp(), torch.bincount(index, minlength=self.num_annotators)
 
     def annotators_of_components(self) -> list[int] | None:
         """How many annotators each component describes; None while anybody's posterior is flat, as before the first
         E-step, since it is not known then that a component describes nobody."""
+        best = self._described()
+        return None if best is None else torch.bincount(best, minlength=self.num_components).tolist()
+
+    def pairs_of_components(self) -> list[int] | None:
+        """How many training pairs these annotators gave; None likewise."""
+        best = self._described()
+        if best is None:
+            return None
+        return torch.bincount(best[self.annotator_index], minlength=self.num_components).tolist()
+
+    def _described(self) -> torch.Tensor | None:
         log_resp = self.log_responsibilities
         if self.num_components > 1 and not (log_resp.amax(-1) > log_resp.amin(-1)).all():
             return None
-        return torch.bincount(log_resp.argmax(-1), minlength=self.num_components).tolist()
+        return log_resp.argmax(-1)
 
     def converged(self, tolerance: float = 0.02) -> bool:
         """Whether the last E-step moved at most this share of the annotators to another component."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
-from ...functional.em_features import FeaturePairs, fit_feature_mixture
+from ...functional.em_features import fit_feature_mixture
+from ...functional.feature_pairs import FeaturePairs
 from ...functional.preference import fit_temperature
 from ...models import MixtureRewardModel
 from ...models.families import get_linear

@@ -23,6 +23,13 @@ def _whole_number(value: int | str) -> int:
         raise ValueError(f"num_components must be 'auto' or a whole number of at least 1, got {value!r}.") from None
 
 
+def _number(name: str, value: float | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name} must be 'auto' or a positive number, got {value!r}.") from None
+
+
 logger = logging.getLogger(__name__)
 
 EM_KINDS = ("soft", "hard")
@@ -47,11 +54,10 @@ class MixtureRewardConfig(RewardConfig):
 
         num_components (`int` or `"auto"`, *optional*, defaults to `2`):
             K, when the trainer builds the mixture from a base model. A `MixtureRewardModel` brings its own. `"auto"`:
-            chosen from `select` when training starts.
+            chosen from `select` when training starts. Where the data cannot tell, 1, with a warning.
         select (`str`, *optional*):
             Candidate K, `"1,2,3,4"`, for `num_components="auto"`, which it implies. Each is cross-validated over each
-            annotator's training pairs on the features of the frozen base; the smallest K within one standard error of
-            the best is used.
+            annotator's training pairs on the features of the frozen base, see [`choose_components`].
         component_type (`str`, *optional*, defaults to `"head"`):
             `"head"` (one trunk, K heads), `"lora"` (one frozen base, K adapters with heads) or `"full"` (K models),
             likewise.
@@ -69,9 +75,10 @@ class MixtureRewardConfig(RewardConfig):
             makes the rewards nonlinear in it; even, 0 for none. Default with `pooling="mean"`: 2,048 or none,
             whichever predicts pairs out of fold better with one component; else 0, because components with kernel
             features cannot be exported as plain sequence classifiers.
-        prior_scale (`float`, *optional*, defaults to `3.0`):
+        prior_scale (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             Standard deviation of a pair's Bradley-Terry log-odds under the prior on heads on frozen features: of a
-            frozen trunk, of the starts and of the choice of K.
+            frozen trunk, of the starts and of the choice of K. `"auto"`: for each K the one that predicts pairs out of
+            fold best, of texts that are new to their annotator.
 
         > Parameters that control the data
 
@@ -92,12 +99,12 @@ class MixtureRewardConfig(RewardConfig):
             the component that explains them best, in every E-step after the starts, which are soft and annealed; with
             a frozen trunk in every E-step there is. Departs from the paper by default: an early hard split freezes.
         n_init (`int`, *optional*, defaults to `4`):
-            Three times so many starts fit heads to the frozen trunk, pairs scored out of fold; the best continues, and
-            its scores stay half of the evidence. `0`: no starts, annealing runs from random heads; not with a frozen
-            trunk, and the choice of K takes three starts then.
+            Twice so many starts fit heads to the frozen trunk, pairs scored out of fold; the best continues, and its
+            scores stay half of the evidence. `0`: no starts, annealing runs from random heads; not with a frozen
+            trunk, and the choice of K takes two starts then.
         init_steps (`int`, *optional*):
-            EM steps of each start, the first half annealed. Default: 40 where the trunk is trained afterwards, 60
-            where it is frozen. The choice of K takes 60.
+            EM steps of each start. After a third of them the best three go on, under every prior. Default: 48. The
+            choice of K takes 48.
         annealing_start (`float`, *optional*, defaults to `0.2`):
             First inverse temperature of the posterior in the training loop, in (0, 1]. The sum over an annotator's
             pairs grows with their number, so an unannealed posterior saturates at once. Not with a frozen trunk or
@@ -128,14 +135,14 @@ class MixtureRewardConfig(RewardConfig):
         ValueError: a value outside the ranges above, or one that other values leave without effect.
     """
 
-    # `str`, because that is how the command line reads "auto"; numbers become `int` below.
+    # `str`, because that is how the command line reads "auto"; numbers become `int` or `float` below.
     num_components: str = 2
     select: str | None = None
     component_type: str = field(default="head", metadata={"choices": ["head", "lora", "full"]})
     train_trunk: bool = True
     pooling: str = field(default="auto", metadata={"choices": list(POOLINGS)})
     kernel_features: int | None = None
-    prior_scale: float = 3.0
+    prior_scale: str = "auto"
     annotator_column: str = "annotator_id"
     heldout_fraction: float = 0.2
     group_column: str | None = None
@@ -159,6 +166,8 @@ class MixtureRewardConfig(RewardConfig):
             self.select = "1,2,3,4"
         if self.num_components != "auto":
             self.num_components = _whole_number(self.num_components)
+        if self.prior_scale != "auto":
+            self.prior_scale = _number("prior_scale", self.prior_scale)
         if self.kernel_features is None and (self.train_trunk or self.pooling != "mean"):
             self.kernel_features = 0
         if self.kernel_features and self.train_trunk:
@@ -179,7 +188,7 @@ class MixtureRewardConfig(RewardConfig):
                 self.kernel_features is None or (self.kernel_features >= 0 and self.kernel_features % 2 == 0),
                 "an even number of at least 0",
             ),
-            "prior_scale": (self.prior_scale > 0, "positive"),
+            "prior_scale": (self.prior_scale == "auto" or self.prior_scale > 0, "'auto' or positive"),
             "em": (self.em in EM_KINDS, f"one of {EM_KINDS}"),
             "e_step_scores": (self.e_step_scores in E_STEP_SCORES, f"one of {E_STEP_SCORES}"),
             "heldout_fraction": (0 <= self.heldout_fraction < 1, "in [0, 1)"),
@@ -198,7 +207,7 @@ class MixtureRewardConfig(RewardConfig):
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")
         self._require_effect()
         if self.init_steps is None:
-            self.init_steps = 40 if self.train_trunk else 60
+            self.init_steps = 48
 
     def changed(self, *names: str) -> dict[str, Any]:
         """Those of the fields that have another value than by default."""

@@ -25,11 +25,14 @@ from ...data.columns import (
     known_groups,
     prepare_preferences,
     split_by_annotator,
+    split_by_text,
     without_ties,
 )
+from ...data.texts import number_values
 from ...functional.em import annealed_beta
-from ...functional.em_features import FeaturePairs, cross_validated_scores, fit_feature_mixture
-from ...functional.em_linear import LinearMixture, fit_linear_rewards
+from ...functional.em_features import LinearMixture, fit_feature_mixture, fit_rewards
+from ...functional.feature_pairs import FeaturePairs
+from ...functional.num_components import choose_components
 from ...functional.preference import preference_accuracy, preference_log_likelihood
 from ...models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
 from ...models.base import context_length, place
@@ -50,10 +53,14 @@ from .em_state import EMState
 from .heads import fit_feature_map, fit_temperatures, set_heads
 from .mixture_reward_config import MixtureRewardConfig
 from .setup import build_mixture, require_effect, require_whole_weights
+from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, say_how_sure, scores_of_new_people, weigh_evidence
 from .text_features import TextFeatures
 
 
 logger = get_logger(__name__)
+
+#: Standard deviation of a pair's log-odds under the prior, where nothing was fitted that could have chosen one.
+PRIOR_WITHOUT_FIT = 3.0
 
 
 class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
@@ -143,7 +150,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         fewest = min(self._candidates) if self._candidates else num_components
         groups = known_groups(train_dataset, args.group_column, fewest)
         if eval_dataset is None:
-            train_dataset, eval_dataset = split_by_annotator(train_dataset, args.heldout_fraction, args.seed)
+            # A trained trunk knows the texts it was trained on; heads are refitted without them.
+            split = split_by_text if args.train_trunk and args.calibrate_temperature else split_by_annotator
+            train_dataset, eval_dataset = split(train_dataset, args.heldout_fraction, args.seed)
         else:
             eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
@@ -195,6 +204,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             self._known = torch.tensor(known)
         self.selection: ComponentSelection | None = None
         self.em_history: list[dict[str, float]] = []
+        self.fit_facts: dict[str, Any] = {}  # what the fit on features chose: the prior, and how its starts ended
+        self._calibrated_on_new_texts = True  # or a temperature holds for known texts as well
         self.final_facts: dict[str, Any] = {}  # for the run record, once training has ended
         self.em_state = self._new_em_state()
         self._last_e_step: int | None = None  # the global step that the last E-step came before
@@ -261,6 +272,13 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         features = self.mixture.map_features(pairs.features.to(self.accelerator.device)).cpu()
         return replace(pairs, features=features)
 
+    def choose_feature_map(self) -> None:
+        """Fit the kernel features of the heads to the texts, where there are some; where that is left to the trainer,
+        only where they predict better. All ranks have to call it, before K is chosen."""
+        pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
+        fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
+        self._choose_heads = False
+
     def _vector_pairs(self, dataset: Dataset) -> FeaturePairs:
         """Likewise, before the nonlinear map of the heads where there is one."""
         chosen, rejected = self._features.rows(dataset["chosen_ids"], dataset["rejected_ids"])
@@ -300,10 +318,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if resume:
             self.em_state.load(resume)
             return self._train_trunk(*args, **kwargs)
+        # What a mixture that was given had been calibrated to says nothing of the rewards that it will have.
+        self.mixture.config.temperatures = [1.0] * self.mixture.num_components
+        self.mixture.config.evidence_weight = 1.0
+        self._calibrated_on_new_texts = True
         if not self.args.train_trunk:
-            pairs, seed = self._vector_pairs(self.train_dataset), self.args.seed
-            fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
-            self._choose_heads = False
+            self.choose_feature_map()
         if self._candidates is not None:
             self._set_num_components(self.select_num_components(self._candidates).num_components)
         if not self.args.train_trunk:
@@ -335,6 +355,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(0, -fitted.score, metrics)
+
+    @property
+    def _prior_scale(self) -> float:
+        """Of the heads on the frozen trunk."""
+        given = PRIOR_WITHOUT_FIT if self.args.prior_scale == "auto" else self.args.prior_scale
+        return self.fit_facts.get("chosen_prior_scale", given)
 
     def _set_num_components(self, count: int) -> None:
         self.mixture.keep_components(count)
@@ -374,11 +400,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                 f"{len(self.annotators)} annotators. Give smaller candidates."
             )
         pairs = self.feature_pairs(self.train_dataset)
-        options = self._fit_options() | {"seed": self.args.seed, "num_init": 3 * max(self.args.n_init, 1)}
-        people, known = len(self.annotators), self._known
-        scores = {k: cross_validated_scores(pairs, people, k, known=known, **options) for k in candidates}
-        self.selection = ComponentSelection.from_scores(scores, pairs.annotator_index)
-        logger.info(self.selection.verdict())
+        options = self._fit_options() | {"seed": self.args.seed, "num_init": 2 * max(self.args.n_init, 1)}
+        choice = choose_components(pairs, len(self.annotators), candidates, known=self._known, **options)
+        self.selection = ComponentSelection.of(choice)
+        told = logger.warning if choice.verdict_kind == "cannot_tell" else logger.info
+        told(self.selection.verdict())
         return self.selection
 
     def _fit_heads(self, num_steps: int) -> LinearMixture:
@@ -389,7 +415,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             len(self.annotators),
             self.mixture.num_components,
             generator=torch.Generator().manual_seed(self.args.seed),
-            num_init=3 * max(self.args.n_init, 1),
+            num_init=2 * max(self.args.n_init, 1),
             num_steps=num_steps,
             known=state.known,
             **self._fit_options(),
@@ -398,6 +424,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         state.log_responsibilities, state.mixing_weights = fitted.log_responsibilities, fitted.mixing_weights
         state.record(torch.arange(len(fitted.scores)), fitted.scores)
         state.changed = 0.0
+        self.fit_facts = {
+            "chosen_prior_scale": fitted.prior_scale,
+            "num_starts": fitted.num_starts,
+            "num_partitions": fitted.num_partitions,
+        }
         state.bound = fitted.score * len(fitted.scores) / len(self.annotators)
         return fitted
 
@@ -405,11 +436,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """Starts on the frozen trunk; the best gives the first responsibilities, their heads and lasting evidence."""
         start = self._fit_heads(num_steps=self.args.init_steps)
         pairs, state = self.feature_pairs(self.train_dataset), self.em_state
-        margin = torch.zeros(len(pairs)) if pairs.margin is None else pairs.margin
         responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
-        differences = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
         # With a wider prior than the start's: training goes on from here, and a small head holds it up.
-        set_heads(self.mixture, fit_linear_rewards(differences, responsibilities, margin))
+        set_heads(self.mixture, fit_rewards(pairs, responsibilities))
         if self.args.e_step_scores == "cached":
             state.start_scores = start.scores.float()
         logger.info(f"Best of the starts: {start.score:.4f} nats a pair, out of fold.")
@@ -561,14 +590,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         saves = self.args.save_strategy != SaveStrategy.NO
         if saves:
             self.save_model(_internal_call=True)  # no push: the calibrated one follows
-        if self.eval_dataset is None:
-            if self.args.calibrate_temperature:
-                logger.warning(
-                    "No pairs are held out, so the temperatures of the components stay 1 and nothing says how sure "
-                    "their rewards may be. Set heldout_fraction, give an eval_dataset, or calibrate_temperature=False."
-                )
-            return
-        for title, measure in (("calibration", self._calibrate_temperatures), ("held-out figures", self._measure)):
+        measures = {
+            "weight of the evidence": self._weigh_evidence,
+            "calibration": self._calibrate_temperatures,
+            "held-out figures": self._measure,
+        }
+        for title, measure in measures.items():
             try:
                 measure()
             except Exception as error:
@@ -581,25 +608,84 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if saves:
             self.save_model(_internal_call=True)
 
+    def _weigh_evidence(self) -> None:
+        """How much each pair of an annotator says about who they are; posteriors follow."""
+        if self.mixture.num_components == 1:
+            return
+        state, seed = self.em_state, self.args.seed
+        if self.args.train_trunk:
+            scores, data = state.pair_scores(), self.train_dataset
+            numbers = torch.tensor(number_values(map(tuple, [*data["chosen_ids"], *data["rejected_ids"]])))
+            texts = numbers.chunk(2)
+        else:
+            pairs = self.feature_pairs(self.train_dataset)
+            responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
+            scores = scores_of_new_people(pairs, responsibilities, self._prior_scale, seed)
+            texts = (pairs.chosen, pairs.rejected)
+        found = weigh_evidence(scores, texts, state.annotator_index, state.mixing_weights, seed)
+        say_how_sure(found)
+        weight = found.weight if found else 1.0
+        state.weigh(weight)
+        self.mixture.config.evidence_weight = self.final_facts["evidence_weight"] = weight
+        self.final_facts["assignment_calibration"] = found.to_dict() if found else None
+        self._describe_components()
+
     def _calibrate_temperatures(self) -> None:
+        """Temperatures from pairs of texts that the rewards do not know."""
         if not self.args.calibrate_temperature:
             return
+        if not self.args.train_trunk:
+            pairs = self.feature_pairs(self.train_dataset)
+            responsibilities = self.em_state.log_responsibilities.exp()[pairs.annotator_index]
+            differences = differences_on_new_texts(pairs, responsibilities, self._prior_scale, self.args.seed)
+            margin, rows = pairs.margin, differences.isfinite().all(1)
+        elif self.eval_dataset is not None:
+            differences, responsibilities = self.reward_differences(self.eval_dataset), self._eval_responsibilities()
+            margin, known = margins_of(self.eval_dataset), self._known_texts(self.eval_dataset)
+            rows = ~known.any(1)
+            if int(rows.sum()) < MIN_NEW_PAIRS:
+                rows = ~known.all(1)
+            if not rows.any():
+                rows, self._calibrated_on_new_texts = torch.ones(len(known), dtype=torch.bool), False
+                logger.warning(
+                    "All texts of the held-out pairs stand in training pairs as well, so temperatures say how sure "
+                    "rewards may be of texts that they know, which is surer than of replies that nobody judged. Give "
+                    "an eval_dataset of other texts."
+                )
+        else:
+            rows = torch.zeros(0, dtype=torch.bool)
+        if not rows.any():
+            logger.warning(
+                "No pairs of texts that the rewards do not know are held out, so the temperatures of the components "
+                "stay 1 and nothing says how sure their rewards may be. Set heldout_fraction, give an eval_dataset, "
+                "or calibrate_temperature=False."
+            )
+            return
         temperatures = fit_temperatures(
-            self.reward_differences(self.eval_dataset).double(),
-            self._eval_responsibilities(),
-            margins_of(self.eval_dataset),
+            differences[rows].double(),
+            responsibilities[rows].double(),
+            None if margin is None else margin[rows],
             self.mixture.described_components,
             self.mixture.component_names,
         )
         self.mixture.scale_heads(temperatures)
 
     def _measure(self) -> None:
-        self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
+        if self.eval_dataset is not None:
+            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
+
+    def _known_texts(self, dataset: Dataset) -> torch.Tensor:
+        """`(N, 2)`: whether the chosen and the rejected text of each pair stand in training pairs."""
+        train = self.train_dataset
+        known = set(map(tuple, [*train["chosen_ids"], *train["rejected_ids"]]))
+        sides = (dataset["chosen_ids"], dataset["rejected_ids"])
+        return torch.tensor([[tuple(ids) in known for ids in side] for side in sides]).T
 
     def _describe_components(self) -> None:
         """Into the mixture's configuration: whom EM found, as numbers."""
         self.mixture.config.mixing_weights = self.em_state.mixing_weights.tolist()
         self.mixture.config.component_annotators = self.em_state.annotators_of_components()
+        self.mixture.config.component_pairs = self.em_state.pairs_of_components()
 
     @torch.no_grad()
     def reward_differences(self, dataset: Dataset) -> torch.Tensor:
@@ -620,7 +706,29 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _log_likelihood(self, dataset: Dataset) -> torch.Tensor:
         """`(N, K)` of a prepared data set's pairs, nats, float64."""
-        differences = self.reward_differences(dataset).double()
+        return self.pair_log_likelihood(self.reward_differences(dataset), dataset)
+
+    def pair_log_likelihood(
+        self, differences: torch.Tensor, dataset: Dataset, as_fitted: bool = False
+    ) -> torch.Tensor:
+        """Log-likelihood of pairs. A temperature says how sure a reward may be of a text that it does not know; of two
+        texts of the training pairs, rewards are as sure as they were fitted.
+
+        Args:
+            differences (`torch.Tensor` of shape `(N, K)`): from [`~MixtureRewardTrainer.reward_differences`].
+            dataset (`Dataset`): theirs.
+            as_fitted (`bool`): of all texts, as where they are evidence of who somebody is.
+
+        Returns:
+            `torch.Tensor` of shape `(N, K)`, nats, float64.
+        """
+        temperatures = torch.tensor(self.mixture.config.temperatures, dtype=torch.float64)
+        undone = differences.double() * temperatures
+        if as_fitted:
+            differences = undone
+        elif self._calibrated_on_new_texts and (temperatures != 1).any():
+            differences = torch.where(self._known_texts(dataset).all(1, keepdim=True), undone, differences.double())
+        differences = differences.double()
         return preference_log_likelihood(differences, torch.zeros_like(differences), margins_of(dataset))
 
     def _eval_responsibilities(self) -> torch.Tensor:
@@ -655,7 +763,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """
         scores, people = torch.zeros(0, self.em_state.num_components), torch.zeros(0, dtype=torch.long)
         if self.eval_dataset is not None:
-            scores = self._log_likelihood(self.eval_dataset)
+            differences = self.reward_differences(self.eval_dataset)
+            scores = self.pair_log_likelihood(differences, self.eval_dataset, as_fitted=True)
             people = torch.tensor(self.eval_dataset["annotator_index"])
         return AnnotatorPosterior(self.annotators.annotator_ids, *self.em_state.posterior(scores, people))
 

@@ -147,10 +147,16 @@ class RewardSource(ABC):
     Attributes:
         names (`list[str]`): K unique names, in the order of the columns.
         mixing_weights (`torch.Tensor` of shape `(K,)` or `None`): share of annotators behind each column, where known.
+        num_annotators, num_pairs (`list[int]` of length K, or `None`): on how many people, and training pairs of
+            theirs, each column stands, where known.
+        counts_missing (`bool`): whether the rewards come from a mixture that does not say.
     """
 
     names: list[str]
     mixing_weights: torch.Tensor | None = None
+    num_annotators: list[int] | None = None
+    num_pairs: list[int] | None = None
+    counts_missing: bool = False
 
     @abstractmethod
     def __call__(self, batch: RewardBatch) -> torch.Tensor:

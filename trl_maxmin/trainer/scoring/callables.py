@@ -128,6 +128,7 @@ class RewardCallables:
         functions (`list[Callable]`): K callables.
         names (`list[str]`): K unique names.
         mixing_weights (`torch.Tensor` of shape `(K,)` or `None`): of a mixture that is the only reward.
+        source ([`RewardSource`] or `None`): that mixture's.
 
     Raises:
         `ValueError`: nothing given, a number of tokenizers that differs, a mixture under a name of a dict, or a model
@@ -162,7 +163,8 @@ class RewardCallables:
             )
         self.names = unique_names(names) if given_names is None else given_names
         alone = len(entries) == 1 and len(self.shared) == 1
-        self.mixing_weights = self.shared[0].source.mixing_weights if alone else None
+        self.source = self.shared[0].source if alone else None
+        self.mixing_weights = self.source.mixing_weights if self.source is not None else None
 
     def _expand(self, entry: Any, tokenizer: Any) -> tuple[list[Callable], list[str]]:
         if isinstance(entry, str):

@@ -54,6 +54,11 @@ class MixtureReward(RewardSource):
         self.components = mixture.described_components
         self.names = [mixture.component_names[k] for k in self.components]
         self.mixing_weights = mixture.mixing_weights[self.components]
+        counts = (mixture.config.component_annotators, mixture.config.component_pairs)
+        self.num_annotators, self.num_pairs = (
+            None if count is None else [count[k] for k in self.components] for count in counts
+        )
+        self.counts_missing = None in counts
         if len(self.components) < mixture.num_components:
             empty = ", ".join(sorted(set(mixture.component_names) - set(self.names)))
             warnings.warn(

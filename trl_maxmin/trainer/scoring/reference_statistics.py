@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ...data.tokenization import Prompt, plain_messages
 from ...functional.utility import win_rate_utility, within_prompt_scale, zscore_utility
+from ...reading import JSON_LIMIT, read_json_object
 from .batch import refuse_infinite
 
 
@@ -326,7 +327,7 @@ class ReferenceStatistics:
         folder = Path(directory)
         if not (folder / RECORD_FILE).is_file():
             raise FileNotFoundError(f"There is no {RECORD_FILE} in {folder}; give the folder passed to `save`.")
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        record = read_json_object(folder / RECORD_FILE, JSON_LIMIT)
         version = record.pop("version", None)
         if version != FORMAT_VERSION:
             raise ValueError(

@@ -8,8 +8,6 @@ said by lengths, never inferred from the pad id: many tokenizers pad with EOS.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +22,6 @@ from .batch import RewardBatch, RewardSource, refuse_infinite
 from .functions import CallableReward, StackedReward, unique_names
 from .models import MixtureReward, SequenceClassificationReward, is_scorer
 
-
-logger = logging.getLogger(__name__)
 
 __all__ = [
     "CallableReward",
@@ -48,8 +44,8 @@ def build_reward_source(
 
     Args:
         reward_model:
-            A [`MixtureRewardModel`], a one-label sequence-classification model, a pair `(model, tokenizer)`, a reward
-            function, a [`RewardSource`], a list of these, or a dict of single rewards by the name of their group.
+            A [`MixtureRewardModel`], a one-label sequence-classification model (with its tokenizer in the folder that
+            it was loaded from, or as its attribute `processing_class`), a pair `(model, tokenizer)`, a reward function, a [`RewardSource`], a list of these, or a dict of single rewards by the name of their group.
         policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         names (`list[str]`, *optional*):
@@ -59,7 +55,8 @@ def build_reward_source(
         [`RewardSource`]
 
     Raises:
-        `ValueError`: A model with several labels, an empty list, or `names` that are not one unique name per column.
+        `ValueError`: A model with several labels, a model without its tokenizer, an empty list, or `names` that are
+            not one unique name per column.
         `TypeError`: Anything else that cannot score replies.
 
     Example:
@@ -109,27 +106,26 @@ def _build(reward_model: Any, policy_tokenizer: PreTrainedTokenizerBase | None) 
     )
 
 
-def _own_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
+def _own_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
     """The tokenizer of a reward model that came without: what lies where it was loaded from. Two vocabularies of one
-    size give every reply a reward, and a wrong one, so the policy's is taken only of a model that was loaded from
-    nowhere, and said."""
+    size give every reply a reward, and a wrong one, so the policy's is never taken by chance.
+
+    Raises:
+        `ValueError`: there is none.
+    """
     attached, name = getattr(model, "processing_class", None), base_model(model).config.name_or_path
     if attached is not None:
         return attached
+    found, where = None, f"there is none in {name!r}" if name else "it was loaded from nowhere"
     try:
         found = load_tokenizer(name, "`reward_model`", optional=True) if name else None
-    except OSError:  # a Hub id that nobody answers for
-        found = None
-    if found is None and name and os.path.isdir(name):
-        raise ValueError(
-            f"The reward {type(model).__name__} came without its tokenizer: there is none in {name!r}, and nothing "
-            "shows that it reads the ids of the policy. Pass the pair `(model, tokenizer)`; with the policy's "
-            "tokenizer, if that is its own."
-        )
+    except (OSError, ValueError) as error:  # a folder that has gone, a Hub id that nobody answers for, a broken file
+        where = str(error).rstrip(".")
     if found is None:
-        logger.warning(
-            f"The reward {type(model).__name__} came without its tokenizer and is taken to share the policy's "
-            "vocabulary. Pass the pair `(model, tokenizer)` to be sure."
+        raise ValueError(
+            f"The reward {type(model).__name__} came without its tokenizer: {where}, and nothing shows that it reads "
+            "the ids of the policy. Pass the pair `(model, tokenizer)`; with the policy's tokenizer, if that is its "
+            "own."
         )
     return found
 

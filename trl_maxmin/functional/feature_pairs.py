@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preference pairs over texts that are known by their features, and the folds they are dealt into."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeaturePairs:
+    """Preference pairs over texts that are known by their features.
+
+    Args:
+        features (`Tensor` of shape `(M, D)`): what a head reads of each distinct text.
+        chosen (`Tensor` of shape `(N,)`): row of the preferred text.
+        rejected (`Tensor` of shape `(N,)`): row of the other text.
+        annotator_index (`Tensor` of shape `(N,)`): annotator 0..H-1.
+        margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+    """
+
+    features: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    annotator_index: Tensor
+    margin: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def select(self, rows: Tensor) -> FeaturePairs:
+        """The pairs of a mask or of row numbers; the texts stay."""
+        margin = None if self.margin is None else self.margin[rows]
+        return FeaturePairs(self.features, self.chosen[rows], self.rejected[rows], self.annotator_index[rows], margin)
+
+    def log_likelihood(self, weight: Tensor) -> Tensor:
+        """`(N, K)` log-likelihood of the pairs under rewards `features @ weight.T`, nats."""
+        rewards = self.features.to(weight) @ weight.T
+        difference = rewards[self.chosen] - rewards[self.rejected]
+        if self.margin is not None:
+            difference = difference - self.margin.to(weight).unsqueeze(1)
+        return F.logsigmoid(difference)
+
+
+def deal_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of the chosen and of the rejected text of each pair; every annotator's are dealt out evenly.
+
+    Who has said that A beats B and B beats C has said that A beats C. Where an annotator judged a text in several
+    pairs, a held-out pair of texts that the other pairs hold would therefore score what is known of this annotator
+    already, and the more components there are, the better they remember it. Pairs that hang together by such texts go
+    into one fold; where that would be more than the share of a fold (each statement that a person agrees with against
+    each that they disagree with, say), the annotator's texts are dealt out instead. A pair with texts of two folds
+    belongs to neither: it is not scored, and what scores either fold has not seen it.
+
+    Args:
+        pairs ([`FeaturePairs`]): the pairs; equal rows of `features` are equal texts.
+        num_folds (`int`): number of folds.
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `Tensor` of shape `(N, 2)`, integers; both entries are the same for every pair whose texts its annotator judged
+        nowhere else.
+
+    Example:
+
+    >>> chosen, rejected = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 3, 2, 3])
+    >>> votes = FeaturePairs(torch.eye(4), chosen, rejected, torch.zeros(4).long())
+    >>> deal_folds(votes, 2, torch.Generator().manual_seed(0)).shape
+    torch.Size([4, 2])
+    """
+    order = torch.randperm(len(pairs), generator=generator)
+    by_annotator = order[torch.argsort(pairs.annotator_index[order], stable=True)]
+    fold = torch.empty(len(pairs), dtype=torch.long)
+    fold[by_annotator] = torch.arange(len(pairs)) % num_folds
+    folds = fold.unsqueeze(1).repeat(1, 2)
+    for rows in _rows_that_share_texts(pairs):
+        folds[rows] = deal_texts(pairs.chosen[rows].tolist(), pairs.rejected[rows].tolist(), num_folds, generator)
+    return folds
+
+
+def _rows_that_share_texts(pairs: FeaturePairs) -> list[Tensor]:
+    """Rows of each annotator who judged a text in more than one pair."""
+    sides = torch.stack([pairs.chosen, pairs.rejected], dim=1) + pairs.annotator_index.unsqueeze(1) * len(
+        pairs.features
+    )
+    judged, times = torch.unique(sides, return_counts=True)
+    sharing = torch.unique(judged[times > 1] // max(len(pairs.features), 1))
+    own = torch.isin(pairs.annotator_index, sharing).nonzero().flatten()
+    own = own[torch.argsort(pairs.annotator_index[own], stable=True)]
+    counts = torch.unique(pairs.annotator_index[own], return_counts=True)[1]
+    return list(own.split(counts.tolist()))
+
+
+def deal_texts(chosen: list[int], rejected: list[int], num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of the texts of one annotator's pairs: connected pairs together, or text by text where they are too many.
+
+    Args:
+        chosen, rejected (`list[int]`): numbers of the texts of each pair.
+        num_folds (`int`): number of folds.
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `Tensor` of shape `(n, 2)`, integers.
+
+    Example:
+
+    >>> deal_texts([0, 1, 5], [1, 2, 6], 2, torch.Generator().manual_seed(0)).tolist()
+    [[0, 0], [0, 0], [1, 1]]
+    """
+    root = {text: text for text in [*chosen, *rejected]}
+
+    def find(text: int) -> int:
+        """The text that stands for all that hang together with this one."""
+        while root[text] != text:
+            root[text] = text = root[root[text]]
+        return text
+
+    for one, other in zip(chosen, rejected, strict=True):
+        root[find(one)] = find(other)
+    members: dict[int, list[int]] = {}
+    for text in root:
+        members.setdefault(find(text), []).append(text)
+    sizes = dict.fromkeys(members, 0)
+    for text in chosen:
+        sizes[find(text)] += 1
+    units: list[list[int]] = []
+    for name, texts in members.items():
+        if sizes[name] <= max(1, math.ceil(len(chosen) / num_folds)):
+            units.append(texts)
+            continue
+        # At least two texts in each part, since a part of one text holds no pair.
+        parts = min(num_folds, max(1, len(texts) // 2))
+        shuffled = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
+        units += [shuffled[part::parts] for part in range(parts)]
+    fold = {}
+    for position, unit in enumerate(torch.randperm(len(units), generator=generator).tolist()):
+        fold.update(dict.fromkeys(units[unit], position % num_folds))
+    return torch.tensor([[fold[one], fold[other]] for one, other in zip(chosen, rejected, strict=True)])

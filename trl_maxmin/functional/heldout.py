@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What components say of texts, or of people, that their rewards were fitted without.
+
+Once it is known who belongs where, rewards are cheap: all folds are fitted in one go. Texts are held out to see how
+sure a reward may be of a reply that nobody judged, people to see how sure it may be of somebody new.
+
+Letters: M texts, N pairs, H annotators, K components, F folds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .em_features import fit_rewards
+from .feature_pairs import FeaturePairs, deal_texts
+
+
+NUM_FOLDS = 5
+
+
+def text_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of the two texts of each pair, the same for everybody who judged a text.
+
+    Pairs that hang together by texts fall into one fold; where that would be more than a fold's share, texts are dealt
+    out one by one, and a pair with texts of two folds belongs to neither.
+
+    Args:
+        pairs ([`FeaturePairs`]): the pairs; equal rows of `features` are equal texts.
+        num_folds (`int`): F.
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `Tensor` of shape `(N, 2)`, integers.
+
+    Example:
+
+    >>> pairs = FeaturePairs(torch.eye(4), torch.tensor([0, 2, 2]), torch.tensor([1, 3, 3]), torch.arange(3))
+    >>> folds = text_folds(pairs, 2, torch.Generator().manual_seed(0))
+    >>> bool((folds[1] == folds[2]).all()), bool((folds[0] != folds[1]).all())
+    (True, True)
+    """
+    return deal_texts(pairs.chosen.tolist(), pairs.rejected.tolist(), num_folds, generator)
+
+
+def annotator_folds(annotator_index: Tensor, num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of people: `(N, 2)` as in [`text_folds`], both entries the fold of the pair's annotator.
+
+    Example:
+
+    >>> annotator_folds(torch.tensor([0, 0, 1]), 2, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 2])
+    """
+    count = int(annotator_index.max()) + 1
+    fold = torch.randperm(count, generator=generator) % num_folds
+    return fold[annotator_index].unsqueeze(1).repeat(1, 2)
+
+
+def heldout_differences(pairs: FeaturePairs, responsibilities: Tensor, folds: Tensor, prior_scale: float) -> Tensor:
+    """Reward of the chosen minus that of the rejected reply, from rewards that know neither of the two folds.
+
+    Args:
+        pairs ([`FeaturePairs`]): N pairs.
+        responsibilities (`Tensor` of shape `(N, K)`): of the pairs' annotators.
+        folds (`Tensor` of shape `(N, 2)`): from [`text_folds`] or [`annotator_folds`].
+        prior_scale (`float`): standard deviation of a pair's log-odds under the prior on the rewards.
+
+    Returns:
+        `Tensor` of shape `(N, K)`, float64, Bradley-Terry log-odds; NaN for pairs that lie in no fold as a whole.
+
+    Raises:
+        ValueError: features that are the same in every pair.
+
+    Example:
+
+    >>> pairs = FeaturePairs(torch.eye(2), torch.zeros(8).long(), torch.ones(8).long(), torch.arange(8))
+    >>> folds = annotator_folds(pairs.annotator_index, 2, torch.Generator().manual_seed(0))
+    >>> bool((heldout_differences(pairs, torch.ones(8, 1), folds, 3.0) > 0).all())
+    True
+    """
+    count, components = int(folds.max()) + 1, responsibilities.shape[1]
+    seen = (folds.unsqueeze(1) != torch.arange(count).unsqueeze(1)).all(2).float()
+    weights = (seen.unsqueeze(2) * responsibilities.float().unsqueeze(1)).flatten(1)
+    weight = fit_rewards(pairs, weights, prior_scale)
+    rewards = (pairs.features.to(weight) @ weight.T).view(-1, count, components)
+    inside = folds[:, 0] == folds[:, 1]
+    own = folds[:, 0]
+    differences = rewards[pairs.chosen, own] - rewards[pairs.rejected, own]
+    return torch.where(inside.unsqueeze(1), differences, torch.nan)
