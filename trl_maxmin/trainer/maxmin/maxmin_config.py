@@ -133,7 +133,8 @@ class MaxMinConfigMixin:
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
-        check_backend(self.generation_backend)
+        if self.generation_backend != "vllm" or hasattr(self, "use_vllm"):  # PPO has it; TRL's own come by `use_vllm`
+            check_backend(self.generation_backend)
         named = (("oscillation", OSCILLATION_CHOICES), ("welfare_step_schedule", STEP_SCHEDULES))
         for name, choices in named:
             if getattr(self, name) not in choices:

@@ -56,7 +56,11 @@ class PPOConfig(_BaseConfig):
         generation_backend (`str`, *optional*, defaults to `"generate"`):
             Who samples replies, in rollouts, calibration and evaluation: `"generate"`; `"continuous_batching"` of
             transformers, which fills the places of replies that have ended (faster where many prompts get long
-            replies of uneven length); `"auto"`, which chooses by device and sizes.
+            replies of uneven length); `"auto"`, which chooses by device and sizes; `"vllm"`, for rollouts and
+            evaluations (needs `trl-maxmin[vllm]`; a run that is resumed draws other replies).
+        vllm_kwargs (`dict`, *optional*):
+            Settings of TRL's `VLLMGeneration`, such as `mode` (`"colocate"`, the default, or `"server"`),
+            `server_base_url`, `gpu_memory_utilization`, `tensor_parallel_size`, `enable_sleep_mode`.
         sampling_ratio_cap (`float`, *optional*):
             Truncated importance weighting: the policy's loss of a token counts by the ratio of the trainer's to the
             sampler's probability of it, and at most so often. For samplers that compute otherwise than the trainer
@@ -171,6 +175,7 @@ class PPOConfig(_BaseConfig):
     temperature: float = 0.7
     generation_kwargs: dict[str, Any] | str | None = None
     generation_backend: str = "generate"
+    vllm_kwargs: dict[str, Any] | str | None = None
     sampling_ratio_cap: float | None = None
     stop_token: Literal["eos"] | None = None
     stop_token_id: int | None = None
@@ -224,6 +229,7 @@ class PPOConfig(_BaseConfig):
         *TrainingArguments._VALID_DICT_FIELDS,
         "generation_kwargs",
         "model_init_kwargs",
+        "vllm_kwargs",
         "chat_template_kwargs",
     ]
 
@@ -274,7 +280,7 @@ class PPOConfig(_BaseConfig):
             # k2 is biased: it may be measured, not optimised.
             "kl_estimator": tuple(name for name in KL_ESTIMATORS if name != "k2"),
             "critic": ("vector", "scalar"),
-            "generation_backend": GENERATION_BACKENDS,
+            "generation_backend": (*GENERATION_BACKENDS, "vllm"),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
 from ...reading import read_json_object
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
-from ..common.generation_backends import sample_replies
+from ..common.generation_backends import SampledReplies, sample_replies
 from ..common.sampling import sampling_config, seeded
+from ..common.vllm_sampler import VLLMSampler, check_vllm
 from ..scoring.sources import RewardBatch, build_reward_source, models_of, refuse_infinite
 from . import checkpoint, roles, setup
 from .completions import completion_columns, show_completions, table_is_due
@@ -113,6 +114,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     ) -> None:
         roles.check_kinds(processing_class, model, ref_model, value_model, reward_model, train_dataset)
         setup.plan_steps(args, train_dataset)
+        if args.generation_backend == "vllm":
+            check_vllm(args.vllm_kwargs)
         name = model if isinstance(model, str) else base_model(model).config.name_or_path
         tokenizer = processing_class or load_tokenizer(name, "`processing_class` (by default the one of `model`)")
         policy = setup.load_policy(model, args, peft_config)
@@ -233,6 +236,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         return rollout
 
     def _sample(self, rows: list[Row], *stream: int | str) -> Rollout:
+        # The engine has the policy's weights and the settings of training.
+        if self.args.generation_backend == "vllm" and stream[0] in ("rollout", "evaluation"):
+            prompt_ids = [self._read_prompt(row) for row in rows]
+            return self._build_rollout(rows, prompt_ids, self._vllm.sample(prompt_ids))
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
         ) as model:
@@ -251,8 +258,22 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
                 self.pad_token_id,
                 self.stop_token_ids,
                 self.args.local_rollout_forward_batch_size,
-                self.args.generation_backend,
+                "auto" if self.args.generation_backend == "vllm" else self.args.generation_backend,
             )
+        return self._build_rollout(rows, prompt_ids, replies)
+
+    @cached_property
+    def _vllm(self) -> VLLMSampler:
+        return VLLMSampler(
+            self.policy_model,
+            self.accelerator,
+            self._tokenizer,
+            self.generation_config,
+            self.stop_token_ids,
+            self.args.vllm_kwargs,
+        )
+
+    def _build_rollout(self, rows: list[Row], prompt_ids: list[list[int]], replies: SampledReplies) -> Rollout:
         device = self.accelerator.device
         rollout = Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, device)
         rollout.note_sampler(getattr(replies, "logprobs", None))
