@@ -31,18 +31,18 @@ from trl_maxmin.functional.num_components import choose_components
 
 
 #: annotators, pairs each, share of the smaller group (0: one group), correlation of the two rewards, features
-OPPOSED = [(people, pairs, 0.5, -1.0, kind) for people, pairs in ((2, 60), (4, 60), (6, 60)) for kind in ("dense", "counts")]
+OPPOSED = [
+    (people, pairs, 0.5, -1.0, kind) for people, pairs in ((2, 60), (4, 60), (6, 60)) for kind in ("dense", "counts")
+]
 GROUPS = [
-    (10, 200, 0.3, 0.0, "dense"), (20, 40, 0.5, 0.0, "counts"), (30, 20, 0.2, 0.0, "dense"), (40, 40, 0.1, -0.5, "counts"),
-    (50, 20, 0.4, 0.3, "dense"), (60, 30, 0.05, 0.0, "dense"), (80, 20, 0.25, 0.0, "counts"), (100, 40, 0.5, 0.0, "dense"),
-    (100, 10, 0.2, 0.0, "counts"), (150, 10, 0.1, 0.0, "dense"), (200, 5, 0.3, 0.0, "dense"), (200, 10, 0.05, 0.0, "counts"),
+    (10, 200, 0.3, 0.0, "dense"), (20, 40, 0.5, 0.0, "counts"), (30, 20, 0.2, 0.0, "dense"),
+    (40, 40, 0.1, -0.5, "counts"), (50, 20, 0.4, 0.3, "dense"), (60, 30, 0.05, 0.0, "dense"),
+    (80, 20, 0.25, 0.0, "counts"), (100, 40, 0.5, 0.0, "dense"), (100, 10, 0.2, 0.0, "counts"),
+    (150, 10, 0.1, 0.0, "dense"), (200, 5, 0.3, 0.0, "dense"), (200, 10, 0.05, 0.0, "counts"),
     (300, 5, 0.5, 0.0, "counts"), (500, 5, 0.2, 0.0, "dense"),
 ]  # fmt: skip
-ONE = [
-    (people, pairs, 0.0, 1.0, kind)
-    for people, pairs in ((2, 60), (4, 60), (6, 40), (10, 60), (10, 200), (20, 30), (40, 20), (60, 20), (100, 10), (300, 5))
-    for kind in ("dense", "counts")
-]  # fmt: skip
+SIZES = ((2, 60), (4, 60), (6, 40), (10, 60), (10, 200), (20, 30), (40, 20), (60, 20), (100, 10), (300, 5))
+ONE = [(people, pairs, 0.0, 1.0, kind) for people, pairs in SIZES for kind in ("dense", "counts")]
 WIDTH, WORDS, SCALE, NUM_FOLDS = 48, 150, 1.5, 5
 
 
@@ -75,7 +75,9 @@ def true_gain(pairs, small, odds):
     if not small.any():
         return 0.0, 0.0
     likelihood, people, fold = F.logsigmoid(odds.double()), pairs.annotator_index, torch.arange(len(pairs)) % NUM_FOLDS
-    cells = torch.zeros(len(small) * NUM_FOLDS, 2, dtype=torch.float64).index_add_(0, people * NUM_FOLDS + fold, likelihood)
+    cells = torch.zeros(len(small) * NUM_FOLDS, 2, dtype=torch.float64).index_add_(
+        0, people * NUM_FOLDS + fold, likelihood
+    )
     cells, share = cells.view(-1, NUM_FOLDS, 2), small.double().mean()
     prior = torch.stack([1 - share, share]).log()
     posterior = torch.log_softmax(prior + cells.sum(1, keepdim=True) - cells, -1)[people, fold]

@@ -418,20 +418,23 @@ def fit_feature_mixtures(
     options, single = (_Options(dirichlet_concentration, of, em, priors) for of in (known, None))
     seed = int(torch.randint(2**31, (1,), generator=generator))
 
+    # A pair of texts of two folds is scored by what has not seen one of them. Which one must not depend on who was
+    # preferred, and texts may be numbered in that order: so it is the lower number or the higher one in turns.
+    higher = (pairs.chosen > pairs.rejected) ^ ((pairs.chosen + pairs.rejected) % 2 == 0)
+    dealt = {
+        count: deal_folds(pairs, count, torch.Generator().manual_seed(seed + count))
+        for count in (num_folds, num_final_folds)
+    }
+
     def with_folds(count: int, options: _Options) -> _Run:
-        dealt = deal_folds(pairs, count, torch.Generator().manual_seed(seed + count))
-        # A pair of texts of two folds is scored by what has not seen one of them. Which one must not depend on who was
-        # preferred, and texts may be numbered in that order: so it is the lower number or the higher one in turns.
-        higher = (pairs.chosen > pairs.rejected) ^ ((pairs.chosen + pairs.rejected) % 2 == 0)
-        own = dealt.gather(1, higher.long().unsqueeze(1)).squeeze(1)
-        return _Run(fitter, num_annotators, dealt, own, count, options)
+        own = dealt[count].gather(1, higher.long().unsqueeze(1)).squeeze(1)
+        return _Run(fitter, num_annotators, dealt[count], own, count, options)
 
     path, found = _one_reward(with_folds(num_folds, single), num_steps), {}
     if 1 in candidates:
         found[1] = _finish(with_folds(num_final_folds, single), path, num_final_steps, directions, 1, 1)
-    several = [k for k in candidates if k > 1]
-    run, final = (with_folds(count, options) for count in (num_folds, num_final_folds)) if several else (None, None)
-    for k in several:
+    run, final = (with_folds(count, options) for count in (num_folds, num_final_folds))
+    for k in [k for k in candidates if k > 1]:
         own = torch.Generator().manual_seed(seed + 1000 * k)
         best, starts, partitions = _search(run, path, k, num_init, num_steps, own)
         found[k] = _finish(final, best, num_final_steps, directions, starts, partitions)
@@ -457,9 +460,9 @@ def _search(
     coarse = torch.tensor(_PRIORS_OF_STARTS if len(priors) > 1 else priors)
     count = len(coarse)
     state = run.start(starts.repeat_interleave(count, 0), coarse.repeat(len(starts)))
-    betas = betas.repeat_interleave(count).tolist()
+    temperatures = betas.repeat_interleave(count).tolist()
     for step in range(first):
-        beta = torch.tensor([annealed_beta(step, first // 2, start) for start in betas])
+        beta = torch.tensor([annealed_beta(step, first // 2, start) for start in temperatures])
         state = run.advance(state, beta)
     partitions = distinct_partitions(state.log_resp.argmax(-1)[::count])
     state = state.pick(_best(run, state, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -85,11 +85,11 @@ class Choice:
     coin_error: float
     num_pairs: int
     num_annotators: int
-    prior_scale: dict[int, list[float]]
-    evidence_weight: dict[int, list[float]]
-    num_starts: dict[int, list[int]]
-    num_partitions: dict[int, list[int]]
-    simulated: dict[float, tuple[float, float]]
+    prior_scale: dict[int, list[float]] = field(default_factory=dict)
+    evidence_weight: dict[int, list[float]] = field(default_factory=dict)
+    num_starts: dict[int, list[int]] = field(default_factory=dict)
+    num_partitions: dict[int, list[int]] = field(default_factory=dict)
+    simulated: dict[float, tuple[float, float]] = field(default_factory=dict)
 
 
 def cross_validate(
@@ -236,8 +236,6 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor) -> Choice:
         coin_error,
         len(index),
         len(people),
-        *({k: [] for k in kept} for _ in range(4)),
-        {},
     )
 
 
@@ -247,30 +245,23 @@ def _simulate(
     """Votes of two groups worth `RELEVANT_GAIN` on the same pairs by the same people: what two components gain."""
     single = fit_rewards(pairs, torch.ones(len(pairs), 1), _middle(choice.prior_scale[1]))[0]
     known = options.get("known")
-    if known is not None:
-        # Groups that are given are those that would have to be seen; who is of one in part only has to be found.
-        whole = bool((known >= 0).all())
-        options = options | {"known": None}
-        small = known == torch.bincount(known).argmin() if whole else None
-    found = {}
-    for number, share in enumerate(SHARES if known is None or not whole else SHARES[:1]):
-        gains, errors = [], []
+    # Groups that are given are those that would have to be seen; who is of one in part only has to be found.
+    given = known == torch.bincount(known).argmin() if known is not None and bool((known >= 0).all()) else None
+    found: dict[float, tuple[float, float]] = {}
+    for number, share in enumerate(SHARES if given is None else SHARES[:1]):
+        gains = []
         for again in range(2 if len(pairs) <= _SMALL else 1):
             generator = torch.Generator().manual_seed(seed + 101 * number + 11 * again + 1)
-            if known is None or not whole:
-                small = who_is_small(num_annotators, share, generator)
-            else:
-                options["known"] = small.long()
+            small = who_is_small(num_annotators, share, generator) if given is None else given
             votes = plant_two_groups(pairs, single, small, RELEVANT_GAIN, generator)
-            fits = cross_validate(votes, num_annotators, (1, 2), seed=seed, **options)
+            own = options | {"known": None if given is None else given.long()}
+            fits = cross_validate(votes, num_annotators, (1, 2), seed=seed, **own)
             index = votes.annotator_index
             result = decide({k: heldout_scores(of, index) for k, of in fits.items()}, index)
-            gains.append(result.gain[2])
-            errors.append(result.gain_error[2])
-        found[small.double().mean().item()] = (
-            sum(gains) / len(gains),
-            math.sqrt(sum(error**2 for error in errors)) / len(errors),
-        )
+            gains.append((result.gain[2], result.gain_error[2]))
+            part = small.double().mean().item()
+        error = math.sqrt(sum(error**2 for _, error in gains)) / len(gains)
+        found[part] = (sum(gain for gain, _ in gains) / len(gains), error)
         if not _would_have_been_seen(replace(choice, simulated=found)):
             break  # one kind of groups that would have gone unseen is enough
     return found

@@ -70,7 +70,7 @@ class ComponentSelection(Choice):
 
     def prior_of(self, num_components: int) -> float | None:
         """The prior scale in the middle of those that the folds chose for a K."""
-        chosen = sorted(self.prior_scale[num_components])
+        chosen = sorted(self.prior_scale.get(num_components, []))
         return chosen[len(chosen) // 2] if chosen else None
 
     def by_candidate(self) -> dict[str, dict[str, float]]:
@@ -105,7 +105,7 @@ class ComponentSelection(Choice):
                 f"{self.log_likelihood[k]:.4f}",
                 f"{self.difference[k]:.4f} ± {self.standard_error[k]:.4f}",
                 f"{self.accuracy[k]:.4f}",
-                " ".join(f"{scale:g}" for scale in sorted(set(self.prior_scale[k]))),
+                " ".join(f"{scale:g}" for scale in sorted(set(self.prior_scale.get(k, [])))),
             ]
             for k in sorted(self.log_likelihood)
         ]
