@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         *_DATA,
         Refusal(
             "dataset_name dataset_config dataset_train_split dataset_test_split max_prompts max_new_tokens "
-            "max_prompt_length temperature num_completions chat_template_kwargs dtype",
+            "max_prompt_length temperature num_completions chat_template_kwargs dtype generation_backend",
             "it is for policies that sample, and --completions holds replies. Give --policies, or leave it out.",
             _samples,
         ),
