@@ -91,6 +91,13 @@ def test_rankings_are_checked_cut_and_counted(folder, capsys):
     assert lines("again.jsonl") == lines("p.jsonl"), "pairs pass as they are"
 
 
+def test_a_row_is_counted_as_it_stands_when_rankings_are_cut(folder, capsys):
+    Path("bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*RANKINGS, RANKINGS[1] | {"choice": 9}]))
+    words = ["convert", "rankings", "--input", "bad.jsonl", "--output", "o.jsonl", "--as_pairs", "all"]
+    assert main(words) == 1
+    assert "Row 3 has choice 9" in capsys.readouterr().err and not Path("o.jsonl").exists()
+
+
 def test_hashed_ids_need_the_key_and_keep_people_apart(folder, capsys):
     words = ["convert", "rankings", "--input", "r.jsonl", "--hash_annotators", "true", "--output"]
     assert main([*words, "o.jsonl"]) == 0

@@ -212,12 +212,11 @@ def _written(
 ) -> Iterator[dict[str, Any]]:
     """Checked rows as they go into the file."""
     kind = None
-    for row in found:
+    # Counted by what is found: a row of a set may hold many judgements.
+    for number, row in enumerate(found):
         if row is None:
             counts.left_out += 1
             continue
-        # Counted by what was found: a row of a set may hold many judgements.
-        number = counts.kept + counts.left_out
         row = plain_messages(row)
         ranked = "responses" in row
         if ranked:

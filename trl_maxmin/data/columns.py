@@ -135,9 +135,9 @@ def _refuse_vote_shares(dataset: Dataset, annotator_column: str) -> None:
     for row, probability in enumerate(dataset["chosen_probability"]):
         check_probability(probability, row)
     raise ValueError(
-        "The data have `chosen_probability`, which no likelihood here reads yet, and dropping it in silence would make "
-        "every share of votes a certain choice. Write a row for each vote (the minority's with `chosen` and `rejected` "
-        "swapped), or remove the column if that is what you want."
+        "The data have `chosen_probability`, which no likelihood here reads yet, and dropping it in silence would "
+        "make every share of votes a certain choice. Write a row for each vote (the minority's with `chosen` and "
+        "`rejected` swapped), or remove the column if that is what you want."
     )
 
 
