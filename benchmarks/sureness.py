@@ -105,6 +105,34 @@ def assignments(pairs, fitted, people, seed):
     for name in ("weighed", "whole"):
         expected, observed = (torch.cat(side).mean().item() for side in zip(*result[name], strict=True))
         report[name] = {"expected": round(expected, 4), "observed": round(observed, 4)}
+    report["shared_texts"] = shared_texts(pairs, scores, halves, fitted.mixing_weights, seed)
+    return report
+
+
+def shared_texts(pairs, scores, halves, mixing_weights, seed):
+    """Whole pairs, so many of each person that no text stands in two of them; and as many at random."""
+    rng, apart, alike = np.random.default_rng(seed), [], []
+    who = pairs.annotator_index.numpy()
+    order = np.argsort(who, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(who[order])) + 1):
+        used, mine = set(), []
+        for row in rng.permutation(rows):
+            texts = {int(pairs.chosen[row]), int(pairs.rejected[row])}
+            if not texts & used:
+                mine.append(row)
+                used |= texts
+        apart += mine
+        alike += rng.permutation(rows)[: len(mine)].tolist()
+    report = {}
+    for name, rows in (("no_text_twice", apart), ("as_many_at_random", alike)):
+        keep = torch.tensor(sorted(rows))
+        found = fit_evidence_weight(
+            scores[keep], pairs.annotator_index[keep], [half[keep] for half in halves], mixing_weights
+        )
+        report[name] = {"num_pairs": len(keep), "weight": round(found.weight, 3)}
+        report[name] |= {
+            "expected": round(found.expected_unweighted, 4), "observed": round(found.observed_unweighted, 4)
+        }  # fmt: skip
     return report
 
 

@@ -201,5 +201,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it says {printable(twice)!r} twice")
+        raise ValueError(f"it says '{printable(twice)}' twice")
     return made

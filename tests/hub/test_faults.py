@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each fault has words of its own: what happened, what is on the Hub, how to go on."""
 
+import logging
+import re
 import socket
+import traceback
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants, create_branch, hf_api
 
 from tests.hub.artefacts import OTHER_TOKENIZER, TOKENIZER, make_app, make_model, make_output, make_record
+from tests.hub_routes import Answer
 from tests.hub_server import OTHER, READ, WRITE
 from tests.hub_store import Commit, make_blob, now
+from trl_maxmin.cli import main
+from trl_maxmin.cli.faults import told
+from trl_maxmin.cli.push import PushArguments
+from trl_maxmin.cli.space import parser
 from trl_maxmin.hub import HubError, PushOptions, RepoPlan, plan_output_folder, publish, publish_repo
-from trl_maxmin.hub.faults import explain, keep_secret, without_tokens
+from trl_maxmin.hub.faults import ask, explain, keep_secret, without_tokens
 from trl_maxmin.hub.plan import plan_mixture
 from trl_maxmin.hub.plan_app import plan_space
 
@@ -140,6 +149,44 @@ class TestTokens:
         assert WRITE not in str(HubError(f"{WRITE} refused", f"use {WRITE}"))
         assert without_tokens("nothing here") == "nothing here"
 
+    @pytest.mark.parametrize("where", ["header", "body"])
+    def test_a_server_that_echoes_it(self, hub, tmp_path, monkeypatch, caplog, where):
+        """Not in the message, nor in any error behind it, nor in a traceback, nor in a log line."""
+
+        def echo(request):
+            answer = Answer.json({"error": f"Bearer {WRITE} may not, {WRITE}"}, 403)
+            if where == "header":
+                answer.headers["X-Error-Message"] = f"token {WRITE} of another form: secret-of-another-form"
+            return answer
+
+        keep_secret("secret-of-another-form")
+        monkeypatch.setattr(hub, "_route", echo)
+        with caplog.at_level("DEBUG"), pytest.raises(HubError) as caught:
+            publish_repo(plan(tmp_path))
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying with %s", f"Bearer {WRITE}")
+        shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+        assert "403" in shown and WRITE not in shown and "hf_me" not in shown and "another-form" not in shown
+        assert "Retrying with hf_***" in caplog.text
+
+    def test_in_a_chain(self):
+        def fail():
+            try:
+                raise OSError(13, f"refused {WRITE}")
+            except OSError as error:
+                error.add_note(f"sent {WRITE}")
+                raise KeyError(f"no {WRITE}") from error
+
+        with pytest.raises(HubError) as caught:
+            ask("Asking", fail)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert WRITE not in shown and shown.count("hf_***") >= 3
+
+    def test_in_the_traceback_of_a_command(self, hub, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(hub, "_route", lambda request: Answer.json({"error": f"Bearer {WRITE}"}, 403))
+        with pytest.raises(HubError) as caught:
+            main(["push", str(make_output(tmp_path)), "--repo_id", "me/film", "--debug"])
+        assert WRITE not in "".join(traceback.format_exception(caught.value))
+
 
 class TestSpace:
     def test_free_account_cannot_create_a_gradio_space(self, hub, tmp_path):
@@ -147,6 +194,27 @@ class TestSpace:
         with pytest.raises(HubError, match="402.*free accounts cannot.*zero-a10g.*static"):
             publish([space])
         assert ("space", "me/film-space") not in hub.store.repos
+
+    @pytest.mark.parametrize(
+        ("command", "has", "lacks"),
+        [("push", "--space_hardware zero-a10g", " --hardware"), ("space", "--hardware zero-a10g", "--space_")],
+    )
+    def test_a_command_names_its_own_options(self, hub, tmp_path, command, has, lacks):
+        space = plan_space(make_app(tmp_path), "me/film-space", PushOptions(), models=[])
+        with pytest.raises(HubError) as caught:
+            publish([space], command="again")
+        text = told(command, [], caught.value)
+        assert has in text and lacks not in text and text.endswith("To continue: again")
+        options = (
+            parser().format_help() if command == "space" else " ".join(f"--{f.name}" for f in fields(PushArguments))
+        )
+        assert all(word in options for word in re.findall(r"--\w+", text))
+
+    def test_payment_for_something_else(self, hub, tmp_path):
+        hub.inject(402, path="/commit/")
+        with pytest.raises(HubError) as caught:
+            publish([plan(tmp_path)])
+        assert "Space" not in told("push", [], caught.value) and "account's plan" in told("push", [], caught.value)
 
     def test_zero_gpu_is_free(self, hub, tmp_path):
         space = plan_space(make_app(tmp_path), "me/film-space", PushOptions(space_hardware="zero-a10g"), models=[])

@@ -43,6 +43,18 @@ def test_push_twice_and_pull(hub, tmp_path, capsys):
     assert (tmp_path / "in" / "mixture" / "model.safetensors").exists()
 
 
+def test_nothing_has_changed_is_true(hub, tmp_path, capsys):
+    """A collection that was filled is a change, whatever the repositories say."""
+    command = ["push", str(make_output(tmp_path / "out")), "--repo_id", "me/film"]
+    assert main([*command, "--collection", "false"]) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "created  collection" in out and "Nothing has changed." not in out and out.endswith("Done.\n")
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith("Nothing has changed.\n")
+
+
 def test_a_failure_names_the_command_that_continues(hub, tmp_path, capsys):
     folder = make_output(tmp_path / "a folder")
     hub.inject(503, path="me/film-mixture/commit")

@@ -285,14 +285,14 @@ def _measure(
     by_prompt = _bootstrap(pairs.prompt[heldout], num_resamples, seed)
     over_prompts = _bootstrap(np.arange(len(candidates)), num_resamples, seed)
     belongs = memberships[heldout].argmax(axis=1)
-    people, counts, enough = group_sizes(pairs.annotator, memberships)
+    sizes, counts, enough = group_sizes(pairs.annotator, memberships)
     by_group: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(names):
         epsilon, part = float(margins[k]), float(of_pairs[k])
         gap = _gaps(candidates, own[k], single, beta)
         curvature = feature_curvature(candidates[:_CURVATURE_PROMPTS], own[k], single, beta)
         facts: dict[str, Any] = {
-            "num_annotators": people[k],
+            "num_annotators": sizes[k],
             "num_pairs": counts[k],
             "share": float(shares[k]),
             "share_of_pairs": part,

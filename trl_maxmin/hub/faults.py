@@ -173,14 +173,13 @@ class _MaskTokens(logging.Filter):
 
 
 _MASK = _MaskTokens()
+_CLIENTS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet")
 
 
 def _watch_logs() -> None:
     # A filter of a logger does not see its children's records, so each gets it.
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.split(".")[0] in ("huggingface_hub", "httpx", "httpx2", "hf_xet") and isinstance(
-            logger, logging.Logger
-        ):
+        if name.split(".")[0] in _CLIENTS and isinstance(logger, logging.Logger):
             logger.addFilter(_MASK)
 
 

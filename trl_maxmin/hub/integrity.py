@@ -112,7 +112,7 @@ def _of_shards(
         raise ValueError(f"{name} has no weight_map of names. Save the model again.")
     for shard in sorted(set(places.values())):
         if not _SHARD.fullmatch(shard):
-            raise ValueError(f"{name} names {printable(shard)!r}; shards are called model-00001-of-00002.safetensors.")
+            raise ValueError(f"{name} names '{printable(shard)}'; shards are called model-00001-of-00002.safetensors.")
         if shard not in headers:
             raise ValueError(f"{name} names {shard}, which is missing. Copy all files.")
     for shard in sorted(shards):
@@ -323,7 +323,7 @@ def _require_adapter(config: dict[str, Any], tensors: Mapping[str, tuple[str, Te
 
     kind, file, settings = config.get("peft_type"), f"{folder}{_ADAPTER}", f"{folder}adapter_config.json"
     if not isinstance(kind, str) or kind not in set(PeftType):
-        raise ValueError(f"{settings}: peft_type is {printable(kind)!r}, which this PEFT does not know.")
+        raise ValueError(f"{settings}: peft_type is '{printable(kind)}', which this PEFT does not know.")
     if not isinstance(config.get("base_model_name_or_path") or "", str):
         raise ValueError(f"{settings}: base_model_name_or_path is no name. Save the adapter again.")
     if not tensors:
@@ -363,7 +363,7 @@ def _require_vocabulary(files: Files, rows: int, folder: str) -> None:
     token = max(ids, key=lambda token: ids[token])
     if ids[token] >= rows:
         raise ValueError(
-            f"{folder}{name}: the token {printable(token, 40)!r} has id {ids[token]:,}, and the embedding in the "
+            f"{folder}{name}: the token '{printable(token, 40)}' has id {ids[token]:,}, and the embedding in the "
             f"weights has {rows:,} rows. They are of two models: copy the tokenizer that belongs to the weights."
         )
 

@@ -48,7 +48,7 @@ def require_names(names: Iterable[str], what: str) -> None:
         odd = any(part in ("", ".", "..") or part.endswith((".", " ")) or _RESERVED.fullmatch(part) for part in parts)
         if odd or not name.isprintable() or re.search(r"[\\:]", name) or len(name) > 255:
             raise ValueError(
-                f"{what}: {printable(name)!r} is no name of a file below a folder. Take nothing from this repository."
+                f"{what}: '{printable(name)}' is no name of a file below a folder. Take nothing from this repository."
             )
         for depth in range(1, len(parts) + 1):
             path = "/".join(parts[:depth])

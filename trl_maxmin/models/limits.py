@@ -47,7 +47,7 @@ def require_sane_numbers(config: dict[str, Any], name: str) -> None:
     >>> require_sane_numbers({"model_type": "gpt2", "n_layer": 10**7}, "config.json")
     Traceback (most recent call last):
     ...
-    ValueError: config.json: n_layer is 10000000; allowed is 0 to 1,000. Correct it, or take another model.
+    ValueError: config.json: n_layer is 10000000; allowed is -1 to 1,000. Correct it, or take another model.
     """
     for path, key, number in _numbers(config):
         for pattern, least, most in _LIMITS:
@@ -113,6 +113,6 @@ def require_component_names(names: list[Any]) -> None:
             problem = "has '/', '\\', control characters, or only dots"
         if problem:
             raise ValueError(
-                f"component_names: {printable(name)!r} {problem}. A name is a folder and part of an id on the Hub: 1 "
+                f"component_names: '{printable(name)}' {problem}. A name is a folder and part of an id on the Hub: 1 "
                 "to 80 letters, digits, spaces and signs other than '/' and '\\'."
             )

@@ -61,7 +61,7 @@ WELFARE_SETTINGS: dict[str, tuple[str, ...]] = {
 _SELECTION = ("mean", "difference", "standard_error", "accuracy", "best", "num_pairs", "num_annotators", "verdict")
 _SELECTION += ("gain", "gain_error", "prior_scale", "verdict_kind")
 _CURVES = ("maxmin", "objective", "rewards", "em", "kl", "loss", "accuracy", "predictive_log_likelihood")
-_PACKAGES = ("python", "trl_maxmin", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
+_PACKAGES: tuple[str, ...] = ("python", "trl_maxmin", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
 _PACKAGES += ("huggingface_hub",)
 
 _TOKEN = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{8,}")
@@ -136,7 +136,7 @@ def _named(item: _Public) -> _Public:
     return public
 
 
-def _fields(fields: Mapping[str, _Public]) -> _Public:
+def _fields(fields: Mapping[str, Any]) -> _Public:
     def public(value: Any) -> Any:
         found = {key: fields[key](entry) for key, entry in value.items() if key in fields}
         return {key: entry for key, entry in found.items() if entry is not None}
@@ -188,10 +188,8 @@ def _public_fields(here: bool) -> dict[str, _Public]:
         {"name": place, "config": _text, "split": _text, "revision": _text}
         | _all(("num_rows", "num_annotators", "num_prompts", "rows_dropped"))
     )
-    calibration = _fields(
-        {"utility": _text, "reference_policy": place}
-        | _all(("temperature", "shift", "scale", "num_prompts", "completions_per_prompt"))
-    )
+    named: dict[str, _Public] = {"utility": _text, "reference_policy": place}
+    calibration = _fields(named | _all(("temperature", "shift", "scale", "num_prompts", "completions_per_prompt")))
     policy = _fields(
         _all(("by_group", "aggregates", "worst_group")) | {"replies": _numbers}  # checked by the record's schema
     )
