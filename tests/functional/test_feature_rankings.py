@@ -115,6 +115,7 @@ def test_planted_groups_are_found(best_only):
     assert scores.shape == (300, 2) and fitted.scores.shape == (300, 2)
 
 
+@pytest.mark.slow
 def test_the_number_of_components_of_rankings():
     rankings, _ = drawn(seed=1, people=60, choices=5, spread=4.0)
     options = {"num_init": 4, "num_steps": 18, "num_final_steps": 6, "num_final_folds": 3}
