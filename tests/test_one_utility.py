@@ -52,7 +52,7 @@ def test_trainer_evaluation_and_space(cut, tmp_path, monkeypatch):
     from trl_maxmin.trainer.ppo import ppo_trainer
 
     planned = iter([base, new])
-    monkeypatch.setattr(ppo_trainer, "sample_completions", lambda *args, **kwargs: next(planned))
+    monkeypatch.setattr(ppo_trainer, "sample_replies", lambda *args, **kwargs: next(planned))
     trainer.calibrate()
     rollout = trainer._sample([{"prompt": prompt} for prompt in rows], "test")
     trainer.model.eval()

@@ -9,6 +9,8 @@ checks them on the oldest and on the newest supported TRL.
 Of transformers: what `models/shards.py` reads. It is there because models are loaded where TRL is not installed, too.
 """
 
+from types import ModuleType
+
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
@@ -70,7 +72,25 @@ OVERRIDES: dict[str, dict[str, str | None]] = {
     "transformers.TrainingArguments": {"_VALID_DICT_FIELDS": None},
 }
 
+#: What [`VLLMSampler`] calls of `trl.generation.vllm_generation.VLLMGeneration`, and by which parameters.
+VLLM_GENERATION: dict[str, str] = {
+    "__init__": "self model accelerator processing_class temperature top_p top_k min_p repetition_penalty "
+    "max_completion_length logprobs generation_kwargs",
+    "sync_weights": "self",
+    "generate": "self prompts images num_generations",
+}
+
+
+def vllm_generation() -> ModuleType:
+    """TRL's module of the engine; late, because it imports vLLM where that is installed."""
+    from trl.generation import vllm_generation as module
+
+    return module
+
+
 __all__ = [
+    "VLLM_GENERATION",
+    "vllm_generation",
     "OVERRIDES",
     "DataCollatorForPreference",
     "_BaseConfig",

@@ -48,7 +48,8 @@ class EvaluateArguments(ScriptArguments):
         judge_key_variable (`str`): environment variable that holds the endpoint's key.
         output_dir (`str`): folder for results and figures.
         max_prompts (`int`): use the first so many rows.
-        max_new_tokens, temperature, num_completions, batch_size, seed, max_prompt_length: of the sampling.
+        max_new_tokens, temperature, num_completions, batch_size, seed, max_prompt_length, generation_backend: of the
+            sampling.
         chat_template_kwargs (`dict`): keywords for the chat template, as in the policies' training.
         dtype (`str`): of the policies' weights.
         num_resamples (`int`): of the bootstrap over prompts.
@@ -96,6 +97,10 @@ class EvaluateArguments(ScriptArguments):
         default=None, metadata={"help": "JSON of keywords for the chat template, as in the policies' training."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
+    generation_backend: str = field(
+        default="generate",
+        metadata={"help": "Who samples: generate, continuous_batching (many prompts, long uneven replies), or auto."},
+    )
     num_completions: int = field(default=4, metadata={"help": "Replies a prompt, of every policy."})
     batch_size: int = field(default=32, metadata={"help": "Prompts (or replies to score) a forward."})
     seed: int = field(default=0, metadata={"help": "Of replies and resamples."})
@@ -151,6 +156,7 @@ def run(argv: Sequence[str]) -> None:
                 arguments.seed,
                 arguments.max_prompt_length,
                 arguments.chat_template_kwargs,
+                arguments.generation_backend,
             ),
             accelerator=accelerator,
             num_resamples=arguments.num_resamples,

@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         *_DATA,
         *_ONE_SPLIT,
         Refusal(
-            "batch_size",
+            "batch_size pooling",
             "it is of a model's forward. Add --model_name_or_path, or leave it out.",
             lambda given: bool(given["model_name_or_path"]),
         ),
@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         *_DATA,
         Refusal(
             "dataset_name dataset_config dataset_train_split dataset_test_split max_prompts max_new_tokens "
-            "max_prompt_length temperature num_completions chat_template_kwargs dtype",
+            "max_prompt_length temperature num_completions chat_template_kwargs dtype generation_backend",
             "it is for policies that sample, and --completions holds replies. Give --policies, or leave it out.",
             _samples,
         ),

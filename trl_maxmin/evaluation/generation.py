@@ -22,7 +22,8 @@ from ..data.texts import text_of
 from ..data.tokenization import Prompt, encode_prompt, plain_messages
 from ..distributed import gather_objects
 from ..models.base import context_length
-from ..trainer.common.sampling import pad, resolve_stop_tokens, sample_completions, sampling_config, seeded
+from ..trainer.common.generation_backends import check_backend, sample_replies
+from ..trainer.common.sampling import pad, resolve_stop_tokens, sampling_config, seeded
 from ..trainer.ppo.policy import PolicyWithCritic, check_head
 
 
@@ -65,6 +66,7 @@ class Sampling:
         seed (`int`): of the random streams.
         max_prompt_length (`int`, *optional*): longer prompts are cut, see [`encode_prompt`].
         chat_template_kwargs (`dict`, *optional*): what chat templates are given, as in the policies' training.
+        generation_backend (`str`): `"generate"`, `"continuous_batching"` or `"auto"`, see [`sample_replies`].
     """
 
     max_new_tokens: int = 128
@@ -74,6 +76,7 @@ class Sampling:
     seed: int = 0
     max_prompt_length: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    generation_backend: str = "generate"
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_completions", "batch_size"):
@@ -81,6 +84,7 @@ class Sampling:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}; 0 is greedy.")
+        check_backend(self.generation_backend)
 
 
 def generate_replies(
@@ -125,7 +129,8 @@ def generate_replies(
     for row, sample in chunks[accelerator.process_index :: accelerator.num_processes]:
         ids = prompt_ids[row : row + sampling.batch_size]
         with seeded(accelerator.device, sampling.seed, "evaluate", stream, row, sample):
-            done.append((row, sample, sample_completions(model, ids, config, padding, stop, len(ids))))
+            backend, size = sampling.generation_backend, len(ids)
+            done.append((row, sample, sample_replies(model, ids, config, padding, stop, size, backend)))
         if progress is not None:
             progress(len(ids))
     found = {

@@ -87,7 +87,7 @@ def sample_completions(
     replies: list[tuple[list[int], bool]] = [([], False)] * len(prompt_ids)
     # Prompts of like length together: less padding, fewer steps.
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    with _ready_to_generate(model) as (generate, policy):
+    with ready_to_generate(model) as (generate, policy):
         device = policy.device
         processors = sample_by_cdf(config, policy.config.get_text_config().vocab_size, device)
         config.eos_token_id, config.pad_token_id = list(stop_token_ids) or None, pad_token_id
@@ -128,7 +128,7 @@ def cut_at_stop(tokens: list[int], stop_token_ids: Sequence[int]) -> tuple[list[
 
 
 @contextmanager
-def _ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, PreTrainedModel]]:
+def ready_to_generate(model: nn.Module) -> Iterator[tuple[Callable, PreTrainedModel]]:
     """In evaluation mode and with an empty `generation_config`: generation merges what a config leaves open from the
     model's own, and a `repetition_penalty` from there would sample from another distribution than PPO weighs."""
     # A sharded root has another class, so it is known by what it has.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...functional.group_floor import MIN_GROUP_ANNOTATORS, MIN_GROUP_PAIRS, MIN_GROUP_SHARE
 from ...functional.welfare import WELFARE_RULES
 from ..common.config_help import help_from_docstring
+from ..common.generation_backends import check_backend
 from ..common.host_defaults import settle_host_defaults
 from ..scoring.reference_statistics import UTILITY_KINDS
 
@@ -91,6 +92,9 @@ class MaxMinConfigMixin:
             Replies of the reference policy per prompt that utilities are measured against; at least 4.
         max_calibration_prompts (`int`, *optional*, defaults to 1024):
             Number of distinct prompts that get reference replies.
+        generation_backend (`str`, *optional*, defaults to `"generate"`):
+            Who samples them (and the rollouts of PPO): `"generate"`, `"continuous_batching"` of transformers, or
+            `"auto"`, which chooses by device and sizes. For rollouts of GRPO and RLOO TRL has options of its own.
     """
 
     welfare: str = "maxmin"
@@ -108,6 +112,7 @@ class MaxMinConfigMixin:
     oscillation_window: int = 20
     num_reference_completions: int = 8
     max_calibration_prompts: int = 1024
+    generation_backend: str = "generate"
 
     def __post_init__(self) -> None:
         self._validate_maxmin()
@@ -128,6 +133,8 @@ class MaxMinConfigMixin:
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
+        if self.generation_backend != "vllm" or hasattr(self, "use_vllm"):  # PPO has it; TRL's own come by `use_vllm`
+            check_backend(self.generation_backend)
         named = (("oscillation", OSCILLATION_CHOICES), ("welfare_step_schedule", STEP_SCHEDULES))
         for name, choices in named:
             if getattr(self, name) not in choices:

@@ -21,7 +21,8 @@ from ...data.tokenization import stop_tokens
 from ...models.base import base_model
 from ...models.loading import load_config, refuse_remote_code
 from ...models.lora import freeze_reward_adapters
-from ..common.sampling import cut_at_stop, sample_completions, seeded
+from ..common.generation_backends import sample_replies
+from ..common.sampling import cut_at_stop, seeded
 from ..common.trained import check_trained
 from ..ppo.randomness import switch_off
 from ..scoring.callables import RewardCallables
@@ -228,13 +229,14 @@ class TRLPolicyMixin(MaxMinMixin):
             seeded(self.accelerator.device, self.args.seed, "calibration", self.accelerator.process_index),
             self.accelerator.autocast(),
         ):
-            replies = sample_completions(
+            replies = sample_replies(
                 model,
                 prompt_ids,
                 self._reference_generation_config(),
                 self._tokenizer.pad_token_id,
                 self.stop_token_ids,
                 self.args.per_device_train_batch_size * self.args.steps_per_generation,
+                self.args.generation_backend,
             )
         ids = [reply for reply, _ in replies]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from operator import itemgetter
 
 import torch
 from accelerate import Accelerator
 
-from ...distributed import sum_over_ranks
+from ...distributed import gather_rows, sum_over_ranks
 from .rollout import Rollout
 
 
@@ -64,6 +66,18 @@ def rollout_metrics(
     return means
 
 
+def sampling_metrics(accelerator: Accelerator, rollout: Rollout) -> dict[str, float]:
+    """How far the sampler's probabilities are from the trainer's, over the tokens of all ranks: their ratio's mean,
+    1 where the two agree, and its maximum. Empty where the sampler does not tell."""
+    if rollout.sampler_logprobs is None:
+        return {}
+    ratio = (rollout.logprobs - rollout.sampler_logprobs)[rollout.completion_mask].exp()
+    own = torch.stack([ratio.sum(), ratio.new_tensor(len(ratio)), ratio.max() if len(ratio) else ratio.new_zeros(())])
+    total, count, _ = gather_rows(accelerator, own.unsqueeze(0)).cpu().double().sum(0).tolist()
+    largest = gather_rows(accelerator, own[2:]).max().item()
+    return {"sampling/ratio_mean": total / max(count, 1.0), "sampling/ratio_max": largest}
+
+
 def take_means(metrics: dict[str, list[float]]) -> dict[str, float]:
     """Means of what was measured since the last time; `metrics` is empty afterwards.
 
@@ -80,6 +94,10 @@ def take_means(metrics: dict[str, list[float]]) -> dict[str, float]:
     """
     known = {name: [value for value in values if not math.isnan(value)] for name, values in metrics.items()}
     metrics.clear()
-    return {
-        name: values[-1] if name in LATEST else sum(values) / len(values) for name, values in known.items() if values
-    }
+    return {name: _summary(name)(values) for name, values in known.items() if values}
+
+
+def _summary(name: str) -> Callable[[list[float]], float]:
+    if name in LATEST:
+        return itemgetter(-1)
+    return max if name == "sampling/ratio_max" else lambda values: sum(values) / len(values)

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from ..._compat import _BaseConfig
 from ...functional.ppo import KL_ESTIMATORS
 from ..common.config_help import help_from_docstring
+from ..common.generation_backends import GENERATION_BACKENDS
 from ..common.host_defaults import settle_host_defaults
 from .old_scripts import FIELDS, knows_old_names
 
@@ -52,6 +53,19 @@ class PPOConfig(_BaseConfig):
         generation_kwargs (`dict`, *optional*):
             More settings of [`~transformers.GenerationConfig`]. One that filters or penalises tokens (`top_p`,
             `repetition_penalty`) samples from another distribution than the one PPO weighs.
+        generation_backend (`str`, *optional*, defaults to `"generate"`):
+            Who samples replies, in rollouts, calibration and evaluation: `"generate"`; `"continuous_batching"` of
+            transformers, which fills the places of replies that have ended (faster where many prompts get long
+            replies of uneven length); `"auto"`, which chooses by device and sizes; `"vllm"`, for rollouts and
+            evaluations (needs `trl-maxmin[vllm]`; a run that is resumed draws other replies).
+        vllm_kwargs (`dict`, *optional*):
+            Settings of TRL's `VLLMGeneration`, such as `mode` (`"colocate"`, the default, or `"server"`),
+            `server_base_url`, `gpu_memory_utilization`, `tensor_parallel_size`, `enable_sleep_mode`.
+        sampling_ratio_cap (`float`, *optional*):
+            Truncated importance weighting: the policy's loss of a token counts by the ratio of the trainer's to the
+            sampler's probability of it, and at most so often. For samplers that compute otherwise than the trainer
+            (`sampling/ratio_mean` is not 1) and tell their probabilities, as `"continuous_batching"` does. Default:
+            every token counts once.
         stop_token (`str`, *optional*):
             `"eos"`: the tokenizer's EOS ends a reply. Default: what the policy's `generation_config` says, else the
             tokenizer's EOS. Excludes `stop_token_id`.
@@ -160,6 +174,9 @@ class PPOConfig(_BaseConfig):
     chat_template_kwargs: dict[str, Any] | str | None = None
     temperature: float = 0.7
     generation_kwargs: dict[str, Any] | str | None = None
+    generation_backend: str = "generate"
+    vllm_kwargs: dict[str, Any] | str | None = None
+    sampling_ratio_cap: float | None = None
     stop_token: Literal["eos"] | None = None
     stop_token_id: int | None = None
     local_rollout_forward_batch_size: int = 64
@@ -212,6 +229,7 @@ class PPOConfig(_BaseConfig):
         *TrainingArguments._VALID_DICT_FIELDS,
         "generation_kwargs",
         "model_init_kwargs",
+        "vllm_kwargs",
         "chat_template_kwargs",
     ]
 
@@ -262,6 +280,7 @@ class PPOConfig(_BaseConfig):
             # k2 is biased: it may be measured, not optimised.
             "kl_estimator": tuple(name for name in KL_ESTIMATORS if name != "k2"),
             "critic": ("vector", "scalar"),
+            "generation_backend": (*GENERATION_BACKENDS, "vllm"),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
@@ -270,7 +289,7 @@ class PPOConfig(_BaseConfig):
     def _check_ranges(self) -> None:
         positive = ("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "logits_chunk_size")
         positive += ("local_rollout_forward_batch_size", "kl_target", "kl_horizon", "max_prompt_length", "target_kl")
-        positive += ("total_episodes",)
+        positive += ("total_episodes", "sampling_ratio_cap")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

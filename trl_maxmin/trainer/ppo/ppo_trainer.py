@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from ...models.base import base_model, context_length
 from ...models.loading import load_tokenizer
 from ...reading import read_json_object
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
-from ..common.sampling import sample_completions, sampling_config, seeded
+from ..common.generation_backends import SampledReplies, sample_replies
+from ..common.sampling import sampling_config, seeded
+from ..common.vllm_sampler import VLLMSampler, check_vllm
 from ..scoring.sources import RewardBatch, build_reward_source, models_of, refuse_infinite
 from . import checkpoint, roles, setup
 from .completions import completion_columns, show_completions, table_is_due
 from .evaluation import EvaluationSums, own_batches
-from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, take_means
+from .metrics import LOSS_STATISTICS, loss_metrics, rollout_metrics, sampling_metrics, take_means
 from .old_scripts import ARGUMENTS, METHODS, knows_old_names
 from .policy import PolicyWithCritic
 from .ppo_config import PPOConfig
@@ -112,6 +114,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     ) -> None:
         roles.check_kinds(processing_class, model, ref_model, value_model, reward_model, train_dataset)
         setup.plan_steps(args, train_dataset)
+        if args.generation_backend == "vllm":
+            check_vllm(args.vllm_kwargs)
         name = model if isinstance(model, str) else base_model(model).config.name_or_path
         tokenizer = processing_class or load_tokenizer(name, "`processing_class` (by default the one of `model`)")
         policy = setup.load_policy(model, args, peft_config)
@@ -232,6 +236,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         return rollout
 
     def _sample(self, rows: list[Row], *stream: int | str) -> Rollout:
+        # The engine has the policy's weights and the settings of training.
+        if self.args.generation_backend == "vllm" and stream[0] in ("rollout", "evaluation"):
+            prompt_ids = [self._read_prompt(row) for row in rows]
+            return self._build_rollout(rows, prompt_ids, self._vllm.sample(prompt_ids))
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
         ) as model:
@@ -243,9 +251,33 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
             seeded(self.accelerator.device, self.args.seed, *stream, self.accelerator.process_index),
             self.accelerator.autocast(),
         ):
-            config, size = self.generation_config, self.args.local_rollout_forward_batch_size
-            replies = sample_completions(model, prompt_ids, config, self.pad_token_id, self.stop_token_ids, size)
-        return Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, self.accelerator.device)
+            replies = sample_replies(
+                model,
+                prompt_ids,
+                self.generation_config,
+                self.pad_token_id,
+                self.stop_token_ids,
+                self.args.local_rollout_forward_batch_size,
+                "auto" if self.args.generation_backend == "vllm" else self.args.generation_backend,
+            )
+        return self._build_rollout(rows, prompt_ids, replies)
+
+    @cached_property
+    def _vllm(self) -> VLLMSampler:
+        return VLLMSampler(
+            self.policy_model,
+            self.accelerator,
+            self._tokenizer,
+            self.generation_config,
+            self.stop_token_ids,
+            self.args.vllm_kwargs,
+        )
+
+    def _build_rollout(self, rows: list[Row], prompt_ids: list[list[int]], replies: SampledReplies) -> Rollout:
+        device = self.accelerator.device
+        rollout = Rollout.build(rows, prompt_ids, replies, self._tokenizer, self.pad_token_id, device)
+        rollout.note_sampler(getattr(replies, "logprobs", None))
+        return rollout
 
     @torch.no_grad()
     def _forward_rollout(self, rollout: Rollout) -> None:
@@ -381,6 +413,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         value_losses, value_clipped = ppo.value_loss_terms(
             values, batch["values"], batch["returns"], mask, self.args.cliprange_value
         )
+        if self.args.sampling_ratio_cap is not None and "sampler_logprobs" in batch:
+            ratio = (batch["logprobs"] - batch["sampler_logprobs"]).exp().clamp(max=self.args.sampling_ratio_cap)
+            policy_losses = policy_losses * ratio
         loss = policy_losses.sum() + self.args.vf_coef * value_losses.sum()
         with torch.no_grad():
             change = (logprobs - batch["logprobs"])[mask]
@@ -402,6 +437,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _log_rollout(self, rollout: Rollout) -> None:
         """Note what is known of a rollout; adapt the KL coefficient, where asked, to the KL just measured."""
         metrics = rollout_metrics(self.accelerator, rollout, self.reward_weights, self.kl_coef)
+        metrics |= sampling_metrics(self.accelerator, rollout)
         episodes = self.args.batch_size * (self.state.global_step + 1)
         start, first_step = self._clock
         eps = (episodes - self.args.batch_size * first_step) / (time.perf_counter() - start)

@@ -35,6 +35,7 @@ class Rollout:
         attention_mask (`torch.Tensor` of shape `(B, P + T)`): bool.
         completion_mask (`torch.Tensor` of shape `(B, T)`): bool.
         loss_mask (`torch.Tensor` of shape `(B, T)`): bool; `True` on tokens that are learned from.
+        sampler_logprobs (`torch.Tensor` of shape `(B, T)`): nats, as whoever sampled computed them; `None`: not told.
         logprobs, ref_logprobs, entropy (`torch.Tensor` of shape `(B, T)`): nats, of the policy that sampled and of the
             reference.
         values (`torch.Tensor` of shape `(B, T, C)`): of the state before each token.
@@ -53,6 +54,7 @@ class Rollout:
     attention_mask: torch.Tensor
     completion_mask: torch.Tensor
     loss_mask: torch.Tensor
+    sampler_logprobs: torch.Tensor | None = None
     logprobs: torch.Tensor | None = None
     ref_logprobs: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
@@ -103,6 +105,15 @@ class Rollout:
             completion_mask=right_mask,
             loss_mask=right_mask.clone(),
         )
+
+    def note_sampler(self, logprobs: list[list[float]] | None) -> None:
+        """Log-probabilities of each reply's tokens by whoever sampled them (nats); `None`: it did not tell."""
+        if logprobs is None:
+            return
+        table = torch.zeros(self.completion_mask.shape)
+        for row, own in enumerate(logprobs):
+            table[row, : len(own)] = torch.tensor(own)
+        self.sampler_logprobs = table.to(self.completion_mask.device)
 
     @property
     def replies(self) -> tuple[list[Row], list[Any], list[Any], list[list[int]]]:
