@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trl_maxmin.functional.em_features import FeaturePairs, fit_feature_mixture
+from trl_maxmin.functional.em_features import fit_feature_mixture
+from trl_maxmin.functional.feature_pairs import FeaturePairs
 
 
 def world(seed, minority, people=326, each=30, width=12):

@@ -28,8 +28,9 @@ from datasets import load_dataset
 
 from trl_maxmin.data.texts import number_values
 from trl_maxmin.functional.em import annotator_log_likelihood, log_responsibilities, predictive_log_likelihood
-from trl_maxmin.functional.em_features import FeaturePairs, deal_folds, fit_feature_mixture
+from trl_maxmin.functional.em_features import fit_feature_mixture
 from trl_maxmin.functional.evidence import _halves, _hits, fit_evidence_weight
+from trl_maxmin.functional.feature_pairs import FeaturePairs, deal_folds
 from trl_maxmin.functional.heldout import annotator_folds, heldout_differences, text_folds
 from trl_maxmin.functional.preference import fit_temperature
 
@@ -219,6 +220,35 @@ def temperatures(pairs, fitted, seed):
 def deal_pairs(pairs, seed):
     """Folds of pairs, whose texts the heads know from others."""
     return torch.randint(5, (len(pairs),), generator=seeded(seed)).unsqueeze(1).repeat(1, 2)
+
+
+def table(reports):
+    """The block of docs/reproduction.md from what was written: means over seeds."""
+    titles = ["data", "seeds", "weight", "announced, observed", "whole pairs: announced, observed"]
+    titles += [
+        "new votes (nats): weighed, whole",
+        "loss on new texts (nats): temperature of new texts, of familiar, none",
+    ]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for report in reports:
+        seeds = list(report["seeds"].values())
+
+        def mean(*path, digits=3, seeds=seeds):
+            values = []
+            for entry in seeds:
+                for name in path:
+                    entry = entry[name]
+                values.append(entry)
+            return f"{statistics.mean(values):.{digits}f}"
+
+        def two(name, seeds=seeds, mean=mean):
+            return ", ".join(mean("assignments", name, which) for which in ("expected", "observed"))
+
+        loss = [mean("temperatures", "loss", name) for name in ("on_new_texts", "on_familiar_texts", "none")]
+        votes = [mean("new_votes", name) for name in ("weighed", "whole")]
+        row = [report["data"], str(len(seeds)), mean("assignments", "weight", digits=2), two("weighed"), two("whole")]
+        lines.append("| " + " | ".join([*row, ", ".join(votes), ", ".join(loss)]) + " |")
+    return "\n".join(lines)
 
 
 def main():

@@ -8,7 +8,7 @@ from statistics import mean, median, stdev
 
 import pytest
 
-from benchmarks import annotator_tables
+from benchmarks import annotator_tables, sureness
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +19,7 @@ PAGES = {
         "reproduction": "docs/reproduction.md",
         "performance": "docs/performance.md",
         "welfare": "docs/welfare.md",
+        "method": "docs/method.md",
         "diagnose": "docs/diagnose.md",
         "readme": "README.md",
         "benchmarks": "benchmarks/README.md",
@@ -243,6 +244,45 @@ def test_em_at_scale():
     )
     says("performance", f"{ours['seconds_to_groups']:.1f} ({record['time_ratio']:.0f} times shorter)")
     says("performance", f"{ours['seconds']:.1f}, with {ours['ari']:.3f} at the end")
+
+
+def test_how_sure_one_may_be():
+    reports = [read(f"sureness_{name}") for name in ("bowling_green", "ccai", "planted")]
+    says("reproduction", f"<!-- sureness: begin -->\n{sureness.table(reports)}\n<!-- sureness: end -->")
+    for report in reports:
+        for seed in report["seeds"].values():
+            told = seed["assignments"]["weighed"]
+            assert abs(told["expected"] - told["observed"]) < 0.02
+            assert seed["new_votes"]["weighed"] >= seed["new_votes"]["whole"]
+    (town,), (ccai,) = (report["seeds"].values() for report in reports[:2])
+
+    def excess(entry):
+        return f"{entry['expected'] - entry['observed']:.3f}"
+
+    for of, name in ((lambda e: e["whole"], "(all pairs: {} and {})"),
+                     (lambda e: e["shared_texts"]["no_text_twice"], "{} too much in Bowling Green and {} in CCAI"),
+                     (lambda e: e["shared_texts"]["as_many_at_random"], "at random, {} and {}.")):  # fmt: skip
+        says("reproduction", name.format(*(excess(of(entry["assignments"])) for entry in (town, ccai))))
+    by_weight = ccai["new_votes"]["by_weight"]
+    assert max(by_weight, key=by_weight.get) == "0.05"  # "In CCAI 0.05"
+
+
+def test_how_few_people_are_a_group():
+    rows = read("group_floor")
+    many = [row for row in rows if row["minority"] >= 10]
+    assert min(min(row["purity"]) for row in many) == 0.82  # "at least 82 %"
+    assert min(min(row["accuracy_where_they_differ"]) for row in many) == 0.8
+    few = [row for row in rows if row["minority"] < 10]
+    assert all(mean(row["purity"]) < 0.5 for row in few)  # "mostly other people, or fitted nobody"
+    says("welfare", "to at least 82 % in all six seeds")
+
+
+def test_the_weight_of_the_evidence_in_em():
+    rows = read("em_evidence_weight")["rows"]
+    own = {w: [r["ari_with_group"] for r in rows if r["data"] == "bowling_green" and r["weight_in_e_step"] == w]
+           for w in (1.0, 0.5, 0.25)}  # fmt: skip
+    told = [f"{mean(own[w]):.2f}" for w in (0.5, 0.25, 1.0)]
+    says("method", f"(ARI {told[0]} with 0.5 and {told[1]} with 0.25 against {told[2]}, two seeds)")
 
 
 def test_the_share_of_maxmin_in_a_step():

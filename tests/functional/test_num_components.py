@@ -38,7 +38,7 @@ def test_three_answers(gain, spread, kind):
 
 def test_one_reward_that_knows_nothing_does_not_suffice():
     people = torch.arange(40).repeat_interleave(10)
-    coin = torch.full((400,), math.log(0.5)) + 1e-3 * (people % 2)
+    coin = torch.full((400,), math.log(0.5)) + 1e-3 * (2.0 * (people % 2) - 1)
     assert decide({1: coin, 2: coin - 0.01}, people).verdict_kind == "cannot_tell"
 
 

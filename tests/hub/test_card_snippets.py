@@ -12,7 +12,8 @@ from tests.hub.artefacts import make_app, make_record
 from tests.hub.test_round_trip import base_model, push_everything, run_fresh
 from tests.hub_server import HubServer, client_of
 from trl_maxmin.hub import PushOptions, publish
-from trl_maxmin.hub.plan import plan_dataset, plan_policy, plan_space
+from trl_maxmin.hub.plan import plan_dataset, plan_policy
+from trl_maxmin.hub.plan_app import plan_space
 from trl_maxmin.run_record import RunRecord
 
 

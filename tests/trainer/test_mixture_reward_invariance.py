@@ -96,13 +96,16 @@ def test_the_logged_mean_is_over_pairs(word_tokenizer, tmp_path):
 
 
 class TestNothingIsLostAfterTheFit:
-    """A component may describe nobody, or only people of whom no pair is held out."""
+    """A component may describe nobody, or, with a trained trunk, only people of whom no pair is held out."""
 
-    @pytest.mark.parametrize("frozen", [False, True])
     @pytest.mark.parametrize(
-        ("options", "column"),
-        [({"em": "hard", "num_components": 4}, None), ({"num_components": 2}, "known")],
-        ids=["nobody", "single pairs"],
+        ("options", "column", "frozen"),
+        [
+            ({"em": "hard", "num_components": 4}, None, False),
+            ({"em": "hard", "num_components": 4}, None, True),
+            ({"num_components": 2}, "known", False),
+        ],
+        ids=["nobody", "nobody, frozen", "single pairs"],
     )
     def test_temperature_one_with_a_warning(self, word_tokenizer, tmp_path, caplog, frozen, options, column):
         rows = opposed_groups(share=0.0, num_annotators=8, pairs=6).to_list()

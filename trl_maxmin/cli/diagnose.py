@@ -15,6 +15,7 @@ from trl import ScriptArguments
 
 from ..evaluation.diagnosis import diagnose
 from ..evaluation.plots import plot_diagnosis
+from ..models.configuration_mixture_reward import POOLINGS
 from ..run_record import RUN_RECORD_NAME, RunRecord
 from ..trainer.common.recording import recorded
 from .io import read_dataset
@@ -36,6 +37,7 @@ class DiagnoseArguments(ScriptArguments):
         model_name_or_path (`str`): frozen model whose last state the rewards are linear in.
         heldout_fraction (`float`): share of each annotator's pairs that only measures.
         beta (`float`): KL coefficient of the alignment gaps.
+        pooling (`str`): what rewards read of the model's states, as in `trl-maxmin reward`.
         batch_size (`int`): sequences of a forward of the model.
         seed (`int`): of splits, restarts and resamples.
     """
@@ -60,6 +62,13 @@ class DiagnoseArguments(ScriptArguments):
         default=0.3, metadata={"help": "Share of each annotator's pairs that only measures."}
     )
     beta: float = field(default=1.0, metadata={"help": "KL coefficient of the alignment gaps."})
+    pooling: str = field(
+        default="auto",
+        metadata={
+            "help": "What rewards read of the model's states, as in `trl-maxmin reward`.",
+            "choices": list(POOLINGS),
+        },
+    )
     batch_size: int = field(default=32, metadata={"help": "Sequences of a forward of the model."})
     seed: int = field(default=0, metadata={"help": "Of splits, restarts and resamples."})
 
@@ -99,7 +108,11 @@ def run(argv: Sequence[str]) -> None:
             heldout_fraction=arguments.heldout_fraction,
             beta=arguments.beta,
             seed=arguments.seed,
-            **({"batch_size": arguments.batch_size} if arguments.model_name_or_path else {}),
+            **(
+                {"batch_size": arguments.batch_size, "pooling": arguments.pooling}
+                if arguments.model_name_or_path
+                else {}
+            ),
         )
     (folder / "diagnosis.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     (folder / "diagnosis.md").write_text(found.to_markdown(), encoding="utf-8")

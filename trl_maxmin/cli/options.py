@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         *_DATA,
         *_ONE_SPLIT,
         Refusal(
-            "batch_size",
+            "batch_size pooling",
             "it is of a model's forward. Add --model_name_or_path, or leave it out.",
             lambda given: bool(given["model_name_or_path"]),
         ),

@@ -306,9 +306,9 @@ def _measure(
         }
         mine = belongs == k
         if mine.any():
-            people = _bootstrap(pairs.annotator[heldout][mine], num_resamples, seed)
-            facts["accuracy_own"] = _mean(people, _right(probability[mine, k]))
-            facts["accuracy_single"] = _mean(people, _right(probability_single[mine]))
+            by_person = _bootstrap(pairs.annotator[heldout][mine], num_resamples, seed)
+            facts["accuracy_own"] = _mean(by_person, _right(probability[mine, k]))
+            facts["accuracy_single"] = _mean(by_person, _right(probability_single[mine]))
         by_group[name] = facts
     return Diagnosis(
         num_pairs=len(pairs.annotator),

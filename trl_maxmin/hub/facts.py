@@ -193,7 +193,7 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def assignment_calibration(found: Mapping[str, Any] | None) -> dict[str, Any]:
     """How sure assignments are, for `_assignment_calibration.md`: agreements in per cent, and the curve."""
-    if not found or "observed" not in found:
+    if not found or not all(isinstance(found.get(name), int | float) for name in ("expected", "observed")):
         return {}
     names = ("expected", "observed", "standard_error", "num_annotators")
     rows = [[number(entry.get(name)) for name in names] for entry in found.get("curve") or []]
@@ -203,7 +203,7 @@ def assignment_calibration(found: Mapping[str, Any] | None) -> dict[str, Any]:
         "table": table(columns, rows),
         "num_annotators": number(found.get("num_annotators")),
         "nothing": bool(found.get("says_nothing")),
-        **{name: number(100 * found[name], 1) for name in ("expected", "observed") if name in found},
+        **{name: number(100.0 * found[name], 1) for name in ("expected", "observed")},
     }
 
 
