@@ -341,3 +341,17 @@ def test_what_raw_rewards_cost_whom():
     says("reproduction", f"the majority loses {-middle:.3f} [{-high:.3f}, {-low:.3f}] of its wins")
     middle, low, high = change("raw, minority x 3", "positive")
     says("reproduction", f"most of it in one seed ({middle:+.3f} [{low:+.3f}, {high:+.3f}])")
+
+
+def test_planted_rankings():
+    found = read("planted_rankings")
+    assert list(found) == ["0", "1", "2", "3", "4"]
+    for name in found["0"]:
+        of = {key: mean(seed[name][key] for seed in found.values()) for key in found["0"][name]}
+        numbers = " | ".join(f"{of[key]:.3f}" for key in ("ari", "ari_bayes", "right", "announced"))
+        says("reproduction", f"| {name} | {of['rows']:,.0f} | {numbers} | {of['evidence_weight']:.2f} |")
+    for name, share in (("best of four", 0.98), ("full ranking", 1.00)):
+        ratios = [seed[name]["ari"] / seed[name]["ari_bayes"] for seed in found.values()]
+        assert min(ratios) > 0.92
+        total = [sum(seed[name][key] for seed in found.values()) for key in ("ari", "ari_bayes")]
+        assert round(total[0] / total[1], 2) == share

@@ -154,7 +154,7 @@ def _split(
     together = known and not any(sharing)
     for rows, shares in [(np.arange(len(annotator)), False)] if together else zip(by_annotator, sharing, strict=True):
         if shares:
-            folds = deal_texts(*texts[rows].T.tolist(), _NUM_FOLDS, torch_generator).numpy()
+            folds = deal_texts(texts[rows].tolist(), _NUM_FOLDS, torch_generator).numpy()
             # Of an annotator with few texts the first folds have some; others shall be held out of another.
             folds = (folds + generator.integers(_NUM_FOLDS)) % _NUM_FOLDS
             out = folds < min(max(round(fraction * _NUM_FOLDS), 1), _NUM_FOLDS - 1)

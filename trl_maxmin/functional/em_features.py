@@ -23,7 +23,8 @@ from torch import Tensor
 from .directions import principal_directions
 from .em import annealed_beta, mixing_weights_of, with_known
 from .em_starts import distinct_partitions, propose_starts
-from .feature_pairs import FeaturePairs, deal_folds
+from .feature_pairs import FeaturePairs, deal_folds, own_folds
+from .feature_rankings import FeatureRankings, RankingFitter
 from .incidence import differences_of, sums_of
 
 
@@ -78,32 +79,16 @@ class LinearMixture:
         return with_known(tempered, self.known)
 
 
-def directions_of_pairs(pairs: FeaturePairs) -> tuple[Tensor, Tensor]:
+def directions_of_pairs(pairs: FeaturePairs | FeatureRankings) -> tuple[Tensor, Tensor]:
     """Directions `(D, R)` in which the differences of the pairs are uncorrelated, and their mean squares `(R,)`.
 
     Directions in which the pairs do not differ at all are left out, and those beyond the first `MAX_DIRECTIONS`. The
     scale is common to all directions: mean square 1 on average.
     """
     features = pairs.features.float()
-    features = features - features.mean(0)
-    moment = torch.zeros(features.shape[1], features.shape[1])
-    for rows in torch.arange(len(pairs)).split(8192):
-        part = features[pairs.chosen[rows]] - features[pairs.rejected[rows]]
-        moment += part.T @ part
-    vectors, values = principal_directions(moment / max(len(pairs), 1), MAX_DIRECTIONS, floor=1e-6)
+    moment = pairs.moment(features - features.mean(0))
+    vectors, values = principal_directions(moment, MAX_DIRECTIONS, floor=1e-6)
     return vectors / values.mean().sqrt(), values / values.mean()
-
-
-def in_directions(pairs: FeaturePairs, directions: Tensor) -> FeaturePairs:
-    """The pairs with features `(M, R)` in these directions. Where texts are more numerous than pairs, a pair becomes
-    one row, its difference, against a row of zeros."""
-    features = pairs.features.float()
-    if len(features) <= len(pairs):
-        return replace(pairs, features=(features - features.mean(0)) @ directions)
-    difference = (features[pairs.chosen] - features[pairs.rejected]) @ directions
-    rows = torch.cat([difference, difference.new_zeros(1, directions.shape[1])])
-    number = torch.arange(len(pairs))
-    return replace(pairs, features=rows, chosen=number, rejected=torch.full_like(number, len(pairs)))
 
 
 class _Fitter:
@@ -146,9 +131,42 @@ class _Fitter:
         uphill = (gradient * moved).sum(1, keepdim=True) > 0
         return new, torch.where(uphill, 0.0, 0.7) * moved, difference
 
+    @staticmethod
+    def log_likelihood_of(differences: Tensor) -> Tensor:
+        """Of what `step` returns."""
+        return F.logsigmoid(differences)
+
+    def annotator_gradients(
+        self, weights: Tensor, scores: Tensor, own: Tensor, num_annotators: int
+    ) -> tuple[Tensor, float]:
+        """`(H, R)`: what each annotator's pairs would change of a reward, and the variance of a vote.
+
+        Args:
+            weights (`Tensor` of shape `(F, R)`): of the reward, without each fold.
+            scores (`Tensor` of shape `(N, 1)`): log-likelihood of the pairs out of their fold.
+            own (`Tensor` of shape `(N,)`): the fold that each pair is in.
+            num_annotators (`int`): H.
+        """
+        slope = (1 - scores.exp()).float()
+        variance = (slope * (1 - slope)).mean().clamp(min=1e-6).item()
+        found = torch.zeros(num_annotators, len(self.curvature))
+        for rows in torch.arange(len(slope)).split(8192):
+            pairs = self.pairs.select(rows)
+            part = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
+            found.index_add_(0, pairs.annotator_index, part * slope[rows])
+        return found, variance
+
+
+def _fitter(pairs: FeaturePairs | FeatureRankings) -> tuple[_Fitter | RankingFitter, Tensor]:
+    """What takes steps, and the directions `(D, R)` in which it takes them."""
+    directions, curvature = directions_of_pairs(pairs)
+    reduced = pairs.in_directions(directions)
+    of = _Fitter if isinstance(reduced, FeaturePairs) else RankingFitter
+    return of(curvature, reduced), directions  # type: ignore[arg-type]
+
 
 def fit_rewards(
-    pairs: FeaturePairs, weights: Tensor, prior_scale: float | None = None, num_steps: int = 100
+    pairs: FeaturePairs | FeatureRankings, weights: Tensor, prior_scale: float | None = None, num_steps: int = 100
 ) -> Tensor:
     """K linear rewards for given weights of the pairs: the M-step alone.
 
@@ -171,17 +189,18 @@ def fit_rewards(
     >>> bool(fit_rewards(pairs, torch.ones(9, 1)).diff() < 0)
     True
     """
-    directions, curvature = directions_of_pairs(pairs)
-    fitter = _Fitter(curvature, in_directions(pairs, directions))
-    scale = math.sqrt(len(curvature)) if prior_scale is None else prior_scale
-    weight = torch.zeros(weights.shape[1], len(curvature))
+    fitter, directions = _fitter(pairs)
+    scale = math.sqrt(directions.shape[1]) if prior_scale is None else prior_scale
+    weight = torch.zeros(weights.shape[1], directions.shape[1])
     return (
         _converge(fitter, weight, weights.float(), fitter.ridge(torch.tensor(scale)), num_steps)
         @ directions.T.double()
     )
 
 
-def _converge(fitter: _Fitter, weight: Tensor, pair_weights: Tensor, ridge: Tensor, num_steps: int) -> Tensor:
+def _converge(
+    fitter: _Fitter | RankingFitter, weight: Tensor, pair_weights: Tensor, ridge: Tensor, num_steps: int
+) -> Tensor:
     momentum = torch.zeros_like(weight)
     for _ in range(num_steps):
         before = weight
@@ -211,22 +230,27 @@ class _Run:
     """EM on one set of folds."""
 
     def __init__(
-        self, fitter: _Fitter, num_annotators: int, folds: Tensor, own: Tensor, num_folds: int, options: _Options
+        self,
+        fitter: _Fitter | RankingFitter,
+        num_annotators: int,
+        folds: Tensor,
+        own: Tensor,
+        num_folds: int,
+        options: _Options,
     ) -> None:
         pairs = fitter.pairs
         self.fitter, self.num_annotators, self.num_folds, self.options = fitter, num_annotators, num_folds, options
         self.folds, self.annotators = folds, pairs.annotator_index
         self.own = own
-        self.whole = (folds[:, 0] == folds[:, 1]).nonzero().flatten()
+        self.whole = (folds == folds[:, :1]).all(1).nonzero().flatten()
         if not len(self.whole):
             self.whole = torch.arange(len(pairs))
         self.seen = (folds.unsqueeze(2) != torch.arange(num_folds)).all(1).float()  # (N, F)
         self.total = sums_of(self.annotators, num_annotators)
         # Of an annotator's evidence that which is not of a fold: all, less the pairs with a text of it.
-        split = (folds[:, 0] != folds[:, 1]).nonzero().flatten()
-        cells = (self.annotators * num_folds).unsqueeze(1) + folds
-        rows, number = torch.cat([cells[:, 0], cells[split, 1]]), torch.cat([torch.arange(len(pairs)), split])
-        self.touching = sums_of(rows, num_annotators * num_folds, number, len(pairs))
+        number, fold = (folds.unsqueeze(2) == torch.arange(num_folds)).any(1).nonzero().T
+        cells = self.annotators[number] * num_folds + fold
+        self.touching = sums_of(cells, num_annotators * num_folds, number, len(pairs))
 
     def start(self, log_resp: Tensor, prior: Tensor) -> _State:
         """Zero weights, responsibilities `(B, H, K)` with the known annotators put right, priors `(B,)`."""
@@ -267,7 +291,7 @@ class _Run:
             state.weight.view(-1, width), state.momentum.view(-1, width), pair_weights, ridge
         )
         own = self.own.view(-1, 1, 1, 1).expand(-1, count, 1, components)
-        scores = F.logsigmoid(difference.view(-1, count, folds, components).gather(2, own).squeeze(2))
+        scores = self.fitter.log_likelihood_of(difference.view(-1, count, folds, components).gather(2, own).squeeze(2))
         after = replace(
             state,
             weight=weight.view_as(state.weight),
@@ -321,7 +345,7 @@ class _Options:
 
 
 def fit_feature_mixture(
-    pairs: FeaturePairs,
+    pairs: FeaturePairs | FeatureRankings,
     num_annotators: int,
     num_components: int,
     *,
@@ -392,7 +416,7 @@ def fit_feature_mixture(
 
 
 def fit_feature_mixtures(
-    pairs: FeaturePairs,
+    pairs: FeaturePairs | FeatureRankings,
     num_annotators: int,
     candidates: Sequence[int],
     *,
@@ -409,25 +433,23 @@ def fit_feature_mixtures(
 ) -> dict[int, LinearMixture]:
     """[`fit_feature_mixture`] for several K, which share folds and the single reward. What is found for one K does not
     depend on which others there are."""
+    if isinstance(pairs, FeatureRankings):
+        pairs = FeaturePairs.from_rankings(pairs) or pairs
     if len(pairs) == 0 or min(num_folds, num_final_folds) < 2:
         folds = min(num_folds, num_final_folds)
         raise ValueError(f"Needs pairs and at least 2 folds, got {len(pairs)} pairs and {folds} folds.")
-    directions, curvature = directions_of_pairs(pairs)
-    fitter = _Fitter(curvature, in_directions(pairs, directions))
+    fitter, directions = _fitter(pairs)
     priors = PRIOR_SCALES if prior_scale == "auto" else (float(prior_scale),)
     options, single = (_Options(dirichlet_concentration, of, em, priors) for of in (known, None))
     seed = int(torch.randint(2**31, (1,), generator=generator))
 
-    # A pair of texts of two folds is scored by what has not seen one of them. Which one must not depend on who was
-    # preferred, and texts may be numbered in that order: so it is the lower number or the higher one in turns.
-    higher = (pairs.chosen > pairs.rejected) ^ ((pairs.chosen + pairs.rejected) % 2 == 0)
     dealt = {
         count: deal_folds(pairs, count, torch.Generator().manual_seed(seed + count))
         for count in (num_folds, num_final_folds)
     }
 
     def with_folds(count: int, options: _Options) -> _Run:
-        own = dealt[count].gather(1, higher.long().unsqueeze(1)).squeeze(1)
+        own = own_folds(pairs.sides, dealt[count])
         return _Run(fitter, num_annotators, dealt[count], own, count, options)
 
     path, found = _one_reward(with_folds(num_folds, single), num_steps), {}
@@ -490,13 +512,7 @@ def _gradients(run: _Run, path: _State) -> Tensor:
     Where one reward describes all, entries are standard normal; where an annotator is of another mind, they are not.
     """
     fitter = run.fitter
-    slope = (1 - path.scores[0].exp()).float()  # (N, 1), of pairs out of their fold
-    variance = (slope * (1 - slope)).mean().clamp(min=1e-6)
-    found = torch.zeros(run.num_annotators, len(fitter.curvature))
-    for rows in torch.arange(len(slope)).split(8192):
-        pairs = fitter.pairs.select(rows)
-        part = pairs.features[pairs.chosen] - pairs.features[pairs.rejected]
-        found.index_add_(0, pairs.annotator_index, part * slope[rows])
+    found, variance = fitter.annotator_gradients(path.weight[0, :, 0], path.scores[0], run.own, run.num_annotators)
     size = torch.bincount(run.annotators, minlength=run.num_annotators).clamp(min=1).unsqueeze(1)
     # A direction counts as far as a pair of its spread can be told from noise.
     return found / (variance * size * fitter.curvature + fitter.ridge(torch.tensor(1.0))).sqrt()

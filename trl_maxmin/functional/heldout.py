@@ -40,7 +40,7 @@ def text_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) 
     >>> bool((folds[1] == folds[2]).all()), bool((folds[0] != folds[1]).all())
     (True, True)
     """
-    return deal_texts(pairs.chosen.tolist(), pairs.rejected.tolist(), num_folds, generator)
+    return deal_texts(pairs.sides.tolist(), num_folds, generator)
 
 
 def annotator_folds(annotator_index: Tensor, num_folds: int, generator: torch.Generator) -> Tensor:

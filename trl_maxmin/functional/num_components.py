@@ -14,6 +14,7 @@ from torch import Tensor
 from .em import clustered_error, predictive_log_likelihood, select_num_components
 from .em_features import LinearMixture, directions_of_pairs, fit_feature_mixtures, fit_rewards
 from .feature_pairs import FeaturePairs, deal_folds
+from .feature_rankings import FeatureRankings
 from .planted import plant_two_groups, who_is_small
 
 
@@ -93,7 +94,7 @@ class Choice:
 
 
 def cross_validate(
-    pairs: FeaturePairs,
+    pairs: FeaturePairs | FeatureRankings,
     num_annotators: int,
     candidates: Sequence[int],
     *,
@@ -137,7 +138,7 @@ def heldout_scores(fits: Sequence[FoldFit], annotator_index: Tensor) -> Tensor:
 
 
 def choose_components(
-    pairs: FeaturePairs,
+    pairs: FeaturePairs | FeatureRankings,
     num_annotators: int,
     candidates: Sequence[int],
     *,
@@ -162,7 +163,10 @@ def choose_components(
     """
     fits = cross_validate(pairs, num_annotators, candidates, seed=seed, **options)
     scores = {k: heldout_scores(of, pairs.annotator_index) for k, of in fits.items()}
-    choice = decide(scores, pairs.annotator_index)
+    chance = None
+    if isinstance(pairs, FeatureRankings):
+        chance = pairs.choices.log_likelihood(torch.zeros(len(pairs.features), 1))[:, 0]
+    choice = decide(scores, pairs.annotator_index, chance)
     details: dict[str, Any] = {
         name: {k: [getattr(fit.fitted, name) for fit in of] for k, of in fits.items()}
         for name in ("prior_scale", "evidence_weight", "num_starts", "num_partitions")
@@ -170,7 +174,8 @@ def choose_components(
     choice = replace(choice, **details)
     if choice.verdict_kind == "groups":
         choice = replace(choice, num_components=_described(choice, fits))
-    if simulate and choice.verdict_kind == "one":
+    # Two groups of rankings are not simulated: that one reward suffices for rankings is not claimed.
+    if simulate and choice.verdict_kind == "one" and isinstance(pairs, FeaturePairs):
         simulated = _simulate(pairs, num_annotators, choice, seed, options)
         choice = replace(choice, simulated=simulated)
     if choice.verdict_kind == "one" and not _would_have_been_seen(choice):
@@ -178,13 +183,14 @@ def choose_components(
     return choice
 
 
-def decide(scores: dict[int, Tensor], annotator_index: Tensor) -> Choice:
+def decide(scores: dict[int, Tensor], annotator_index: Tensor, chance: Tensor | None = None) -> Choice:
     """The rule of [`choose_components`] short of the simulations.
 
     Args:
         scores (`dict[int, Tensor]`, each `(N,)`): predictive log-likelihood of the same pairs under each K, nats; NaN
             marks pairs that could not be held out.
         annotator_index (`Tensor` of shape `(N,)`): annotator of each pair.
+        chance (`Tensor` of shape `(N,)`, *optional*): log-likelihood under no reward, nats; that of a coin by default.
 
     Raises:
         ValueError: pairs of fewer than two annotators have scores; else as [`select_num_components`].
@@ -205,6 +211,8 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor) -> Choice:
             "texts for each annotator."
         )
     kept = {k: value[scored].double() for k, value in scores.items()}
+    coin = torch.full((len(scored),), math.log(0.5)) if chance is None else chance
+    coin = coin[scored].double()
     found = select_num_components(kept, index)
     chosen = next(k for k in sorted(kept) if found.difference[k] <= max(found.standard_error[k], MIN_GAIN))
 
@@ -218,9 +226,9 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor) -> Choice:
     coin_error = error(kept[min(kept)])
     seen = chosen > 1 and bool(gain) and gain[chosen] > max(_ERRORS * gain_error[chosen], MIN_GAIN)
     kind = "cannot_tell"
-    if seen and found.mean[chosen] > math.log(0.5):
+    if seen and found.mean[chosen] > coin.mean():
         kind = "groups"
-    elif len(gain) > 1 and found.mean[1] - _ERRORS * coin_error > math.log(0.5):
+    elif len(gain) > 1 and found.mean[1] - _ERRORS * coin_error > coin.mean():
         upper = max(gain[k] + _ERRORS * gain_error[k] for k in gain if k > 1)
         kind = "one" if upper < RELEVANT_GAIN else kind
     return Choice(
@@ -230,7 +238,7 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor) -> Choice:
         found.mean,
         found.difference,
         found.standard_error,
-        {k: (value.exp() > 0.5).double().mean().item() for k, value in kept.items()},
+        {k: (value > coin).double().mean().item() for k, value in kept.items()},
         gain,
         gain_error,
         coin_error,
