@@ -17,11 +17,6 @@ from .markdown import clean, code, interval, labels, number, plain, table
 _DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
 
-def public_record(record: RunRecord) -> RunRecord:
-    """What of a record may leave this machine at all, see [`RunRecord.part`]."""
-    return record.part("run")
-
-
 def hub_id(*names: Any) -> str | None:
     """The first name that is `namespace/name` on the Hub; in a public record, what is on a machine begins with `./`.
 
