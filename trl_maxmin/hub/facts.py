@@ -10,7 +10,6 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..run_record import RunRecord
 from .markdown import clean, code, interval, labels, number, plain, table
 
 
