@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from tests.hub.artefacts import make_record
 from tests.hub_cards import card_errors
 from trl_maxmin.hub import CardContext, component_card, dataset_card, mixture_card, policy_card, space_card
-from trl_maxmin.hub.facts import curve, public_record
+from trl_maxmin.hub.facts import curve
 from trl_maxmin.hub.markdown import clean, code, labels, literal, number, plain, table
 from trl_maxmin.run_record import RunRecord
 
@@ -269,13 +269,13 @@ class TestDiagnosis:
         }
         found["by_group"] = {name: found["by_group"]["component_0"]}
         record = make_record().replace("evaluation", diagnostics=found)
-        assert name in public_record(record).evaluation["diagnostics"]["by_group"], "groups keep their names"
+        assert name in record.part("run").evaluation["diagnostics"]["by_group"], "groups keep their names"
         outside = re.sub(r"`[^`\n]*`", "", mixture_card(record, CardContext("me/f")).text)
         assert "<img" not in outside and r"\[a\](b) \|" in outside
 
 
 class TestPrivacy:
-    def test_public_record(self):
+    def test_public_part(self):
         record = make_record().update(
             "reward",
             dataset={"name": "/home/ann/prefs.jsonl", "annotators_lost": ["ann", "bob"]},
@@ -284,11 +284,11 @@ class TestPrivacy:
             em={"note": "used hf_abcdefgh1234"},
         )
         record.evaluation["win_rate"]["secret_path"] = {"concise": {"mean": 0.5, "low": 0.4, "high": 0.6}}
-        text = str(public_record(record).to_dict())
+        text = str(record.part("run").to_dict())
         for private in ("ann", "bob", "hf_abc", "/home", "../models"):
             assert private not in text.replace("annotators", "").replace("annotator", "").replace("annealing", "")
-        assert public_record(record).reward["dataset"]["name"] == "./prefs.jsonl"
-        assert "secret_path" in public_record(record).evaluation["win_rate"], "policies keep their names"
+        assert record.part("run").reward["dataset"]["name"] == "./prefs.jsonl"
+        assert "secret_path" in record.part("run").evaluation["win_rate"], "policies keep their names"
         assert record.reward["dataset"]["annotators_lost"] == ["ann", "bob"], "the record itself is not changed"
 
     def test_cards_use_it(self):

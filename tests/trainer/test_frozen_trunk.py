@@ -202,9 +202,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("count", [-2, 3])
     def test_kernel_features(self, tmp_path, count):
-        with pytest.raises(
-            ValueError, match=f"kernel_features must be an even number of at least 0, got {count}"
-        ):
+        with pytest.raises(ValueError, match=f"kernel_features must be an even number of at least 0, got {count}"):
             config(tmp_path, kernel_features=count, **FROZEN)
         with pytest.raises(ValueError, match="kernel_features=8 is for heads on a frozen trunk. Add train_trunk"):
             config(tmp_path, kernel_features=8)

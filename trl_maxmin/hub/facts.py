@@ -10,16 +10,10 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..run_record import RunRecord
 from .markdown import clean, code, interval, labels, number, plain, table
 
 
 _DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
-
-
-def public_record(record: RunRecord) -> RunRecord:
-    """What of a record may leave this machine at all, see [`RunRecord.part`]."""
-    return record.part("run")
 
 
 def hub_id(*names: Any) -> str | None:

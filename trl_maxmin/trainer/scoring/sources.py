@@ -45,7 +45,8 @@ def build_reward_source(
     Args:
         reward_model:
             A [`MixtureRewardModel`], a one-label sequence-classification model (with its tokenizer in the folder that
-            it was loaded from, or as its attribute `processing_class`), a pair `(model, tokenizer)`, a reward function, a [`RewardSource`], a list of these, or a dict of single rewards by the name of their group.
+            it was loaded from, or as its attribute `processing_class`), a pair `(model, tokenizer)`, a reward
+            function, a [`RewardSource`], a list of these, or a dict of single rewards by the name of their group.
         policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         names (`list[str]`, *optional*):
