@@ -84,7 +84,7 @@ def draw(s: argparse.Namespace) -> dict:
     scores, sampler = hidden @ head.T, SampleByCdf(1.0)
     sides = {
         "multinomial": lambda: torch.multinomial(scores.softmax(-1), 1),
-        "sample_by_cdf": lambda: sampler(None, scores).argmax(-1),
+        "sample_by_cdf": lambda: sampler(None, scores.clone()).argmax(-1),  # it writes into what it is given
         "projection": lambda: hidden @ head.T,
     }
     return {"seconds": in_turns(sides, s.repeats)}

@@ -55,8 +55,8 @@ def test_heads_read_the_features():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kernel_features": 3}, "even number of at least 0, got 3"),
-        ({"kernel_features": -2}, "even number of at least 0, got -2"),
+        ({"kernel_features": 3}, "even number from 0 to 1,048,576, got 3"),
+        ({"kernel_features": -2}, "even number from 0 to 1,048,576, got -2"),
         ({"kernel_features": 8, "component_type": "full"}, "needs component_type='head'.*got 'full'"),
     ],
 )

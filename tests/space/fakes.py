@@ -56,6 +56,7 @@ class FakeMixture:
         self.reward_shift, self.reward_scale = torch.zeros(len(names)), torch.ones(len(names))
         self.mixing_weights = torch.full((len(names),), 1 / len(names))
         self.family = SimpleNamespace(is_decoder=True)
+        self.config = SimpleNamespace(component_annotators=None, component_pairs=None, evidence_weight=1.0)
 
     def score(self, prompts: Any, completions: Sequence[str], **options: Any) -> torch.Tensor:
         longest = max(len(prompt) + len(text) for prompt, text in zip(prompts, completions, strict=True))

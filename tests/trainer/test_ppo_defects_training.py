@@ -110,9 +110,8 @@ class TestC05:
             (word_tokenizer_without_pad, None),
         ):
             tokenizer.pad_token = pad
-            trainer = make(
-                processing_class=tokenizer, reward_model=[self.reward_model(), brevity], train_dataset=self.turns
-            )
+            reward = [(self.reward_model(), tokenizer), brevity]
+            trainer = make(processing_class=tokenizer, reward_model=reward, train_dataset=self.turns)
             rollout, _ = scored(trainer, list(self.turns)[:4])
             tensors = {"scores": rollout.scores, "values": rollout.values, "advantages": rollout.advantages}
             trainer.train()
@@ -124,7 +123,7 @@ class TestC05:
     def test_c05_scores_and_logprobs_are_those_of_unpadded_rows(self, make, word_tokenizer):
         word_tokenizer.pad_token = "<eos>"
         model = self.reward_model()
-        trainer = make(reward_model=model, train_dataset=self.turns)
+        trainer = make(reward_model=(model, word_tokenizer), train_dataset=self.turns)
         rollout = trainer._rollout(list(self.turns)[:4])
         trainer._score(rollout)
         for i, (prompt, reply) in enumerate(zip(rollout.prompt_ids, rollout.completion_ids, strict=True)):

@@ -91,7 +91,9 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: the fields, `verdict` and `measured_order`."""
-        return {"verdict": self.verdict(), **asdict(self), "measured_order": self.measured_order}
+        found = {"verdict": self.verdict(), **asdict(self), "measured_order": self.measured_order}
+        del found["worse_than_a_coin"]  # the verdict begins with it
+        return found
 
     def run_record_facts(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Facts for `RunRecord.replace("evaluation", ...)`.
