@@ -8,7 +8,9 @@ import torch
 from datasets import Dataset
 
 from tests.trainer.test_mixture_reward_trainer import BAD, FILLER, GOOD, config, opposed_groups, tiny_model
+from trl_maxmin.data.columns import share_of_familiar_pairs, split_by_text
 from trl_maxmin.data.rankings import pairs_to_rankings
+from trl_maxmin.functional.ranking import RankedChoices
 from trl_maxmin.trainer import MixtureRewardTrainer
 from trl_maxmin.trainer.reward import mixture_reward_trainer
 from trl_maxmin.trainer.reward.annotated_preferences import (
@@ -17,6 +19,7 @@ from trl_maxmin.trainer.reward.annotated_preferences import (
     prepare_rows,
     tokenize_rows,
 )
+from trl_maxmin.trainer.reward.scored_rows import ScoredRankings
 
 
 def opposed_rankings(form="ranking", num_annotators=12, rows=12, seed=0, prompt_words=0):
@@ -262,3 +265,63 @@ class TestOtherRows:
     def test_too_long_and_too_new(self, word_tokenizer, tmp_path):
         with pytest.raises(ValueError, match="Every ranking of the train data is longer than max_length=3"):
             build(word_tokenizer, tmp_path, opposed_rankings(), max_length=3)
+
+
+class TestScoredRankings:
+    """By hand: two components, a best of three, a ranking of three with a tie at the end, one of two."""
+
+    rewards = torch.tensor([[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]])
+    choices = RankedChoices(
+        torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, -1]]),
+        torch.tensor([[0, 1, 0], [1, 2, 2], [2, 1, 0]]),
+        torch.tensor([0, 1, -1]),
+    )
+
+    def test_accuracy_and_tau(self):
+        scored = ScoredRankings(self.rewards, self.choices)
+        assert scored.accuracy.tolist() == [[0, 1], [0, 1], [1, 0]]
+        assert scored.tau.tolist() == [[0, 1], [0, 1], [1, -1]]
+        assert scored.by_chance()[0] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
+
+    def test_the_ends(self):
+        scored = ScoredRankings(self.rewards, self.choices)
+        assert [side.tolist() for side in scored.ends()] == [[1, 0, 1], [2, 2, 0]]
+        assert scored.contrast.tolist() == [[1, 2], [-1, 3], [2, -1]]
+
+    @pytest.mark.parametrize("weight", [0.9, 0.5, 0.1])
+    def test_the_mixture(self, weight):
+        scored = ScoredRankings(self.rewards, self.choices)
+        weights = torch.tensor([weight, 1 - weight]).expand(3, 2).double()
+        right, tau = scored.of_mixture(weights.log(), scored.log_likelihood())
+        for row in range(3):
+            texts = [t for t in self.choices.responses[row].tolist() if t >= 0]
+            chance = (self.rewards[texts].double().softmax(0) * weights[0]).sum(1)
+            ranks = [4 if rank == 0 else rank for rank in self.choices.ranks[row].tolist()[: len(texts)]]
+            assert right[row] == (ranks[int(chance.argmax())] == min(ranks))
+            signs = [
+                1.0 if chance[i] > chance[j] else -1.0
+                for i in range(len(texts)) for j in range(len(texts)) if ranks[i] < ranks[j]
+            ]  # fmt: skip
+            assert tau[row].item() == pytest.approx(sum(signs) / len(signs))
+
+
+def test_texts_are_held_out_of_rankings_as_well(word_tokenizer, tmp_path):
+    """Where most replies stand in several rankings; no ranking is lost and nobody loses all of theirs."""
+    texts = [f"{a} {b}" for a in FILLER + GOOD + BAD for b in FILLER + GOOD + BAD]
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for row in range(400):
+        count = 2 + row % 3
+        own = torch.randperm(len(texts), generator=generator)[:count].tolist()
+        rows.append({"responses": [texts[i] for i in own], "choice": 0, "annotator_id": row % 20})
+    train, held = split_by_text(Dataset.from_list(rows), 0.3, 0)
+    assert len(train) + len(held) == 400 and 60 < len(held) < 180
+    assert set(train["annotator_id"]) == set(range(20))
+    known = {text for own in train["responses"] for text in own}
+    assert all(any(text not in known for text in own) for own in held["responses"])
+    assert share_of_familiar_pairs(train, train) == 1.0
+    trainer = build(word_tokenizer, tmp_path, Dataset.from_list(rows), max_steps=1, n_init=0)
+    flags = trainer._known_texts(trainer.eval_dataset)
+    for row, own in zip(flags.tolist(), trainer.eval_dataset["responses"], strict=True):
+        seen = [text in {t for o in trainer.train_dataset["responses"] for t in o} for text in own]
+        assert (any(row), all(row)) == (any(seen), all(seen))

@@ -433,5 +433,5 @@ def share_of_familiar_pairs(train: Dataset, heldout: Dataset, annotator_column: 
 def _replies_of(dataset: Dataset) -> list[Sequence[Any]]:
     """What each row compares, in pairs or in rankings."""
     if "responses" in dataset.column_names:
-        return list(dataset["responses"])
-    return list(zip(dataset["chosen"], dataset["rejected"], strict=True))
+        return dataset["responses"][:]
+    return list(zip(dataset["chosen"][:], dataset["rejected"][:], strict=True))

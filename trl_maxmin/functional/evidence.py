@@ -149,7 +149,9 @@ def fit_evidence_weight(
 
 def _halves(scores: torch.Tensor, annotator_index: torch.Tensor, fold: torch.Tensor) -> list[_Halves]:
     """Both orders of the two halves, of the annotators who have pairs in both."""
-    require_shape("folds", fold, (len(scores), None), "halves of the texts of each pair, (N, 2), or ranking, (N, n)")
+    require_shape(
+        "folds", fold, (len(scores), None), "halves of the two texts of each pair, (N, 2), or of all of each ranking"
+    )
     scored = ~scores.isnan().any(1)
     count = int(annotator_index.max()) + 1 if len(annotator_index) else 0
     sums, sizes = [], []

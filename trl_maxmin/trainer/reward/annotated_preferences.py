@@ -126,8 +126,8 @@ def is_ranked(dataset: Dataset) -> bool:
 def replies_of(dataset: Dataset) -> list[Sequence[list[int]]]:
     """Token ids of the replies of each row of [`tokenize_rows`]."""
     if is_ranked(dataset):
-        return list(dataset["response_ids"])
-    return list(zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True))
+        return dataset["response_ids"][:]
+    return list(zip(dataset["chosen_ids"][:], dataset["rejected_ids"][:], strict=True))
 
 
 def choices_among(dataset: Dataset, number: Callable[[list[tuple[int, ...]]], list[int]]) -> RankedChoices:
