@@ -77,7 +77,7 @@ def measure(data: FeaturePairs | FeatureRankings, rewards: Tensor, group: Tensor
         "ari": rand_index(group, log_resp.argmax(1)),
         "announced": log_resp.exp().amax(1).mean().item(),
         "right": share_right(log_resp, group),
-        "evidence_weight": fitted.evidence_weight,
+        "predictive_weight": fitted.predictive_weight,
     }
 
 

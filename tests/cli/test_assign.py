@@ -15,9 +15,12 @@ COMMON = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disa
 
 
 def rows(people, name, pairs=10):
+    """Each word is in several texts: of a text that is held out, others say what its words are worth."""
+    nouns, good, bad = ("film", "plot", "story", "ending"), ("great", "superb", "lovely"), ("dull", "awful", "weak")
     for h in range(people):
         for i in range(pairs):
-            praise, blame = f"the film is {('great', 'superb')[i % 2]}", f"the plot is {('dull', 'awful')[i % 2]}"
+            praise = f"the {nouns[(h + i) % 4]} is {good[(h + 2 * i) % 3]}"
+            blame = f"the {nouns[(2 * h + 3 * i + 1) % 4]} is {bad[(h + i) % 3]}"
             chosen, rejected = (blame, praise) if h % 4 == 0 else (praise, blame)
             yield {"prompt": "review :", "chosen": chosen, "rejected": rejected, "worker": f"{name}{h}"}
 

@@ -204,6 +204,18 @@ class TestLaunch:
         assert main(argv) == 2 and message in capsys.readouterr().err
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(("words", "status"), [("--num_components 0", 2), ("--dataset_name no.jsonl", 1)])
+    def test_the_exit_status_of_processes(self, words, status, capfd, monkeypatch, tmp_path):
+        """Launchers exit with 1 behind tracebacks of their own; the command's status and line come through."""
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        monkeypatch.setenv("PYTHONPATH", os.getcwd())
+        monkeypatch.chdir(tmp_path)
+        argv = "reward --num_processes 2 --use_cpu true --model_name_or_path m --dataset_name d.jsonl --output_dir o"
+        assert main([*argv.split(), *words.split()]) == status
+        last = capfd.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("trl-maxmin reward: ") and words.split()[-1] in last
+
+    @pytest.mark.slow
     def test_how_accelerate_starts_processes_on_cpus(self, tmp_path, monkeypatch):
         """`docs/commands.md`: accelerate's own type for CPUs starts one process, whatever it is told."""
         monkeypatch.chdir(tmp_path)

@@ -148,6 +148,13 @@ class TestSelection:
         assert selection.best == 2 and selection.num_components == 1
         assert selection.verdict_kind == "cannot_tell" and "times as many annotators" in selection.verdict()
 
+    def test_what_predicts_less_than_a_coin_says_so_first(self):
+        scores = {1: torch.tensor([-0.9, -0.8, -0.9, -0.8]), 2: torch.tensor([-0.7, -1.0, -0.9, -0.9])}
+        selection = ComponentSelection.of(decide(scores, torch.arange(4)))
+        words = selection.verdict()
+        assert words.startswith("Of new pairs even the best, K = 1, predicts less than a coin does: -0.8500 nats")
+        assert selection.verdict_kind == "cannot_tell" and "0.6931" in words
+
 
 class TestKnownGroups:
     def test_known_annotators_keep_their_group_and_name_it(self, word_tokenizer, tmp_path):

@@ -261,7 +261,7 @@ class TestSettingsWithoutEffectAreRefused:
             config(tmp_path, **settings)
 
     def test_what_has_an_effect_passes(self, tmp_path):
-        assert config(tmp_path, **FROZEN).init_steps == 60 and config(tmp_path).init_steps == 40
+        assert config(tmp_path, **FROZEN).init_steps == 48 and config(tmp_path).init_steps == 48
         for settings in (
             FROZEN | {"em": "hard", "init_steps": 10, "prior_scale": 1.0},
             {"em": "hard", "dirichlet_concentration": 3.0},

@@ -7,6 +7,7 @@ import importlib.resources
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from .faults import UsageError
 
 
 LAUNCHED = ("reward", "ppo", "grpo", "rloo", "evaluate")
+#: File in which a launched process leaves its exit status and its error.
+OUTCOME_VARIABLE = "TRL_MAXMIN_OUTCOME"
 OPTIONS = (
     "accelerate_config",
     "num_processes",
@@ -118,7 +121,7 @@ def launch(command: str, options: dict[str, str], argv: Sequence[str]) -> int:
         argv (`Sequence[str]`): the other words.
 
     Returns:
-        `int`: exit status of the launcher.
+        `int`: exit status of the command, whose error is the last line; the launcher's where it left none.
 
     Raises:
         UsageError: a command that runs on one process only, or an unknown configuration.
@@ -136,9 +139,25 @@ def launch(command: str, options: dict[str, str], argv: Sequence[str]) -> int:
     for name, value in options.items():
         words += [f"--{name}", value]
     words += ["--multi_gpu"] * cpus
-    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpus else {})
-    done = subprocess.run([*words, "-m", "trl_maxmin.cli", command, *argv], check=False, env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Path(folder) / "outcome"
+        environment = os.environ | {OUTCOME_VARIABLE: str(outcome)} | ({"ACCELERATE_USE_CPU": "true"} if cpus else {})
+        done = subprocess.run([*words, "-m", "trl_maxmin.cli", command, *argv], check=False, env=environment)
+        status, _, error = (outcome.read_text(encoding="utf-8") if outcome.is_file() else "").partition("\n")
+    if done.returncode > 0 and status.isdigit():
+        print(error, file=sys.stderr)
+        return int(status)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def leave_outcome(status: int, error: str) -> None:
+    """Say to [`launch`] how a process ended: launchers exit with 1 whatever it was, behind a traceback of their own."""
+    if name := os.environ.get(OUTCOME_VARIABLE):
+        try:
+            with open(name, "x", encoding="utf-8") as file:  # the first of the ranks
+                file.write(f"{status}\n{error}")
+        except OSError:
+            pass
 
 
 def _is_for_cpus(config: dict[str, Any], argv: Sequence[str]) -> bool:

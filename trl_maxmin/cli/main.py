@@ -135,9 +135,12 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
         if debug or isinstance(error, BrokenPipeError):
             raise
         from .faults import UsageError, told
+        from .launch import leave_outcome
 
-        print(f"trl-maxmin {command}: {told(command, argv, error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        text, status = f"trl-maxmin {command}: {told(command, argv, error)}", 2 if isinstance(error, UsageError) else 1
+        print(text, file=sys.stderr)
+        leave_outcome(status, text)
+        return status
     return 0
 
 

@@ -52,6 +52,7 @@ class Diagnosis:
             `standard_error`, clustered by annotator, `gain` against one reward with its `gain_error`, and the
             `prior_scale` chosen.
         evidence (`str`): why, in words.
+        worse_than_a_coin (`str`): said before anything else where even the best K predicts less than a coin does.
         diversity (`list[list[float]]`): total variation between groups, K x K.
         by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where
             groups are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
@@ -81,6 +82,7 @@ class Diagnosis:
     num_groups: int = 1
     verdict_kind: str = "cannot_tell"
     evidence: str = ""
+    worse_than_a_coin: str = ""
     known: bool = False
     selection: dict[str, dict[str, float]] = field(default_factory=dict)
     assignment_calibration: dict[str, Any] | None = None
@@ -109,7 +111,7 @@ class Diagnosis:
         kind = "groups you named" if self.known else "groups of annotators"
         if self.verdict_kind != "groups":
             answer = {"one": "No: one reward suffices.", "cannot_tell": "These data cannot tell."}[self.verdict_kind]
-            return f"{answer} {self.evidence}"
+            return f"{self.worse_than_a_coin}{answer} {self.evidence}"
         worst = self.measured_order[0]
         entry = self.by_group[worst]
         shares = ", ".join(f"{name} {100 * facts['share']:.0f} %" for name, facts in self.by_group.items())
@@ -254,6 +256,7 @@ def diagnose(
         num_groups=selection.num_components,
         verdict_kind=selection.verdict_kind,
         evidence=selection.evidence(),
+        worse_than_a_coin=selection.worse_than_a_coin(),
         known=known,
         selection=selection.by_candidate(),
         assignment_calibration=calibration,

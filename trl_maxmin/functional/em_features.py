@@ -30,7 +30,7 @@ from .incidence import differences_of, sums_of
 
 PRIOR_SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Standard deviations of a pair's log-odds under the prior of the heads that are tried out of fold."""
-EVIDENCE_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
+PREDICTIVE_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
 """Weights of an annotator's evidence that are tried out of fold."""
 #: Of kernel features over many texts the further directions hold next to nothing.
 MAX_DIRECTIONS = 1024
@@ -53,7 +53,8 @@ class LinearMixture:
         folds (`Tensor` of shape `(N, 2)`): of the two texts of each pair, see [`deal_folds`]. Where both are the same,
             the weights that scored the pair have seen no pair of its annotator with either text.
         prior_scale (`float`): standard deviation of a pair's log-odds under the prior.
-        evidence_weight (`float`): weight of an annotator's evidence that predicts their other pairs best, in [0, 1].
+        predictive_weight (`float`): weight of an annotator's evidence that predicts their other pairs best, in [0, 1];
+            for the choice of K. How sure an assignment may be is another question: see `functional.evidence`.
         num_starts, num_partitions (`int`): how many starts there were, and in how many partitions of the annotators
             they ended; two that differ in less than a twentieth of the annotators are the same.
         known (`Tensor` of shape `(H,)`, *optional*): component of each annotator where it was given, else -1.
@@ -66,7 +67,7 @@ class LinearMixture:
     scores: Tensor
     folds: Tensor
     prior_scale: float
-    evidence_weight: float = 1.0
+    predictive_weight: float = 1.0
     num_starts: int = 1
     num_partitions: int = 1
     known: Tensor | None = None
@@ -75,7 +76,7 @@ class LinearMixture:
         """`(H, K)` log responsibilities from the scores of the training pairs, their annotators `(N,)`, with the
         evidence weighted."""
         sums = torch.zeros_like(self.log_responsibilities).index_add_(0, annotator_index, self.scores.double())
-        tempered = torch.log_softmax(self.mixing_weights.log() + self.evidence_weight * sums, dim=-1)
+        tempered = torch.log_softmax(self.mixing_weights.log() + self.predictive_weight * sums, dim=-1)
         return with_known(tempered, self.known)
 
 
@@ -320,7 +321,7 @@ class _Run:
 
     def predictive(self, state: _State) -> Tensor:
         """`(B, A)` mean log-likelihood of a pair given its annotator's pairs of other folds, nats, for each of the
-        `EVIDENCE_WEIGHTS`; of pairs whose texts are new to what scores and assigns."""
+        `PREDICTIVE_WEIGHTS`; of pairs whose texts are new to what scores and assigns."""
         count, _, components = state.scores.shape
         others = self._sums(self.total, state.scores).unsqueeze(2) - self._sums(self.touching, state.scores).view(
             count, self.num_annotators, self.num_folds, components
@@ -328,7 +329,7 @@ class _Run:
         people, folds = self.annotators[self.whole], self.own[self.whole]
         scores = state.scores[:, self.whole].double()
         found = []
-        for alpha in EVIDENCE_WEIGHTS if components > 1 else (1.0,):
+        for alpha in PREDICTIVE_WEIGHTS if components > 1 else (1.0,):
             log_resp = torch.log_softmax(state.mixing.log().view(count, 1, 1, -1) + alpha * others, dim=-1)
             if self.options.known is not None:
                 known = self.options.known.repeat_interleave(self.num_folds)
@@ -523,11 +524,19 @@ def _gradients(run: _Run, path: _State) -> Tensor:
 def _finish(
     run: _Run, best: _State, num_steps: int, directions: Tensor, num_starts: int, num_partitions: int
 ) -> LinearMixture:
-    """The best candidate on finer folds, then its weights on all pairs."""
+    """The best candidate on finer folds, under the prior that predicts best there, then its weights on all pairs.
+
+    The prior is chosen once more, since a fourth of few texts may hold all there is of a word: what has not seen it
+    errs the surer the wider the prior.
+    """
     # New folds, so weights that have seen nothing yet: they catch up before they may judge.
-    state, one = run.start(best.log_resp, best.prior), torch.ones(1)
-    components = best.mixing.shape[1]
-    for _ in range(num_steps // 2 if components > 1 else 2 * num_steps):
+    priors, one = torch.tensor(run.options.priors), torch.ones(1)
+    state = run.start(best.log_resp.repeat(len(priors), 1, 1), priors)
+    components, catch_up = best.mixing.shape[1], num_steps // 2
+    for _ in range(catch_up):
+        state = run.advance(state, torch.ones(len(priors)), assign=False)
+    state = state.pick(_best(run, state, 1))
+    for _ in range(0 if components > 1 else 2 * num_steps - catch_up):
         state = run.advance(state, one, assign=False)
     state = run.assigned(state, one)
     for _ in range(num_steps if components > 1 else 0):
@@ -544,7 +553,7 @@ def _finish(
         state.scores[0],
         run.folds,
         state.prior.item(),
-        EVIDENCE_WEIGHTS[int(predicted.argmax())] if components > 1 else 1.0,
+        PREDICTIVE_WEIGHTS[int(predicted.argmax())] if components > 1 else 1.0,
         num_starts,
         num_partitions,
         run.options.known,

@@ -66,7 +66,7 @@ class Choice:
             clustered by annotator and that of independent pairs.
         coin_error (`float`): standard error of one component's log-likelihood.
         prior_scale (`dict[int, list[float]]`): chosen in each fold.
-        evidence_weight (`dict[int, list[float]]`): likewise.
+        predictive_weight (`dict[int, list[float]]`): likewise.
         num_starts, num_partitions (`dict[int, list[int]]`): likewise.
         simulated (`dict[float, tuple[float, float]]`): share of the smaller of two simulated groups worth
             `RELEVANT_GAIN` -> what two components gained of it, and its standard error. Empty where nothing had to be
@@ -87,7 +87,7 @@ class Choice:
     num_pairs: int
     num_annotators: int
     prior_scale: dict[int, list[float]] = field(default_factory=dict)
-    evidence_weight: dict[int, list[float]] = field(default_factory=dict)
+    predictive_weight: dict[int, list[float]] = field(default_factory=dict)
     num_starts: dict[int, list[int]] = field(default_factory=dict)
     num_partitions: dict[int, list[int]] = field(default_factory=dict)
     simulated: dict[float, tuple[float, float]] = field(default_factory=dict)
@@ -169,7 +169,7 @@ def choose_components(
     choice = decide(scores, pairs.annotator_index, chance)
     details: dict[str, Any] = {
         name: {k: [getattr(fit.fitted, name) for fit in of] for k, of in fits.items()}
-        for name in ("prior_scale", "evidence_weight", "num_starts", "num_partitions")
+        for name in ("prior_scale", "predictive_weight", "num_starts", "num_partitions")
     }
     choice = replace(choice, **details)
     if choice.verdict_kind == "groups":

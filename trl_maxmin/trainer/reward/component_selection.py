@@ -29,16 +29,20 @@ class ComponentSelection(Choice):
             answer = "one reward suffices"
         else:
             answer = "these data cannot tell one reward from several, and the smallest K that was asked for is used"
-        return f"K = {self.num_components}: {answer}. {self.evidence()}"
+        return f"{self.worse_than_a_coin()}K = {self.num_components}: {answer}. {self.evidence()}"
+
+    def worse_than_a_coin(self) -> str:
+        """What has to be said before anything else: a sentence with a space behind it, empty where it is not so."""
+        if self.log_likelihood[self.best] >= math.log(0.5):
+            return ""
+        return (
+            f"Of new pairs even the best, K = {self.best}, predicts less than a coin does: "
+            f"{self.log_likelihood[self.best]:.4f} nats against {math.log(0.5):.4f}. "
+        )
 
     def evidence(self) -> str:
         """Why, and what would decide where nothing is decided."""
         parts = []
-        if self.log_likelihood[self.best] < math.log(0.5):
-            parts.append(
-                f"Of new pairs even the best, K = {self.best}, predicts less than a coin does: "
-                f"{self.log_likelihood[self.best]:.4f} nats against {math.log(0.5):.4f}."
-            )
         several = [k for k in self.gain if k > 1]
         if not several:
             tried = ", ".join(map(str, sorted(self.log_likelihood)))
@@ -63,6 +67,8 @@ class ComponentSelection(Choice):
         else:
             start = ""
         what, factor = needed(self)
+        if factor <= 1:
+            return f"{start}More pairs for each text, or features of a larger model, would decide it."
         if math.isinf(factor):
             return f"{start}Far more pairs of each annotator would be needed."
         people = f", {math.ceil(factor * self.num_annotators)} or more," if what == "annotators" else ""
