@@ -161,3 +161,29 @@ def test_policies_with_trls_trainers(files, command):
 def test_what_is_missing_is_named(files, command, capsys):
     assert main([command, "--dataset_name", "prompts.jsonl", "--output_dir", "p", *COMMON]) == 2
     assert "--model_name_or_path and --reward_model required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["choice", "ranking"])
+def test_rankings_to_mixture(files, capsys, form):
+    """Best of four, or a full ranking, of two opposed groups: found from one command."""
+    words = ["great", "good", "weak", "awful"]
+    rows = []
+    for h in range(12):
+        for i in range(10):
+            order = [(i + step * (1 + 2 * (h % 2))) % 4 for step in range(4)]
+            ranks = [4 - place if h < 4 else place + 1 for place in order]
+            row = {"prompt": "review :", "responses": [f"the {('film', 'plot')[i % 2]} is {words[p]}" for p in order]}
+            given = {"choice": ranks.index(1)} if form == "choice" else {"ranking": ranks}
+            rows.append(row | given | {"worker": f"w{h}"})
+    (files / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["reward", "--dataset_name", "rankings.jsonl", "--model_name_or_path", "base", "--output_dir", "mixture"]
+    command += ["--annotator_column", "worker", "--train_trunk", "false"]
+    assert main([*command, "--use_cpu", "true", "--report_to", "none"]) == 0
+    out = capsys.readouterr().out
+    assert "held-out rankings: top-1 accuracy" in out and "Kendall's tau" in out
+    assert "typical held-out rankings of its annotators" in out
+    assignments = json.loads((files / "mixture" / "assignments.json").read_text())
+    groups = [{assignments[f"w{h}"] for h in people} for people in (range(4), range(4, 12))]
+    assert [len(group) for group in groups] == [1, 1] and groups[0] != groups[1]
+    record = json.loads((files / "mixture" / "run_record.json").read_text())["reward"]
+    assert min(record["component_heldout_tau"].values()) > 0.6

@@ -7,7 +7,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from trl_maxmin.functional.feature_pairs import FeaturePairs
-from trl_maxmin.functional.heldout import annotator_folds, heldout_differences, text_folds
+from trl_maxmin.functional.feature_rankings import FeatureRankings
+from trl_maxmin.functional.heldout import annotator_folds, heldout_differences, heldout_rankings, text_folds
+from trl_maxmin.functional.ranking import RankedChoices
 
 
 def votes(people=30, texts=40, each=20, seed=0):
@@ -64,3 +66,34 @@ def test_pairs_of_their_own_texts_are_all_held_out():
     pairs = FeaturePairs(torch.randn(40, 3), torch.arange(20), torch.arange(20, 40), torch.arange(20) // 4)
     folds = text_folds(pairs, 5, torch.Generator().manual_seed(0))
     assert (folds[:, 0] == folds[:, 1]).all() and sorted(torch.bincount(folds[:, 0]).tolist()) == [4] * 5
+
+
+def test_rankings_are_scored_by_what_has_not_seen_them():
+    """Of two replies as the pairs; of four, whatever the choice of one fold says, its own rewards stay."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 6, generator=generator)
+    sides = torch.arange(40).view(20, 2)
+    people, responsibilities = torch.arange(20) % 5, torch.rand(20, 2, generator=generator)
+    pairs = FeaturePairs(features, sides[:, 0], sides[:, 1], people)
+    rankings = FeatureRankings(features, RankedChoices.from_pairs(sides[:, 0], sides[:, 1], people))
+    folds = text_folds(pairs, 3, torch.Generator().manual_seed(1))
+    rewards, choices, inside = heldout_rankings(rankings, responsibilities, folds, 2.0)
+    by_row = rewards.view(-1, 2, 2)
+    expected = heldout_differences(pairs, responsibilities, folds, 2.0)
+    assert inside.all() and choices.responses.tolist() == sides.tolist()
+    torch.testing.assert_close(by_row[:, 0] - by_row[:, 1], expected)
+
+    # Choices, for in which unit the prior is told depends on who stands behind whom, in full rankings.
+    fours, ranks = torch.arange(40).view(10, 4), torch.eye(4).long()[torch.arange(10) % 4]
+    changed = ranks.clone()
+    changed[0] = ranks[0].roll(1)
+    people, responsibilities = torch.arange(10) % 5, torch.ones(10, 1)
+    found = []
+    for own in (ranks, changed):
+        rankings = FeatureRankings(features, RankedChoices(fours, own, people))
+        folds = text_folds(rankings, 3, torch.Generator().manual_seed(1))
+        assert folds.shape == (10, 4)
+        found.append(heldout_rankings(rankings, responsibilities, folds, 2.0)[0].view(10, 4))
+    same = folds[:, 0] == folds[0, 0]
+    torch.testing.assert_close(found[0][same], found[1][same])
+    assert (found[0][~same] - found[1][~same]).abs().max() > 1e-3

@@ -231,7 +231,7 @@ class Demo:
             "dataset": {"num_rows": len(mixture.train_dataset), "num_annotators": len(mixture.annotators)},
             # Anew, for the components have got their names since.
             **component_counts(mixture),
-            **component_heldout(mixture, mixture.reward_differences(mixture.eval_dataset)),
+            **component_heldout(mixture, mixture.scored(mixture.eval_dataset).accuracy),
             "em": {"kind": mixture.args.em, "n_init": mixture.args.n_init, "init_steps": mixture.args.init_steps},
             "training": {"max_steps": mixture.args.max_steps, "learning_rate": mixture.args.learning_rate},
             "curves": curves,

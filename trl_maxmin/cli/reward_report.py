@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from datasets import Dataset
 
 from ..data.texts import prompts_of
 from ..space.groups import PARTS, typical_pairs
 from ..trainer import MixtureRewardTrainer
+from ..trainer.reward.scored_rows import ScoredPairs, ScoredRankings
 from .io import print_table
 
 
@@ -38,15 +42,16 @@ def clustered_mean(values: torch.Tensor, clusters: torch.Tensor) -> tuple[float,
 
 
 def print_report(trainer: MixtureRewardTrainer) -> None:
-    """Tables, caveats and typical pairs. All ranks have to call it: they share the scoring; what only the main process
-    prints goes to its standard output.
+    """Tables, caveats and typical pairs or rankings. All ranks have to call it: they share the scoring; what only
+    the main process prints goes to its standard output.
 
     Args:
         trainer ([`MixtureRewardTrainer`]): trained.
     """
     heldout = trainer.eval_dataset is not None
     data = trainer.eval_dataset if heldout else trainer.train_dataset
-    differences = trainer.reward_differences(data).double()
+    scored = trainer.scored(data)
+    unit = "rankings" if isinstance(scored, ScoredRankings) else "pairs"
     if not trainer.accelerator.is_main_process:
         return
     mixture, state = trainer.mixture, trainer.em_state
@@ -54,8 +59,8 @@ def print_report(trainer: MixtureRewardTrainer) -> None:
     best = state.log_responsibilities.argmax(-1).cpu()
     people = torch.tensor(data["annotator_index"])
     own = torch.where(people >= 0, best[people.clamp(min=0)], -1)
-    fit = trainer.pair_log_likelihood(differences, data)
-    right = torch.where(differences == 0, 0.5, (differences > 0).double())
+    fit = trainer.row_log_likelihood(scored, data)
+    right, tau = scored.accuracy, scored.tau
     rows, notes = [], []
     for k, name in enumerate(names):
         of_k = own == k
@@ -63,39 +68,66 @@ def print_report(trainer: MixtureRewardTrainer) -> None:
         if heldout and of_k.any():
             accuracy, error = clustered_mean(right[of_k, k], people[of_k])
             row += [f"{accuracy:.2f} ± {error:.2f}", f"{fit[of_k, k].mean():.3f}"]
+            row += [] if tau is None else [f"{tau[of_k, k].mean():.2f}"]
         else:
-            row += ["-", "-"]
+            row += ["-", "-"] if tau is None else ["-", "-", "-"]
         rows.append(row)
         if k not in mixture.described_components:
             notes.append(f"{name} describes no annotator; a policy is not trained for it.")
         elif heldout and of_k.sum() < FEW_PAIRS:
-            notes.append(f"{name} has {int(of_k.sum())} held-out pairs: too few to say how good it is.")
+            notes.append(f"{name} has {int(of_k.sum())} held-out {unit}: too few to say how good it is.")
     print_table(
-        "Components, on held-out pairs of the annotators that their other pairs give to each (± standard error)",
-        ["component", "share", "annotators", "pairs", "accuracy", "log-likelihood"],
+        f"Components, on held-out {unit} of the annotators that their other {unit} give to each (± standard error)",
+        ["component", "share", "annotators", unit, "accuracy", "log-likelihood"]
+        if tau is None
+        else ["component", "share", "annotators", unit, "top-1", "log-likelihood", "Kendall's tau"],
         rows,
     )
     if heldout:
-        predictive = trainer.predictive_log_likelihood(fit)
-        accuracy, error = clustered_mean((predictive.exp() > 0.5).double(), people + 1)
-        print(
-            f"on {len(data)} held-out pairs: accuracy {accuracy:.4f} ± {error:.4f}, log-likelihood "
-            f"{predictive.mean():.4f} (chance: 0.5, -0.6931)"
-        )
+        print(_overall(trainer, scored, fit, people, unit))
     else:
-        notes.append("No pairs are held out, so nothing says how good the components are (--heldout_fraction).")
+        notes.append(f"No {unit} are held out, so nothing says how good the components are (--heldout_fraction).")
     if trainer.final_facts.get("converged") is False:
         notes.append("EM has not come to rest: shares and annotators may still change (--max_steps, --n_init).")
     for note in notes:
         print(f"note: {note}")
-    prompts, chosen, rejected = prompts_of(data), data["chosen"], data["rejected"]
+    prompts, (chosen, rejected), contrast = prompts_of(data), _ends(scored, data), scored.contrast.double()
     for k in mixture.described_components if len(names) > 1 else ():
         of_k = (own == k).nonzero().flatten().tolist()
-        print(f"\n{names[k]}: typical {'held-out ' if heldout else ''}pairs of its annotators")
-        for pair in typical_pairs(prompts, chosen, rejected, differences, of_k, k):
+        print(f"\n{names[k]}: typical {'held-out ' if heldout else ''}{unit} of its annotators")
+        for pair in typical_pairs(prompts, chosen, rejected, contrast, of_k, k):
             for part in PARTS:
                 print(f"  {part + ':':<10}{_short(pair[part])}")
             print()
+
+
+def _overall(
+    trainer: MixtureRewardTrainer,
+    scored: ScoredPairs | ScoredRankings,
+    fit: torch.Tensor,
+    people: torch.Tensor,
+    unit: str,
+) -> str:
+    """How well held-out rows are predicted by the posterior of who gave them, beside what chance would reach."""
+    right, tau = scored.of_mixture(trainer.log_posterior_of(people), fit)
+    accuracy, error = clustered_mean(right, people + 1)
+    predictive = trainer.predictive_log_likelihood(fit).mean()
+    coin = scored.by_chance()
+    found = f"accuracy {accuracy:.4f} ± {error:.4f}"
+    if tau is not None:
+        agreement, spread = clustered_mean(tau, people + 1)
+        found = f"top-1 {found}, Kendall's tau {agreement:.4f} ± {spread:.4f}"
+    chance = f"{coin[0]:.4g}, {coin[1]:.4f}" if tau is None else f"{coin[0]:.4g}, 0, {coin[1]:.4f}"
+    return f"on {len(people)} held-out {unit}: {found}, log-likelihood {predictive:.4f} (chance: {chance})"
+
+
+def _ends(scored: ScoredPairs | ScoredRankings, data: Dataset) -> tuple[list[Any], list[Any]]:
+    """The preferred and the other reply of each row: of rankings the first and the last."""
+    if isinstance(scored, ScoredPairs):
+        return list(data["chosen"]), list(data["rejected"])
+    sides = ([own[at] for own, at in zip(data["responses"], side.tolist(), strict=True)] for side in scored.ends())
+    best, last = sides
+    return best, last
 
 
 def _short(text: str) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .checks import check_annotator, check_margin, check_probability, check_prompt, check_reply
-from .texts import distinct_texts, number_values, prompts_of
+from .texts import distinct_replies, number_values, prompts_of
 from .tokenization import plain_messages
 
 
@@ -335,16 +335,16 @@ def split_by_text(dataset: Dataset, heldout_fraction: float, seed: int) -> tuple
     Raises:
         ValueError: a fraction outside [0, 1).
     """
-    texts = distinct_texts(prompts_of(dataset), dataset["chosen"], dataset["rejected"])[1]
-    count = int(texts.max()) + 1
-    repeated = np.bincount(texts.ravel(), minlength=count)[texts] > 1
+    texts = distinct_replies(prompts_of(dataset), _replies_of(dataset))[1]
+    count, there = int(texts.max()) + 1, texts >= 0
+    repeated = (np.bincount(texts[there], minlength=count)[texts] > 1) | ~there
     if count < _MIN_TEXTS or repeated.all(1).mean() <= 0.5 or not 0 < heldout_fraction < 1:
         return split_by_annotator(dataset, heldout_fraction, seed)
-    # Pairs with neither text held out remain: (1 - q)^2 of them.
-    size = max(1, round(count * (1 - (1 - heldout_fraction) ** 0.5)))
+    # Pairs with neither text held out remain: (1 - q)^2 of them; of rankings of n, (1 - q)^n.
+    size = max(1, round(count * (1 - (1 - heldout_fraction) ** (1 / there.sum(1).mean()))))
     new = np.zeros(count, dtype=bool)
     new[np.random.default_rng(seed).permutation(count)[:size]] = True
-    held = new[texts].any(1)
+    held = (new[texts] & there).any(1)
     # An annotator whose pairs would all be held out keeps them: nothing else says who they are.
     annotators = np.array(number_values(dataset[ANNOTATOR_COLUMN]))
     lost = np.bincount(annotators[~held], minlength=annotators.max() + 1) == 0
@@ -419,12 +419,19 @@ def share_of_familiar_pairs(train: Dataset, heldout: Dataset, annotator_column: 
     >>> share_of_familiar_pairs(Dataset.from_list(pairs[:3]), Dataset.from_list(pairs[3:]))
     1.0
     """
-    people, prompts, chosen, rejected = [], [], [], []
+    people, prompts, replies = [], [], []
     for part in (train, heldout):
         people += part[annotator_column]
         prompts += prompts_of(part)
-        chosen += part["chosen"]
-        rejected += part["rejected"]
-    texts = distinct_texts(prompts, chosen, rejected)[1]
+        replies += _replies_of(part)
+    texts = distinct_replies(prompts, replies)[1]
     judged = np.array(number_values(people))[:, None] * (texts.max() + 1) + texts
-    return float(np.isin(judged[len(train) :], judged[: len(train)]).all(1).mean())
+    known = np.isin(judged[len(train) :], judged[: len(train)][texts[: len(train)] >= 0])
+    return float((known | (texts[len(train) :] < 0)).all(1).mean())
+
+
+def _replies_of(dataset: Dataset) -> list[Sequence[Any]]:
+    """What each row compares, in pairs or in rankings."""
+    if "responses" in dataset.column_names:
+        return dataset["responses"][:]
+    return list(zip(dataset["chosen"][:], dataset["rejected"][:], strict=True))

@@ -172,8 +172,8 @@ def fit_rewards(
     """K linear rewards for given weights of the pairs: the M-step alone.
 
     Args:
-        pairs ([`FeaturePairs`]): N pairs.
-        weights (`Tensor` of shape `(N, K)`): of each pair in each reward's likelihood, non-negative.
+        pairs ([`FeaturePairs`] or [`FeatureRankings`]): N rows; rankings of two are fitted as the pairs that they are.
+        weights (`Tensor` of shape `(N, K)`): of each row in each reward's likelihood, non-negative.
         prior_scale (`float`, *optional*): standard deviation of a pair's log-odds under the prior. Default: that of
             precision 1 on features of mean square 1, which grows with the number of directions.
         num_steps (`int`): quasi-Newton steps.
@@ -190,6 +190,8 @@ def fit_rewards(
     >>> bool(fit_rewards(pairs, torch.ones(9, 1)).diff() < 0)
     True
     """
+    if isinstance(pairs, FeatureRankings):
+        pairs = FeaturePairs.from_rankings(pairs) or pairs
     fitter, directions = _fitter(pairs)
     scale = math.sqrt(directions.shape[1]) if prior_scale is None else prior_scale
     weight = torch.zeros(weights.shape[1], directions.shape[1])

@@ -97,7 +97,8 @@ def fit_evidence_weight(
             count.
         annotator_index (`torch.Tensor` of shape `(N,)`, integer): annotator of each pair.
         folds (S tensors of shape `(N, 2)`, integer): half, 0 or 1, of the chosen and of the rejected text, from
-            [`deal_folds`][trl_maxmin.functional.feature_pairs.deal_folds]. A pair with texts of both is in neither.
+            [`deal_folds`][trl_maxmin.functional.feature_pairs.deal_folds]. A pair with texts of both is in neither. Of
+            rankings `(N, n)`.
         mixing_weights (`torch.Tensor` of shape `(K,)`): share of each component.
 
     Returns:
@@ -148,7 +149,9 @@ def fit_evidence_weight(
 
 def _halves(scores: torch.Tensor, annotator_index: torch.Tensor, fold: torch.Tensor) -> list[_Halves]:
     """Both orders of the two halves, of the annotators who have pairs in both."""
-    require_shape("folds", fold, (len(scores), 2), "halves of the two texts of each pair, (N, 2)")
+    require_shape(
+        "folds", fold, (len(scores), None), "halves of the two texts of each pair, (N, 2), or of all of each ranking"
+    )
     scored = ~scores.isnan().any(1)
     count = int(annotator_index.max()) + 1 if len(annotator_index) else 0
     sums, sizes = [], []

@@ -138,12 +138,12 @@ class RankingFitter:
         """
         choices = self.pairs.choices
         there = choices.responses >= 0
-        rows = choices.responses.clamp(min=0)
         # A table with a row for each reply of each ranking, so that gradients are theirs.
+        flat, apart = choices.apart()
+        rows = flat.view_as(there)
         rewards = (self.texts @ weights.T)[rows, own.unsqueeze(1)].reshape(-1, 1).requires_grad_()
-        number = torch.arange(rows.numel()).view_as(rows).masked_fill(~there, -1)
         with torch.enable_grad():
-            value = replace(choices, responses=number).log_likelihood(rewards).sum()
+            value = apart.log_likelihood(rewards).sum()
             (slope,) = torch.autograd.grad(value, rewards)
         slope = slope.view_as(rows) * there
         found, square = torch.zeros(num_annotators, len(self.curvature)), 0.0

@@ -14,24 +14,26 @@ from torch import Tensor
 
 from .em_features import fit_rewards
 from .feature_pairs import FeaturePairs, deal_texts
+from .feature_rankings import FeatureRankings
+from .ranking import RankedChoices
 
 
 NUM_FOLDS = 5
 
 
-def text_folds(pairs: FeaturePairs, num_folds: int, generator: torch.Generator) -> Tensor:
-    """Folds of the two texts of each pair, the same for everybody who judged a text.
+def text_folds(pairs: FeaturePairs | FeatureRankings, num_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of the texts of each pair or ranking, the same for everybody who judged a text.
 
     Pairs that hang together by texts fall into one fold; where that would be more than a fold's share, texts are dealt
     out one by one, and a pair with texts of two folds belongs to neither.
 
     Args:
-        pairs ([`FeaturePairs`]): the pairs; equal rows of `features` are equal texts.
+        pairs ([`FeaturePairs`] or [`FeatureRankings`]): equal rows of `features` are equal texts.
         num_folds (`int`): F.
         generator (`torch.Generator`): on the CPU.
 
     Returns:
-        `Tensor` of shape `(N, 2)`, integers.
+        `Tensor` of shape `(N, 2)`, of rankings `(N, n)`, integers.
 
     Example:
 
@@ -78,12 +80,41 @@ def heldout_differences(pairs: FeaturePairs, responsibilities: Tensor, folds: Te
     >>> bool((heldout_differences(pairs, torch.ones(8, 1), folds, 3.0) > 0).all())
     True
     """
+    rewards, inside = _rewards_by_fold(pairs, responsibilities, folds, prior_scale)
+    own = folds[:, 0]
+    differences = rewards[pairs.chosen, own] - rewards[pairs.rejected, own]
+    return torch.where(inside.unsqueeze(1), differences, torch.nan)
+
+
+def heldout_rankings(
+    rankings: FeatureRankings, responsibilities: Tensor, folds: Tensor, prior_scale: float
+) -> tuple[Tensor, RankedChoices, Tensor]:
+    """[`heldout_differences`] of rankings: rewards of their replies, which know nothing of the ranking's fold.
+
+    Args:
+        rankings ([`FeatureRankings`]): N rankings.
+        responsibilities, folds, prior_scale: as there; folds are `(N, n)` or, of people, `(N, 2)`.
+
+    Returns:
+        `Tensor` of shape `(N' * n, K)`, float64, rewards of the replies of the N' rankings that lie in a fold as a
+        whole, these rankings over that table, and which they are: `(N,)`, boolean.
+
+    Raises:
+        ValueError: features that are the same in every ranking.
+    """
+    rewards, inside = _rewards_by_fold(rankings, responsibilities, folds, prior_scale)
+    rows, choices = rankings.choices.select(inside).apart()
+    own = folds[inside, 0].repeat_interleave(choices.responses.shape[1])
+    return rewards[rows, own], choices, inside
+
+
+def _rewards_by_fold(
+    pairs: FeaturePairs | FeatureRankings, responsibilities: Tensor, folds: Tensor, prior_scale: float
+) -> tuple[Tensor, Tensor]:
+    """`(M, F, K)`: rewards of all texts that know nothing of each fold; and which rows lie in one fold, `(N,)`."""
     count, components = int(folds.max()) + 1, responsibilities.shape[1]
     seen = (folds.unsqueeze(1) != torch.arange(count).unsqueeze(1)).all(2).float()
     weights = (seen.unsqueeze(2) * responsibilities.float().unsqueeze(1)).flatten(1)
     weight = fit_rewards(pairs, weights, prior_scale)
     rewards = (pairs.features.to(weight) @ weight.T).view(-1, count, components)
-    inside = folds[:, 0] == folds[:, 1]
-    own = folds[:, 0]
-    differences = rewards[pairs.chosen, own] - rewards[pairs.rejected, own]
-    return torch.where(inside.unsqueeze(1), differences, torch.nan)
+    return rewards, (folds == folds[:, :1]).all(1)

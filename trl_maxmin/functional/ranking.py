@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -201,6 +201,48 @@ class RankedChoices:
             ValueError: rewards that are no `(M, K)`, or too few.
         """
         return self._in_rows(rewards, math.nan, lambda r, block: _kendall_tau(r, block.sizes))
+
+    def apart(self) -> tuple[Tensor, RankedChoices]:
+        """Each reply of each ranking as a text of its own, so that rewards may differ from ranking to ranking.
+
+        Returns:
+            `Tensor` of shape `(N * n,)`: row of each such text in this table (0 for padding), and the rankings of
+            them.
+
+        Example:
+
+        >>> choice = RankedChoices(torch.tensor([[2, 0, -1], [0, 1, 2]]), torch.ones(2, 3).long(), torch.zeros(2))
+        >>> rows, own = choice.apart()
+        >>> rows.tolist(), own.responses.tolist()
+        ([2, 0, 0, 0, 1, 2], [[0, 1, -1], [3, 4, 5]])
+        """
+        padding = self.responses == PADDING
+        number = torch.arange(padding.numel(), device=padding.device).view_as(padding)
+        own = replace(self, responses=number.masked_fill(padding, PADDING))
+        return self.responses.clamp(min=0).flatten(), own
+
+    def blended(self, rewards: Tensor, log_weights: Tensor) -> tuple[Tensor, RankedChoices]:
+        """What somebody who is of several minds would choose: the chance of each reply to be the best of its ranking.
+
+        Args:
+            rewards (`Tensor` of shape `(M, K)`): of every text.
+            log_weights (`Tensor` of shape `(N, K)`): log posterior of the annotator of each ranking.
+
+        Returns:
+            `Tensor` of shape `(N * n, 1)`: logarithms of the chances, and the rankings of them, see [`apart`]. Their
+            `top_accuracy` and `kendall_tau` are those of the mixture.
+
+        Example:
+
+        >>> choice = RankedChoices(torch.tensor([[0, 1]]), torch.tensor([[1, 2]]), torch.tensor([0]))
+        >>> chance, own = choice.blended(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.5, 0.5]]).log())
+        >>> own.top_accuracy(chance)
+        tensor([[0.]])
+        """
+        rows, own = self.apart()
+        each = rewards[rows].view(*self.responses.shape, -1)
+        each = each.masked_fill((self.responses == PADDING).unsqueeze(2), -math.inf).log_softmax(1)
+        return (each + log_weights.to(each).unsqueeze(1)).logsumexp(2).view(-1, 1), own
 
     def _margin_of(self, block: Block, like: Tensor) -> Tensor | float:
         if self.margin is None or len(block.sizes) != 2 or block.responses.shape[1] != 2:

@@ -208,6 +208,7 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "component_pairs": _by_name,
         "component_heldout_accuracy": _by_name,
         "component_heldout_pairs": _by_name,
+        "component_heldout_tau": _by_name,
         "evidence_weight": _number,
         "assignment_calibration": _settings,
         "calibration": _calibration,

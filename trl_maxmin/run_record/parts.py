@@ -204,7 +204,9 @@ def _public_fields(here: bool) -> dict[str, _Public]:
         | _all(("epsilon", "diversity", "selection", "by_group", "predicted_order", "measured_order", "curves"))
         | {"assignment_calibration": _assignment_calibration, "below_evidence_floor": _same}
     )
-    by_component = ("component_annotators", "component_pairs", "component_heldout_accuracy", "component_heldout_pairs")
+    by_component = ("component_annotators", "component_pairs") + tuple(
+        f"component_heldout_{name}" for name in ("accuracy", "pairs", "tau")
+    )
     reward = _fields(
         {"model": place, "base_model": place, "dataset": dataset, "calibration": calibration, "curves": _curves}
         | {"em": _fields(_all(EM_SETTINGS, _setting)), "training": _fields(_all(TRAINING_SETTINGS, _setting))}

@@ -86,29 +86,34 @@ def component_counts(trainer: Any) -> dict[str, dict[str, int]]:
     }
 
 
-def component_heldout(trainer: Any, differences: torch.Tensor) -> dict[str, dict[str, float]]:
-    """How often each component is right on held-out pairs of the annotators that their training pairs gave to it.
+def component_heldout(
+    trainer: Any, right: torch.Tensor, tau: torch.Tensor | None = None
+) -> dict[str, dict[str, float]]:
+    """How often each component is right on held-out rows of the annotators that their training rows gave to it.
 
     Args:
         trainer ([`MixtureRewardTrainer`])
-        differences (`torch.Tensor` of shape `(N, K)`): reward of the chosen minus that of the rejected reply of the
-            held-out pairs; a tie counts half.
+        right (`torch.Tensor` of shape `(N, K)`): whether each component prefers what was preferred in the held-out
+            pairs or rankings, see [`ScoredPairs`]; a tie counts in part.
+        tau (`torch.Tensor` of shape `(N, K)`, *optional*): Kendall's tau of held-out rankings.
 
     Returns:
-        `dict`: fields of the record's `reward` stage. Pairs of annotators without training pairs do not count; a
-        component without held-out pairs is absent.
+        `dict`: fields of the record's `reward` stage. Rows of annotators without training rows do not count; a
+        component without held-out rows is absent.
     """
     annotators = torch.tensor(trainer.eval_dataset["annotator_index"])
     known = annotators >= 0
     best = trainer.em_state.log_responsibilities.argmax(-1).cpu()[annotators[known]]
-    right = torch.where(differences == 0, 0.5, (differences > 0).double())[known]
-    accuracy, pairs = {}, {}
+    accuracy, pairs, agreement = {}, {}, {}
     for k, name in enumerate(trainer.mixture.component_names):
         rows = best == k
         if rows.any():
-            accuracy[name] = right[rows, k].mean().item()
+            accuracy[name] = right[known][rows, k].double().mean().item()
             pairs[name] = int(rows.sum())
-    return {"component_heldout_accuracy": accuracy, "component_heldout_pairs": pairs}
+            if tau is not None:
+                agreement[name] = tau[known][rows, k].double().mean().item()
+    found = {"component_heldout_accuracy": accuracy, "component_heldout_pairs": pairs}
+    return found if tau is None else found | {"component_heldout_tau": agreement}
 
 
 def reward_facts(trainer: Any) -> dict[str, Any]:

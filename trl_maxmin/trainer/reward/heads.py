@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from accelerate.logging import get_logger
 
 from ...functional.em_features import fit_feature_mixture
 from ...functional.feature_pairs import FeaturePairs
-from ...functional.preference import fit_temperature
+from ...functional.feature_rankings import FeatureRankings
 from ...models import MixtureRewardModel
 from ...models.families import get_linear
 
@@ -25,7 +25,12 @@ KERNEL_FEATURES = 2048
 
 
 def fit_feature_map(
-    mixture: MixtureRewardModel, pairs: FeaturePairs, num_annotators: int, seed: int, choose: bool, **options: Any
+    mixture: MixtureRewardModel,
+    pairs: FeaturePairs | FeatureRankings,
+    num_annotators: int,
+    seed: int,
+    choose: bool,
+    **options: Any,
 ) -> None:
     """Fit the kernel features to the texts; where the choice is ours, keep them only if they predict better.
 
@@ -33,8 +38,8 @@ def fit_feature_map(
 
     Args:
         mixture ([`MixtureRewardModel`]): changed in place. Without a `feature_map` nothing happens.
-        pairs ([`FeaturePairs`]): the training pairs over what the map reads. Its texts may hold those of held-out
-            pairs: which texts exist says nothing about who prefers what.
+        pairs ([`FeaturePairs`] or rankings): the training rows over what the map reads. Their texts may hold those of
+            held-out rows: which texts exist says nothing about who prefers what.
         num_annotators (`int`): H.
         seed (`int`): of the frequencies and of the two fits that are compared.
         choose (`bool`): whether the map goes where heads without it predict pairs out of fold as well.
@@ -71,18 +76,17 @@ def set_heads(mixture: MixtureRewardModel, weight: torch.Tensor) -> None:
 
 
 def fit_temperatures(
-    differences: torch.Tensor,
+    fit: Callable[[int, torch.Tensor], float],
     responsibilities: torch.Tensor,
-    margin: torch.Tensor | None,
     described: Sequence[int],
     names: Sequence[str],
 ) -> list[float]:
     """A temperature per component, from the held-out pairs of those whom it describes.
 
     Args:
-        differences (`torch.Tensor` of shape `(N, K)`): reward of the chosen minus that of the rejected reply.
-        responsibilities (`torch.Tensor` of shape `(N, K)`): of the pairs' annotators, from their training pairs.
-        margin (`torch.Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+        fit (`Callable`): temperature of component k for weights `(N,)` of the held-out pairs or rankings, such as
+            [`ScoredPairs.temperature`].
+        responsibilities (`torch.Tensor` of shape `(N, K)`): of their annotators, from their training pairs.
         described (`Sequence[int]`): components that describe somebody.
         names (`Sequence[str]`): K names, for the warning.
 
@@ -97,8 +101,7 @@ def fit_temperatures(
             f"{', '.join(bare)} got the temperature 1: of the annotators whom it describes no pair is held out, so "
             "nothing says how sure its rewards may be. Collect more pairs of each of them, or fit fewer components."
         )
-    columns = zip(differences.T, responsibilities.T, strict=True)
-    return [fit_temperature(d, w, margin) if k in fitted else 1.0 for k, (d, w) in enumerate(columns)]
+    return [fit(k, weights) if k in fitted else 1.0 for k, weights in enumerate(responsibilities.T)]
 
 
 def rename_components(model: MixtureRewardModel, names: list[str]) -> MixtureRewardModel:

@@ -20,20 +20,19 @@ from trl import RewardTrainer
 from ... import distributed
 from ...data.columns import (
     ANNOTATOR_COLUMN,
-    AS_TOKENS,
     AnnotatorIndex,
     known_groups,
-    prepare_preferences,
     split_by_annotator,
     split_by_text,
-    without_ties,
 )
 from ...data.texts import number_values
 from ...functional.em import annealed_beta
 from ...functional.em_features import LinearMixture, fit_feature_mixture, fit_rewards
 from ...functional.feature_pairs import FeaturePairs
+from ...functional.feature_rankings import FeatureRankings
 from ...functional.num_components import choose_components
 from ...functional.preference import preference_accuracy, preference_log_likelihood
+from ...functional.ranking import RankedChoices
 from ...models import AnnotatorPosterior, MixtureRewardModel, MixtureRewardModelConfig
 from ...models.base import context_length, place
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
@@ -41,19 +40,26 @@ from ..common.recording import component_heldout, reward_facts
 from .annotated_preferences import (
     COLUMNS,
     DataCollatorForAnnotatedPreference,
+    DataCollatorForAnnotatedRankings,
+    choices_among,
+    is_ranked,
     margins_of,
-    number_pairs,
+    number_rows,
+    prepare_rows,
+    replies_of,
     require_embedded_tokens,
     score_pairs,
-    tokenize_pairs,
+    score_rankings,
+    tokenize_rows,
     within_length,
 )
 from .component_selection import ComponentSelection, parse_candidates
 from .em_state import EMState
 from .heads import fit_feature_map, fit_temperatures, set_heads
 from .mixture_reward_config import MixtureRewardConfig
+from .scored_rows import ScoredPairs, ScoredRankings
 from .setup import build_mixture, require_effect, require_whole_weights
-from .sureness import MIN_NEW_PAIRS, differences_on_new_texts, say_how_sure, scores_of_new_people, weigh_evidence
+from .sureness import MIN_NEW_PAIRS, say_how_sure, scored_on_new_texts, scores_of_new_people, weigh_evidence
 from .text_features import TextFeatures
 
 
@@ -81,7 +87,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         model ([`MixtureRewardModel`], `PreTrainedModel` or `str`): the mixture, or a base model for it.
         args ([`MixtureRewardConfig`], *optional*): training arguments.
         train_dataset (`Dataset`): `prompt`, `chosen`, `rejected` (text or messages), `annotator_id`, optionally
-            `group` and `margin`.
+            `group` and `margin`; or rankings, with `responses` and `ranking` or `choice` instead of `chosen` and
+            `rejected`. Rankings of two are trained as the pairs that they are; where the text says pairs, it holds for
+            rankings as well.
         eval_dataset (`Dataset`, *optional*): other pairs of the same annotators. Without it `args.heldout_fraction` of
             each annotator's pairs are held out.
         processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer; defaults to the model's own.
@@ -132,7 +140,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         args = args if args is not None else MixtureRewardConfig("mixture-reward")
         if train_dataset is None:
             raise ValueError(
-                "`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`."
+                "`train_dataset` is required: preference pairs with `chosen`, `rejected`, `annotator_id`, or rankings "
+                "with `responses`, `ranking`, `annotator_id`."
             )
         # 1. What cannot work, or would be dropped, before any data are read or weights loaded.
         require_whole_weights(args)
@@ -146,7 +155,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             num_components = max(self._candidates) if self._candidates else args.num_components
 
         # 2. The data: checked, with groups that are known, and a part held out.
-        train_dataset = prepare_preferences(train_dataset, args.annotator_column, num_components)
+        train_dataset = prepare_rows(train_dataset, args.annotator_column, num_components)
+        self._ranked = is_ranked(train_dataset)
         fewest = min(self._candidates) if self._candidates else num_components
         groups = known_groups(train_dataset, args.group_column, fewest)
         if eval_dataset is None:
@@ -154,7 +164,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             split = split_by_text if args.train_trunk and args.calibrate_temperature else split_by_annotator
             train_dataset, eval_dataset = split(train_dataset, args.heldout_fraction, args.seed)
         else:
-            eval_dataset = prepare_preferences(eval_dataset, args.annotator_column)
+            eval_dataset = prepare_rows(eval_dataset, args.annotator_column, ranked=self._ranked)
         self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
 
         # 3. The mixture.
@@ -173,16 +183,17 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             mixture.config.component_names = names + rest
 
         # 4. The trainer of TRL, which calls `_prepare_dataset`.
-        self._checked = True  # what `_prepare_dataset` gets until step 5 has passed `prepare_preferences`
+        self._checked = True  # what `_prepare_dataset` gets until step 5 has passed `prepare_rows`
         self._context_length = context_length(mixture.config.base_config)  # a limit beside `max_length`
         self._num_embeddings = embedded
+        collator = DataCollatorForAnnotatedRankings if self._ranked else DataCollatorForAnnotatedPreference
         super().__init__(
             model=mixture,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=mixture.processing_class,
-            data_collator=DataCollatorForAnnotatedPreference(
+            data_collator=collator(
                 pad_token_id=mixture.processing_class.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
             ),
             compute_metrics=compute_metrics,
@@ -243,22 +254,21 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if "pair_index" in dataset.column_names:
             return dataset
         if not self._checked:  # given to `evaluate`
-            dataset = prepare_preferences(dataset, args.annotator_column)
-        dataset = tokenize_pairs(dataset, processing_class, args.dataset_num_proc, dataset_name)
-        dataset = without_ties(dataset, dataset["chosen_ids"], dataset["rejected_ids"], AS_TOKENS)
+            dataset = prepare_rows(dataset, args.annotator_column, ranked=self._ranked)
+        dataset = tokenize_rows(dataset, processing_class, args.dataset_num_proc, dataset_name)
         require_embedded_tokens(dataset, processing_class, self._num_embeddings)
         limit = min(filter(None, (args.max_length, self._context_length)), default=None)
         dataset = within_length(dataset, limit, dataset_name)
         if dataset_name == "train":
             self.annotators = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
-        return number_pairs(dataset, self.annotators, dataset_name)
+        return number_rows(dataset, self.annotators, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = list(COLUMNS)
 
-    def feature_pairs(self, dataset: Dataset) -> FeaturePairs:
-        """Pairs of a prepared data set over what heads read of its distinct texts, on the trunk as it is.
+    def feature_pairs(self, dataset: Dataset) -> FeaturePairs | FeatureRankings:
+        """Pairs or rankings of a prepared data set over what heads read of its distinct texts, on the trunk as it is.
 
         Each text is encoded once for as long as the trunk stays as it is.
 
@@ -266,7 +276,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`.
 
         Returns:
-            [`FeaturePairs`] on the CPU. Annotators without training pairs have the index -1.
+            [`FeaturePairs`] or [`FeatureRankings`] on the CPU. Annotators without training pairs have the index -1.
         """
         pairs = self._vector_pairs(dataset)
         features = self.mixture.map_features(pairs.features.to(self.accelerator.device)).cpu()
@@ -279,8 +289,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         fit_feature_map(self.mixture, pairs, len(self.annotators), seed, self._choose_heads, **self._fit_options())
         self._choose_heads = False
 
-    def _vector_pairs(self, dataset: Dataset) -> FeaturePairs:
+    def _vector_pairs(self, dataset: Dataset) -> FeaturePairs | FeatureRankings:
         """Likewise, before the nonlinear map of the heads where there is one."""
+        if is_ranked(dataset):
+            choices = choices_among(dataset, lambda texts: self._features.rows(texts)[0].tolist())
+            return FeatureRankings(self._features.vectors, choices)
         chosen, rejected = self._features.rows(dataset["chosen_ids"], dataset["rejected_ids"])
         annotators = torch.tensor(dataset["annotator_index"])
         return FeaturePairs(self._features.vectors, chosen, rejected, annotators, margins_of(dataset))
@@ -464,16 +477,16 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """TRL's reward loss, each component's part weighted by its responsibility for the annotator (the M-step)."""
         mode = "train" if self.model.training else "eval"
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        chosen, rejected = output.rewards.float().chunk(2)
-        log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"))
-        responsibilities = self._responsibilities(inputs["annotator_index"]).to(log_likelihood)
+        responsibilities = self._responsibilities(inputs["annotator_index"])
+        read = _read_rankings if "responses" in inputs else _read_pairs
+        log_likelihood, accuracy, right, twice_mean = read(output.rewards.float(), inputs, responsibilities)
         losses = -(responsibilities * log_likelihood).sum(-1)
         if self.args.center_rewards_coefficient is not None:
-            losses = losses + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean(-1)
+            losses = losses + self.args.center_rewards_coefficient * (twice_mean**2).mean(-1)
         scaled = mode == "train" and self._loss_scale is not None
         loss = losses.sum() * self._loss_scale if scaled else losses.mean()
         with torch.no_grad():
-            packed = [log_likelihood, preference_accuracy(chosen, rejected), responsibilities, losses.unsqueeze(-1)]
+            packed = [log_likelihood, accuracy, responsibilities, right, losses.unsqueeze(-1)]
             packed = distributed.gather_rows(self.accelerator, torch.cat(packed, dim=-1))
             pairs = distributed.gather_rows(self.accelerator, inputs["pair_index"])
             if mode == "train":
@@ -497,10 +510,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         return sorted(first.values())
 
     def _count(self, mode: str, packed: torch.Tensor) -> None:
-        log_likelihood, accuracy, responsibilities = packed[:, :-1].chunk(3, dim=-1)
+        log_likelihood, accuracy, responsibilities = packed[:, :-2].chunk(3, dim=-1)
         predictive = (responsibilities.log() + log_likelihood).logsumexp(-1)
-        # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
-        sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": (predictive.exp() > 0.5).sum()}
+        sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": packed[:, -2].sum()}
         if mode == "eval":
             sums["loss"] = packed[:, -1].sum()
         weights = dict.fromkeys(sums, torch.tensor(float(len(predictive))))
@@ -614,14 +626,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             return
         state, seed = self.em_state, self.args.seed
         if self.args.train_trunk:
-            scores, data = state.pair_scores(), self.train_dataset
-            numbers = torch.tensor(number_values(map(tuple, [*data["chosen_ids"], *data["rejected_ids"]])))
-            texts = numbers.chunk(2)
+            scores, texts = state.pair_scores(), self._text_numbers()
         else:
             pairs = self.feature_pairs(self.train_dataset)
             responsibilities = state.log_responsibilities.exp()[pairs.annotator_index]
             scores = scores_of_new_people(pairs, responsibilities, self._prior_scale, seed)
-            texts = (pairs.chosen, pairs.rejected)
+            texts = pairs.sides.unbind(1)
         found = weigh_evidence(scores, texts, state.annotator_index, state.mixing_weights, seed)
         say_how_sure(found)
         weight = found.weight if found else 1.0
@@ -630,18 +640,25 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         self.final_facts["assignment_calibration"] = found.to_dict() if found else None
         self._describe_components()
 
+    def _text_numbers(self) -> tuple[torch.Tensor, ...]:
+        """Numbers of the texts of each training row, `(N,)` a side; -1 where a ranking has fewer."""
+        data = self.train_dataset
+        if is_ranked(data):
+            return choices_among(data, number_values).responses.unbind(1)
+        both = torch.tensor(number_values(map(tuple, [*data["chosen_ids"], *data["rejected_ids"]])))
+        return both.chunk(2)
+
     def _calibrate_temperatures(self) -> None:
         """Temperatures from pairs of texts that the rewards do not know."""
         if not self.args.calibrate_temperature:
             return
+        scored: ScoredPairs | ScoredRankings | None = None
         if not self.args.train_trunk:
             pairs = self.feature_pairs(self.train_dataset)
             responsibilities = self.em_state.log_responsibilities.exp()[pairs.annotator_index]
-            differences = differences_on_new_texts(pairs, responsibilities, self._prior_scale, self.args.seed)
-            margin, rows = pairs.margin, differences.isfinite().all(1)
+            scored, rows = scored_on_new_texts(pairs, responsibilities, self._prior_scale, self.args.seed)
         elif self.eval_dataset is not None:
-            differences, responsibilities = self.reward_differences(self.eval_dataset), self._eval_responsibilities()
-            margin, known = margins_of(self.eval_dataset), self._known_texts(self.eval_dataset)
+            responsibilities, known = self._eval_responsibilities(), self._known_texts(self.eval_dataset)
             rows = ~known.any(1)
             if int(rows.sum()) < MIN_NEW_PAIRS:
                 rows = ~known.all(1)
@@ -652,9 +669,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
                     "rewards may be of texts that they know, which is surer than of replies that nobody judged. Give "
                     "an eval_dataset of other texts."
                 )
-        else:
-            rows = torch.zeros(0, dtype=torch.bool)
-        if not rows.any():
+            scored = self.scored(self.eval_dataset).select(rows)
+        if scored is None or not len(scored):
             logger.warning(
                 "No pairs of texts that the rewards do not know are held out, so the temperatures of the components "
                 "stay 1 and nothing says how sure their rewards may be. Set heldout_fraction, give an eval_dataset, "
@@ -662,9 +678,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             )
             return
         temperatures = fit_temperatures(
-            differences[rows].double(),
+            scored.temperature,
             responsibilities[rows].double(),
-            None if margin is None else margin[rows],
             self.mixture.described_components,
             self.mixture.component_names,
         )
@@ -672,14 +687,16 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _measure(self) -> None:
         if self.eval_dataset is not None:
-            self.final_facts |= component_heldout(self, self.reward_differences(self.eval_dataset))
+            scored = self.scored(self.eval_dataset)
+            self.final_facts |= component_heldout(self, scored.accuracy, scored.tau)
 
     def _known_texts(self, dataset: Dataset) -> torch.Tensor:
-        """`(N, 2)`: whether the chosen and the rejected text of each pair stand in training pairs."""
-        train = self.train_dataset
-        known = set(map(tuple, [*train["chosen_ids"], *train["rejected_ids"]]))
-        sides = (dataset["chosen_ids"], dataset["rejected_ids"])
-        return torch.tensor([[tuple(ids) in known for ids in side] for side in sides]).T
+        """`(N, 2)`: whether the chosen and the rejected text of each pair stand in training pairs; of rankings
+        `(N, n)`, the first reply's where there are fewer."""
+        known = {tuple(ids) for own in replies_of(self.train_dataset) for ids in own}
+        found = [[tuple(ids) in known for ids in own] for own in replies_of(dataset)]
+        width = max(map(len, found))
+        return torch.tensor([own + own[:1] * (width - len(own)) for own in found])
 
     def _describe_components(self) -> None:
         """Into the mixture's configuration: whom EM found, as numbers."""
@@ -696,7 +713,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
         Returns:
             `torch.Tensor` of shape `(N, K)`, Bradley-Terry log-odds, on the CPU.
+
+        Raises:
+            ValueError: rankings.
         """
+        if is_ranked(dataset):
+            raise ValueError("Rankings have no chosen and rejected reply. Use `scored(dataset).rewards`.")
         model = self.mixture
         if not self.args.train_trunk:
             pairs = self.feature_pairs(dataset)
@@ -704,18 +726,34 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             return rewards[pairs.chosen] - rewards[pairs.rejected]
         return score_pairs(model, dataset, self.data_collator, self.args.e_step_batch_size, self.accelerator)
 
-    def _log_likelihood(self, dataset: Dataset) -> torch.Tensor:
-        """`(N, K)` of a prepared data set's pairs, nats, float64."""
-        return self.pair_log_likelihood(self.reward_differences(dataset), dataset)
-
-    def pair_log_likelihood(
-        self, differences: torch.Tensor, dataset: Dataset, as_fitted: bool = False
-    ) -> torch.Tensor:
-        """Log-likelihood of pairs. A temperature says how sure a reward may be of a text that it does not know; of two
-        texts of the training pairs, rewards are as sure as they were fitted.
+    @torch.no_grad()
+    def scored(self, dataset: Dataset) -> ScoredPairs | ScoredRankings:
+        """What the rewards say of pairs or rankings; each distinct reply of rankings is scored once.
 
         Args:
-            differences (`torch.Tensor` of shape `(N, K)`): from [`~MixtureRewardTrainer.reward_differences`].
+            dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`. Ranks share the work.
+        """
+        if not is_ranked(dataset):
+            return ScoredPairs(self.reward_differences(dataset), margins_of(dataset))
+        if self.args.train_trunk:
+            size, pad_token_id = self.args.e_step_batch_size, self.processing_class.pad_token_id
+            return ScoredRankings(*score_rankings(self.mixture, dataset, pad_token_id, size, self.accelerator))
+        pairs = self.feature_pairs(dataset)
+        features = pairs.features.unsqueeze(1).to(self.mixture.device)
+        return ScoredRankings(self.mixture.rewards_from_features(features).float().cpu(), pairs.choices)
+
+    def _log_likelihood(self, dataset: Dataset) -> torch.Tensor:
+        """`(N, K)` of a prepared data set's pairs, nats, float64."""
+        return self.row_log_likelihood(self.scored(dataset), dataset)
+
+    def row_log_likelihood(
+        self, scored: ScoredPairs | ScoredRankings, dataset: Dataset, as_fitted: bool = False
+    ) -> torch.Tensor:
+        """Log-likelihood of pairs or rankings. A temperature says how sure a reward may be of a text that it does not
+        know; where all texts of a row are those of training rows, rewards are as sure as they were fitted.
+
+        Args:
+            scored ([`ScoredPairs`] or [`ScoredRankings`]): from [`~MixtureRewardTrainer.scored`].
             dataset (`Dataset`): theirs.
             as_fitted (`bool`): of all texts, as where they are evidence of who somebody is.
 
@@ -723,13 +761,12 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             `torch.Tensor` of shape `(N, K)`, nats, float64.
         """
         temperatures = torch.tensor(self.mixture.config.temperatures, dtype=torch.float64)
-        undone = differences.double() * temperatures
         if as_fitted:
-            differences = undone
-        elif self._calibrated_on_new_texts and (temperatures != 1).any():
-            differences = torch.where(self._known_texts(dataset).all(1, keepdim=True), undone, differences.double())
-        differences = differences.double()
-        return preference_log_likelihood(differences, torch.zeros_like(differences), margins_of(dataset))
+            return scored.log_likelihood(temperatures)
+        if self._calibrated_on_new_texts and (temperatures != 1).any():
+            known = self._known_texts(dataset).all(1, keepdim=True)
+            return torch.where(known, scored.log_likelihood(temperatures), scored.log_likelihood())
+        return scored.log_likelihood()
 
     def _eval_responsibilities(self) -> torch.Tensor:
         """`(N, K)` posterior of the annotator of each held-out pair, from their training pairs only."""
@@ -752,6 +789,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """`(N,)` of the held-out pairs, given what each component says of them: `(N, K)`, nats."""
         return (self._eval_responsibilities().log() + scores).logsumexp(-1)
 
+    def log_posterior_of(self, annotators: torch.Tensor) -> torch.Tensor:
+        """`(N, K)`, float64, by the training pairs, of annotators by number; of those who gave none (-1), the mixing
+        weights."""
+        return self._responsibilities(annotators).double().log()
+
     def posterior(self) -> AnnotatorPosterior:
         """Which component describes each annotator, by all their pairs.
 
@@ -763,8 +805,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         """
         scores, people = torch.zeros(0, self.em_state.num_components), torch.zeros(0, dtype=torch.long)
         if self.eval_dataset is not None:
-            differences = self.reward_differences(self.eval_dataset)
-            scores = self.pair_log_likelihood(differences, self.eval_dataset, as_fitted=True)
+            scored = self.scored(self.eval_dataset)
+            scores = self.row_log_likelihood(scored, self.eval_dataset, as_fitted=True)
             people = torch.tensor(self.eval_dataset["annotator_index"])
         return AnnotatorPosterior(self.annotators.annotator_ids, *self.em_state.posterior(scores, people))
 
@@ -786,3 +828,27 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _record_facts(self) -> tuple[str, dict[str, Any]]:
         return "reward", reward_facts(self)
+
+
+def _read_pairs(
+    rewards: torch.Tensor, inputs: dict[str, Any], responsibilities: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of a batch: log-likelihood and accuracy of each component, `(B, K)`, whether the annotators' mixtures are right,
+    `(B, 1)`, and twice the mean reward of the replies, `(B, K)`."""
+    chosen, rejected = rewards.chunk(2)
+    log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"))
+    # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
+    predictive = (responsibilities.log() + log_likelihood.detach()).logsumexp(-1, keepdim=True)
+    right = (predictive.exp() > 0.5).to(rewards)
+    return log_likelihood, preference_accuracy(chosen.detach(), rejected.detach()), right, chosen + rejected
+
+
+def _read_rankings(
+    rewards: torch.Tensor, inputs: dict[str, Any], responsibilities: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As [`_read_pairs`], for rankings over the batch's distinct replies."""
+    choices = RankedChoices(inputs["responses"], inputs["ranks"], inputs["annotator_index"], inputs.get("margin"))
+    there = (choices.responses >= 0).to(rewards).unsqueeze(2)
+    mean = (rewards[choices.responses.clamp(min=0)] * there).sum(1) / there.sum(1)
+    chance, own = choices.blended(rewards.detach(), responsibilities.log())
+    return choices.log_likelihood(rewards), choices.top_accuracy(rewards.detach()), own.top_accuracy(chance), 2 * mean

@@ -10,8 +10,10 @@ from accelerate.logging import get_logger
 
 from ...functional.evidence import MIN_EVIDENCE_WEIGHT, EvidenceWeight, fit_evidence_weight
 from ...functional.feature_pairs import FeaturePairs, deal_folds
-from ...functional.heldout import NUM_FOLDS, annotator_folds, heldout_differences, text_folds
-from ...functional.preference import preference_log_likelihood
+from ...functional.feature_rankings import FeatureRankings
+from ...functional.heldout import NUM_FOLDS, annotator_folds, heldout_differences, heldout_rankings, text_folds
+from ...functional.ranking import RankedChoices
+from .scored_rows import ScoredPairs, ScoredRankings
 
 
 logger = get_logger(__name__)
@@ -22,28 +24,39 @@ _NUM_SPLITS = 3
 MIN_NEW_PAIRS = 200
 
 
-def differences_on_new_texts(
-    pairs: FeaturePairs, responsibilities: torch.Tensor, prior_scale: float, seed: int
-) -> torch.Tensor:
-    """`(N, K)` reward differences of training pairs by heads that know neither text; NaN where no fold holds both.
+def scored_on_new_texts(
+    pairs: FeaturePairs | FeatureRankings, responsibilities: torch.Tensor, prior_scale: float, seed: int
+) -> tuple[ScoredPairs | ScoredRankings, torch.Tensor]:
+    """Training pairs or rankings that lie in a fold of texts as a whole, by heads that know none of their texts; and
+    which they are, `(N,)`.
 
     Args:
-        pairs ([`FeaturePairs`]): training pairs.
+        pairs ([`FeaturePairs`] or [`FeatureRankings`]): training rows.
         responsibilities (`torch.Tensor` of shape `(N, K)`): of their annotators.
         prior_scale (`float`): of the heads.
         seed (`int`): of the folds.
     """
     folds = text_folds(pairs, NUM_FOLDS, torch.Generator().manual_seed(seed))
-    return heldout_differences(pairs, responsibilities, folds, prior_scale)
+    return _heldout(pairs, responsibilities, folds, prior_scale)
+
+
+def _heldout(
+    pairs: FeaturePairs | FeatureRankings, responsibilities: torch.Tensor, folds: torch.Tensor, prior_scale: float
+) -> tuple[ScoredPairs | ScoredRankings, torch.Tensor]:
+    if isinstance(pairs, FeatureRankings):
+        rewards, choices, inside = heldout_rankings(pairs, responsibilities, folds, prior_scale)
+        return ScoredRankings(rewards, choices), inside
+    differences = heldout_differences(pairs, responsibilities, folds, prior_scale)
+    inside = differences.isfinite().all(1)
+    return ScoredPairs(differences, pairs.margin).select(inside), inside
 
 
 def scores_of_new_people(
-    pairs: FeaturePairs, responsibilities: torch.Tensor, prior_scale: float, seed: int
+    pairs: FeaturePairs | FeatureRankings, responsibilities: torch.Tensor, prior_scale: float, seed: int
 ) -> torch.Tensor:
-    """`(N, K)` log-likelihood of training pairs under heads that know nothing of their annotator, nats."""
+    """`(N, K)` log-likelihood of training pairs or rankings under heads that know nothing of their annotator, nats."""
     folds = annotator_folds(pairs.annotator_index, NUM_FOLDS, torch.Generator().manual_seed(seed))
-    differences = heldout_differences(pairs, responsibilities, folds, prior_scale)
-    return preference_log_likelihood(differences, torch.zeros_like(differences), pairs.margin)
+    return _heldout(pairs, responsibilities, folds, prior_scale)[0].log_likelihood()
 
 
 def weigh_evidence(
@@ -57,7 +70,8 @@ def weigh_evidence(
 
     Args:
         scores (`torch.Tensor` of shape `(N, K)`): of training pairs, nats; NaN: not scored.
-        texts (two tensors of shape `(N,)`): numbers of the chosen and of the rejected text of each pair.
+        texts (n tensors of shape `(N,)`): numbers of the chosen and of the rejected text of each pair, or of all texts
+            of each ranking; -1 where it has fewer.
         annotator_index (`torch.Tensor` of shape `(N,)`): whose they are.
         mixing_weights (`torch.Tensor` of shape `(K,)`): share of each component.
         seed (`int`): of the halves.
@@ -65,9 +79,11 @@ def weigh_evidence(
     Returns:
         [`EvidenceWeight`], or `None` where too few annotators have pairs of two texts apart.
     """
-    chosen, rejected = texts
-    count = int(torch.cat([chosen, rejected]).max()) + 1
-    pairs = FeaturePairs(torch.zeros(count, 1), chosen, rejected, annotator_index)
+    sides = torch.stack([*texts], dim=1)
+    nothing = torch.zeros(int(sides.max()) + 1, 1)
+    pairs: FeaturePairs | FeatureRankings = FeaturePairs(nothing, sides[:, 0], sides[:, 1], annotator_index)
+    if sides.shape[1] > 2:
+        pairs = FeatureRankings(nothing, RankedChoices(sides, torch.zeros_like(sides), annotator_index))
     folds = [deal_folds(pairs, 2, torch.Generator().manual_seed(seed + i)) for i in range(_NUM_SPLITS)]
     return fit_evidence_weight(scores, annotator_index, folds, mixing_weights)
 
