@@ -151,7 +151,7 @@ def launch(command: str, options: dict[str, str], argv: Sequence[str]) -> int:
 
 
 def leave_outcome(status: int, error: str) -> None:
-    """Say to [`launch`] how a process ended: launchers exit with 1 whatever it was, behind a traceback of their own."""
+    """Tell [`launch`] how a process ended: launchers exit with 1 whatever it was, behind a traceback of theirs."""
     if name := os.environ.get(OUTCOME_VARIABLE):
         try:
             with open(name, "x", encoding="utf-8") as file:  # the first of the ranks
