@@ -119,9 +119,9 @@ def prepare_preferences(
     if "chosen_probability" in columns:
         _refuse_vote_shares(dataset, annotator_column)
     dataset = with_annotators(dataset, annotator_column)
-    for row, margin in enumerate(dataset["margin"] if "margin" in columns else ()):
+    for row, margin in enumerate(dataset["margin"][:] if "margin" in columns else ()):
         check_margin({"margin": margin}, row)
-    dataset = without_ties(dataset, *(list(map(plain_messages, dataset[side])) for side in ("chosen", "rejected")))
+    dataset = without_ties(dataset, *(list(map(plain_messages, dataset[side][:])) for side in ("chosen", "rejected")))
     check_annotator_count(dataset, num_components)
     return dataset
 
@@ -132,7 +132,7 @@ def _refuse_vote_shares(dataset: Dataset, annotator_column: str) -> None:
             f"The data have `chosen_probability` and {annotator_column!r}: a share of votes belongs to no one person. "
             "Remove one of the columns; how strongly a person prefers a reply is a `margin`."
         )
-    for row, probability in enumerate(dataset["chosen_probability"]):
+    for row, probability in enumerate(dataset["chosen_probability"][:]):
         check_probability(probability, row)
     raise ValueError(
         "The data have `chosen_probability`, which no likelihood here reads yet, and dropping it in silence would "
@@ -182,7 +182,7 @@ def with_annotators(dataset: Dataset, annotator_column: str, unit: str = "pair")
             if ANNOTATOR_COLUMN in dataset.column_names:
                 dataset = dataset.remove_columns(ANNOTATOR_COLUMN)
             dataset = dataset.rename_column(annotator_column, ANNOTATOR_COLUMN)
-        for row, value in enumerate(dataset[ANNOTATOR_COLUMN]):
+        for row, value in enumerate(dataset[ANNOTATOR_COLUMN][:]):
             check_annotator(value, annotator_column, row)
         return dataset
     if annotator_column != ANNOTATOR_COLUMN:
@@ -200,7 +200,7 @@ def with_annotators(dataset: Dataset, annotator_column: str, unit: str = "pair")
 
 def _check_texts(dataset: Dataset) -> None:
     for row, (prompt, *replies) in enumerate(
-        zip(prompts_of(dataset), dataset["chosen"], dataset["rejected"], strict=True)
+        zip(prompts_of(dataset), dataset["chosen"][:], dataset["rejected"][:], strict=True)
     ):
         check_prompt(prompt, row)
         for name, reply in zip(("chosen", "rejected"), replies, strict=True):
@@ -240,7 +240,7 @@ def check_annotator_count(dataset: Dataset, num_components: int | None) -> None:
     """
     if num_components is None:
         return
-    annotators = len(set(dataset[ANNOTATOR_COLUMN]))
+    annotators = len(set(dataset[ANNOTATOR_COLUMN][:]))
     if num_components > annotators:
         raise ValueError(
             f"num_components={num_components} is larger than the number of annotators ({annotators}): a component "
@@ -301,7 +301,7 @@ def known_groups(dataset: Dataset, group_column: str | None, num_components: int
         return {}
     require_group_column(group_column, ANNOTATOR_COLUMN, dataset.column_names)
     groups: dict[str | int, str] = {}
-    for annotator, group in zip(dataset[ANNOTATOR_COLUMN], dataset[group_column], strict=True):
+    for annotator, group in zip(dataset[ANNOTATOR_COLUMN][:], dataset[group_column][:], strict=True):
         if not is_known_group(group):
             continue
         if groups.setdefault(annotator, str(group)) != str(group):
@@ -346,7 +346,7 @@ def split_by_text(dataset: Dataset, heldout_fraction: float, seed: int) -> tuple
     new[np.random.default_rng(seed).permutation(count)[:size]] = True
     held = (new[texts] & there).any(1)
     # An annotator whose pairs would all be held out keeps them: nothing else says who they are.
-    annotators = np.array(number_values(dataset[ANNOTATOR_COLUMN]))
+    annotators = np.array(number_values(dataset[ANNOTATOR_COLUMN][:]))
     lost = np.bincount(annotators[~held], minlength=annotators.max() + 1) == 0
     held &= ~lost[annotators]
     if not held.any():

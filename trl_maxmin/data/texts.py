@@ -53,7 +53,7 @@ def text_of(value: str | Sequence[Mapping[str, Any]], with_roles: bool = False) 
 
 def prompts_of(preferences: Dataset) -> list[Any]:
     """The prompt of each pair; an empty text where the data have no prompts."""
-    return list(preferences["prompt"]) if "prompt" in preferences.column_names else [""] * len(preferences)
+    return list(preferences["prompt"][:]) if "prompt" in preferences.column_names else [""] * len(preferences)
 
 
 def distinct_texts(prompts: Sequence[Any], *sides: Sequence[Any]) -> tuple[list[tuple[Any, Any]], np.ndarray]:

@@ -109,7 +109,7 @@ def prepare_rows(
     dataset = prepare_either(dataset, annotator_column, num_components)
     if not is_ranked(dataset):
         return pairs_to_rankings(dataset) if ranked else dataset
-    most = max(map(len, dataset["responses"]))
+    most = max(map(len, dataset["responses"][:]))
     if ranked is False and most > 2:
         raise ValueError(
             f"The training data are pairs, and these rows rank up to {most} replies. Cut them into pairs "
@@ -144,7 +144,7 @@ def choices_among(dataset: Dataset, number: Callable[[list[tuple[int, ...]]], li
     responses = torch.full((len(replies), width), -1)
     found = number([tuple(replies[row][side]) for row, side in at])
     responses[tuple(torch.tensor(at).T)] = torch.tensor(found)
-    return choices_of(dataset, responses, dataset["annotator_index"])
+    return choices_of(dataset, responses, dataset["annotator_index"][:])
 
 
 def tokenize_rows(
@@ -160,7 +160,7 @@ def tokenize_rows(
         name (`str`): of the data, for the progress bar.
     """
     ranked = is_ranked(dataset)
-    replies = dataset["responses"] if ranked else zip(dataset["chosen"], dataset["rejected"], strict=True)
+    replies = dataset["responses"][:] if ranked else zip(dataset["chosen"][:], dataset["rejected"][:], strict=True)
     texts, rows = distinct_replies(asked(dataset), list(replies))
 
     def encode(example: dict[str, int]) -> dict[str, list[int]]:
@@ -172,12 +172,12 @@ def tokenize_rows(
     if ranked:
         dataset = dataset.add_column("response_ids", [[ids[row] for row in own if row >= 0] for own in rows.tolist()])
         # The first reply, and one that differs from it where there is one.
-        sides = [(own[0], next((o for o in own if o != own[0]), own[0])) for own in dataset["response_ids"]]
+        sides = [(own[0], next((o for o in own if o != own[0]), own[0])) for own in dataset["response_ids"][:]]
         first, other = map(list, zip(*sides, strict=True))
         return without_ties(dataset, first, other, AS_TOKENS)
     for side, column in zip(("chosen", "rejected"), rows.T.tolist(), strict=True):
         dataset = dataset.add_column(f"{side}_ids", [ids[row] for row in column])
-    return without_ties(dataset, dataset["chosen_ids"], dataset["rejected_ids"], AS_TOKENS)
+    return without_ties(dataset, dataset["chosen_ids"][:], dataset["rejected_ids"][:], AS_TOKENS)
 
 
 def require_embedded_tokens(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
@@ -221,7 +221,7 @@ def within_length(dataset: Dataset, limit: int | None, name: str) -> Dataset:
             "to None), or choose a base model that reads more."
         )
     kept = dataset.select(keep)
-    lost = set(dataset[ANNOTATOR_COLUMN]) - set(kept[ANNOTATOR_COLUMN])
+    lost = set(dataset[ANNOTATOR_COLUMN][:]) - set(kept[ANNOTATOR_COLUMN][:])
     logger.warning(
         f"{len(dataset) - len(kept)} of {len(dataset)} {unit}s of the {name} data are longer than max_length={limit} "
         f"tokens and were left out; {len(lost)} annotators lost all their {unit}s."
@@ -232,8 +232,8 @@ def within_length(dataset: Dataset, limit: int | None, name: str) -> Dataset:
 def number_rows(dataset: Dataset, annotators: AnnotatorIndex, name: str) -> Dataset:
     """Add `annotator_index`, -1 for who gave no training pairs, and `pair_index`."""
     lookup = {annotator: number for number, annotator in enumerate(annotators.annotator_ids)}
-    numbers = [lookup.get(annotator, -1) for annotator in dataset[ANNOTATOR_COLUMN]]
-    if unknown := len({a for a, number in zip(dataset[ANNOTATOR_COLUMN], numbers, strict=True) if number < 0}):
+    numbers = [lookup.get(annotator, -1) for annotator in dataset[ANNOTATOR_COLUMN][:]]
+    if unknown := len({a for a, number in zip(dataset[ANNOTATOR_COLUMN][:], numbers, strict=True) if number < 0}):
         logger.warning(
             f"{unknown} annotators of the {name} data gave no training pairs; their pairs are scored with the mixing "
             "weights as posterior."
@@ -261,7 +261,7 @@ def score_pairs(
     training = model.training
     model.eval()
     differences = torch.zeros(len(dataset), model.num_components, device=accelerator.device)
-    lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
+    lengths = [max(len(a), len(b)) for a, b in zip(dataset["chosen_ids"][:], dataset["rejected_ids"][:], strict=True)]
     order = sorted(range(len(dataset)), key=lengths.__getitem__)
     rows = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
     first, stride = accelerator.process_index * batch_size, accelerator.num_processes * batch_size
@@ -305,4 +305,4 @@ def score_rankings(
 
 def margins_of(dataset: Dataset) -> torch.Tensor | None:
     """`(N,)` Bradley-Terry log-odds, float64; None where the data have no margins."""
-    return torch.tensor(dataset["margin"], dtype=torch.float64) if "margin" in dataset.column_names else None
+    return torch.tensor(dataset["margin"][:], dtype=torch.float64) if "margin" in dataset.column_names else None

@@ -165,7 +165,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             train_dataset, eval_dataset = split(train_dataset, args.heldout_fraction, args.seed)
         else:
             eval_dataset = prepare_rows(eval_dataset, args.annotator_column, ranked=self._ranked)
-        self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN])
+        self.annotators = AnnotatorIndex.from_values(train_dataset[ANNOTATOR_COLUMN][:])
 
         # 3. The mixture.
         # Tokens that the base knows, before any are added to fit the tokenizer.
@@ -234,7 +234,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _new_em_state(self) -> EMState:
         return EMState(
-            torch.tensor(self.train_dataset["annotator_index"]),
+            torch.tensor(self.train_dataset["annotator_index"][:]),
             len(self.annotators),
             self.mixture.num_components,
             em=self.args.em,
@@ -260,7 +260,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         limit = min(filter(None, (args.max_length, self._context_length)), default=None)
         dataset = within_length(dataset, limit, dataset_name)
         if dataset_name == "train":
-            self.annotators = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
+            self.annotators = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN][:])
         return number_rows(dataset, self.annotators, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -294,8 +294,8 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if is_ranked(dataset):
             choices = choices_among(dataset, lambda texts: self._features.rows(texts)[0].tolist())
             return FeatureRankings(self._features.vectors, choices)
-        chosen, rejected = self._features.rows(dataset["chosen_ids"], dataset["rejected_ids"])
-        annotators = torch.tensor(dataset["annotator_index"])
+        chosen, rejected = self._features.rows(dataset["chosen_ids"][:], dataset["rejected_ids"][:])
+        annotators = torch.tensor(dataset["annotator_index"][:])
         return FeaturePairs(self._features.vectors, chosen, rejected, annotators, margins_of(dataset))
 
     def share_features(self, other: MixtureRewardTrainer) -> None:
@@ -770,7 +770,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 
     def _eval_responsibilities(self) -> torch.Tensor:
         """`(N, K)` posterior of the annotator of each held-out pair, from their training pairs only."""
-        return self._responsibilities(torch.tensor(self.eval_dataset["annotator_index"])).double()
+        return self._responsibilities(torch.tensor(self.eval_dataset["annotator_index"][:])).double()
 
     def heldout_log_likelihood(self) -> torch.Tensor:
         """Predictive log-likelihood of each held-out pair given its annotator's other pairs.
@@ -807,7 +807,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         if self.eval_dataset is not None:
             scored = self.scored(self.eval_dataset)
             scores = self.row_log_likelihood(scored, self.eval_dataset, as_fitted=True)
-            people = torch.tensor(self.eval_dataset["annotator_index"])
+            people = torch.tensor(self.eval_dataset["annotator_index"][:])
         return AnnotatorPosterior(self.annotators.annotator_ids, *self.em_state.posterior(scores, people))
 
     def assignments(self) -> dict[str | int, str]:
