@@ -23,7 +23,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo cards hub-demo reproduce-small space test test-fast check format seam deepspeed clean
+.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -69,6 +69,10 @@ test: install
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+# All faults at all requests of every push and pull; `make test` meets a third of them.
+fault-matrix: install
+	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/hub/test_fault_matrix.py
 
 check: install
 	$(BIN)/ruff check .
