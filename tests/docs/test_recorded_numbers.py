@@ -349,7 +349,7 @@ def test_planted_rankings():
     for name in found["0"]:
         of = {key: mean(seed[name][key] for seed in found.values()) for key in found["0"][name]}
         numbers = " | ".join(f"{of[key]:.3f}" for key in ("ari", "ari_bayes", "right", "announced"))
-        says("reproduction", f"| {name} | {of['rows']:,.0f} | {numbers} | {of['evidence_weight']:.2f} |")
+        says("reproduction", f"| {name} | {of['rows']:,.0f} | {numbers} | {of['predictive_weight']:.2f} |")
     for name, share in (("best of four", 0.98), ("full ranking", 1.00)):
         ratios = [seed[name]["ari"] / seed[name]["ari_bayes"] for seed in found.values()]
         assert min(ratios) > 0.92
