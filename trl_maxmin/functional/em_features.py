@@ -32,6 +32,8 @@ PRIOR_SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Standard deviations of a pair's log-odds under the prior of the heads that are tried out of fold."""
 PREDICTIVE_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
 """Weights of an annotator's evidence that are tried out of fold."""
+CLEARLY_BETTER = 0.05
+"""Nats a pair by which another prior has to predict better on the finer folds than the one of the coarser folds."""
 #: Of kernel features over many texts the further directions hold next to nothing.
 MAX_DIRECTIONS = 1024
 # Under which the starts are compared with each other; the best ones are then tried under all priors.
@@ -526,8 +528,8 @@ def _finish(
 ) -> LinearMixture:
     """The best candidate on finer folds, under the prior that predicts best there, then its weights on all pairs.
 
-    The prior is chosen once more, since a fourth of few texts may hold all there is of a word: what has not seen it
-    errs the surer the wider the prior.
+    The prior is looked at once more, since a fourth of few texts may hold all there is of a word: what has not seen it
+    errs the surer the wider the prior. Another one has to be `CLEARLY_BETTER`: responsibilities have seen all pairs.
     """
     # New folds, so weights that have seen nothing yet: they catch up before they may judge.
     priors, one = torch.tensor(run.options.priors), torch.ones(1)
@@ -535,7 +537,9 @@ def _finish(
     components, catch_up = best.mixing.shape[1], num_steps // 2
     for _ in range(catch_up):
         state = run.advance(state, torch.ones(len(priors)), assign=False)
-    state = state.pick(_best(run, state, 1))
+    found = run.predictive(state).amax(1)
+    kept = (priors - best.prior).abs().argmin()
+    state = state.pick((found.argmax() if found.max() > found[kept] + CLEARLY_BETTER else kept).view(1))
     for _ in range(0 if components > 1 else 2 * num_steps - catch_up):
         state = run.advance(state, one, assign=False)
     state = run.assigned(state, one)
