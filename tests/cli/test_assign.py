@@ -87,7 +87,6 @@ def test_rankings_are_assigned_and_refused_where_they_are_not_taken(files, word_
     assert json.loads((files / "a.json").read_text())["w0"]["num_pairs"] == 1
     for argv, status in (
         ([*assign, "--curve", "true"], 2),
-        (["reward", *words, "--model_name_or_path", "base", "--output_dir", "out", *COMMON], 1),
         (["diagnose", *words, "--output_dir", "out"], 1),
     ):
         assert main(argv) == status
