@@ -26,7 +26,7 @@ TRAINERS = {
     "grpo": trl_maxmin.MaxMinGRPOTrainer,
     "rloo": trl_maxmin.MaxMinRLOOTrainer,
 }
-PARSED = [name for name in commands() if name not in ("space", "completion")]
+PARSED = [name for name in commands() if name not in ("space", "env", "completion")]
 
 
 def names_read(files):

@@ -97,7 +97,7 @@ def seconds_of_the_imports():
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads times from /proc")
 def test_the_page_is_up_soon_after_its_imports_and_answers_soon(server):
-    """Within ten seconds and three of a quiet core, on which the libraries alone take seven; a busy one is slower at all."""
+    """Within ten seconds and three of a quiet core, on which the libraries alone take seven."""
     url, process = server
     up, imports = cpu_seconds(process.pid), seconds_of_the_imports()
     client = gradio_client.Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300})

@@ -30,6 +30,7 @@ COMMANDS = {
     "push": "put mixture, components and policies on the Hub, with cards and a collection",
     "pull": "get back what a push published",
     "space": "show and publish the Gradio Space",
+    "env": "print versions and devices, for a bug report",
     "completion": "print a completion script for bash, zsh or fish",
 }
 
@@ -89,8 +90,11 @@ def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command == "--version":
         from .. import __version__
+        from ..run_record import RunRecord
 
-        print(__version__)
+        hosts = RunRecord.installed_versions()
+        of_hosts = ", ".join(f"{name} {hosts[name]}" for name in ("torch", "transformers", "trl") if name in hosts)
+        print(f"trl-maxmin {__version__} ({of_hosts}, Python {hosts['python']})")
         return 0
     if command not in commands():
         later = " It is not part of this installation." if command in COMMANDS else ""
