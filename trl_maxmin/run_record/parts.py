@@ -195,7 +195,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     results = _fields(
         _all(("format_version", "reference", "groups", "weights", "num_prompts", "num_replies", "differences"))
-        | {"policies": _named(policy), "interval": _numbers, "judges": _numbers}
+        | {"policies": _named(policy), "interval": _numbers, "judges": _numbers, "below_evidence_floor": _same}
     )
     diagnostics = _fields(
         {"dataset": dataset, "verdict": _text, "features": _text, "assumptions": _each(_text)}
