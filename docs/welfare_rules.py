@@ -149,6 +149,7 @@ def draw(path: Path) -> None:
     left.set_xlabel(f"utility of the majority ({GROUPS[0]})")
     left.set_ylabel(f"utility of the minority ({GROUPS[1]})")
     left.set_title("Where each rule ends")
+    left.set_xlim(-0.15, 1.95)  # the legend is beside the points
     left.legend(fontsize=8, loc="upper right")
     for rule, color in (("maxmin", "#d08030"), ("mirror", "#1f4e79")):
         worst = trajectory(rule).min(axis=1)

@@ -282,6 +282,7 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         lowest=facts.lowest(evaluation),
         welfare=welfare,
         num_rewards=_num_rewards(policy),
+        offline="dpo" in str(policy.get("algorithm", "")).lower(),
         kl=facts.last(curves, "objective/kl", "kl"),
         # PPO sums over a reply, GRPO and RLOO average over tokens.
         kl_per="reply" if curves.get("objective/kl") else "token",

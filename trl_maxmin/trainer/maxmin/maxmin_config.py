@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...functional.group_floor import MIN_GROUP_ANNOTATORS, MIN_GROUP_PAIRS, MIN_GROUP_SHARE
@@ -91,12 +92,6 @@ class WelfareConfigMixin:
         best_utilities (`list[float]`, *optional*):
             K utilities U* for `"regret"`, of each group under its own best policy, in the order of the components and
             on the scale of `utility`. Default: those of the best of the reference replies to each prompt.
-        oscillation (`str`, *optional*, defaults to `"warn"`):
-            What to do when `"maxmin"` goes in circles, that is when the worst-off group alternates while the worst
-            utility stalls: `"warn"` (once), `"stop"` the training, or `"ignore"`.
-        oscillation_window (`int`, *optional*, defaults to 20):
-            Number of rollouts over which that is looked at; at least 4.
-
     """
 
     welfare: str = "maxmin"
@@ -114,8 +109,6 @@ class WelfareConfigMixin:
     leximin_delta: float = 0.05
     regret_rule: str = "maxmin"
     best_utilities: list[float] | None = None
-    oscillation: str = "warn"
-    oscillation_window: int = 20
 
     # Rules that the trainer offers; "sample_min" needs rewards of single replies.
     _welfare_choices = WELFARE_CHOICES
@@ -135,14 +128,11 @@ class WelfareConfigMixin:
         """
         named = (
             ("welfare", self._welfare_choices),
-            ("oscillation", OSCILLATION_CHOICES),
             ("welfare_step_schedule", STEP_SCHEDULES),
             ("regret_rule", REGRET_RULES),
         )
         for name, choices in named:
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(map(repr, choices))
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}, which is unknown; choose one of {allowed}.")
+            self._require_choice(name, choices)
         infinity = float("inf")
         self._require(
             ("welfare_temperature", 0.0 < self.welfare_temperature < infinity, "finite and positive"),
@@ -154,8 +144,12 @@ class WelfareConfigMixin:
             ("min_group_pairs", self.min_group_pairs >= 0, "at least 0"),
             ("welfare_power", -infinity < self.welfare_power <= 1.0, "finite and at most 1"),
             ("leximin_delta", 0.0 < self.leximin_delta <= 1.0, "in (0, 1]"),
-            ("oscillation_window", self.oscillation_window >= 4, "at least 4, to see a trend"),
         )
+
+    def _require_choice(self, name: str, choices: Sequence[str]) -> None:
+        if getattr(self, name) not in choices:
+            allowed = ", ".join(map(repr, choices))
+            raise ValueError(f"`{name}` is {getattr(self, name)!r}, which is unknown; choose one of {allowed}.")
 
     def _require(self, *rules: tuple[str, bool, str]) -> None:
         for name, holds, allowed in rules:
@@ -167,6 +161,15 @@ class WelfareConfigMixin:
 @dataclass
 class MaxMinConfigMixin(WelfareConfigMixin):
     """Fields that a MaxMin trainer's configuration has beside those of its host: those of [`WelfareConfigMixin`], and
+
+    > Parameters that control what happens when weights go in circles
+
+    Args:
+        oscillation (`str`, *optional*, defaults to `"warn"`):
+            What to do when `"maxmin"` goes in circles, that is when the worst-off group alternates while the worst
+            utility stalls: `"warn"` (once), `"stop"` the training, or `"ignore"`.
+        oscillation_window (`int`, *optional*, defaults to 20):
+            Number of rollouts over which that is looked at; at least 4.
 
     > Parameters that control the utility
 
@@ -186,9 +189,12 @@ class MaxMinConfigMixin(WelfareConfigMixin):
     num_reference_completions: int = 8
     max_calibration_prompts: int = 1024
     generation_backend: str = "generate"
+    oscillation: str = "warn"
+    oscillation_window: int = 20
 
     def _validate_maxmin(self) -> None:
         super()._validate_maxmin()
+        self._require_choice("oscillation", OSCILLATION_CHOICES)
         if self.utility is not None and self.utility not in UTILITY_KINDS:
             allowed = ", ".join(map(repr, UTILITY_KINDS))
             raise ValueError(f"`utility` is {self.utility!r}, which is unknown; choose one of {allowed}, or None.")
@@ -202,4 +208,5 @@ class MaxMinConfigMixin(WelfareConfigMixin):
         self._require(
             ("num_reference_completions", self.num_reference_completions >= 4, "at least 4, to estimate a spread"),
             ("max_calibration_prompts", self.max_calibration_prompts >= 1, "at least 1"),
+            ("oscillation_window", self.oscillation_window >= 4, "at least 4, to see a trend"),
         )
