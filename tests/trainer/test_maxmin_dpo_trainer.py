@@ -413,6 +413,13 @@ def test_refusals(make, kwargs, message):
     assert "a-person" not in str(error.value)
 
 
+def test_a_file_or_a_mixture_that_is_not_there(make, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such file. Name a column of known groups"):
+        make(assignments=tmp_path / "annotators.json")
+    with pytest.raises((OSError, ValueError), match="`assignments`"):
+        make(assignments=str(tmp_path / "mixture"))
+
+
 def test_arguments_of_another_class_and_a_release_of_trl_that_computes_otherwise(make, tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="needs a MaxMinDPOConfig"):
         MaxMinDPOTrainer(model=gpt2(), args=DPOConfig(str(tmp_path), use_cpu=True), train_dataset=preferences())

@@ -19,6 +19,7 @@ from datasets import Dataset
 from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, as_dataset, is_known_group, require_group_column
 from ...data.rankings import is_ranked, prepare_either, rankings_to_pairs
 from ...models import AnnotatorPosterior, MixtureRewardModel
+from ...models.base import pick_device, place
 from ...reading import read_json_object
 from .maxmin_dpo_config import MaxMinDPOConfig
 
@@ -154,6 +155,7 @@ def groups_of(pairs: Dataset, args: MaxMinDPOConfig, assignments: Assignments | 
     Raises:
         ValueError: neither or both of column and assignments, a column that is not there or names nobody, or
             assignments that cannot be read.
+        OSError: a file or a mixture that is not there.
     """
     if (args.group_column is None) == (assignments is None):
         found = "neither `group_column` nor `assignments`" if assignments is None else "both"
@@ -169,7 +171,11 @@ def groups_of(pairs: Dataset, args: MaxMinDPOConfig, assignments: Assignments | 
         return Groups(list(assignments.component_names), posterior=_by_annotator(found))
     if isinstance(assignments, str | os.PathLike):
         if not Path(assignments).is_file():
-            return groups_of(pairs, args, MixtureRewardModel.from_pretrained(assignments, argument="`assignments`"))
+            if str(assignments).endswith(".json"):
+                raise FileNotFoundError(f"`assignments` is {os.fspath(assignments)!r}: there is no such file. {_HOW}")
+            mixture = MixtureRewardModel.from_pretrained(assignments, argument="`assignments`")
+            place(mixture, pick_device())
+            return groups_of(pairs, args, mixture)
         assignments = read_json_object(Path(assignments))
     return _from_table(assignments)
 
