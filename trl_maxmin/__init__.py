@@ -30,6 +30,8 @@ _MODULE_OF = {
     "MaxMinGRPOTrainer": "trainer",
     "MaxMinRLOOConfig": "trainer",
     "MaxMinRLOOTrainer": "trainer",
+    "MaxMinDPOConfig": "trainer",
+    "MaxMinDPOTrainer": "trainer",
 }
 
 __all__ = ["__version__", *_MODULE_OF]
@@ -37,6 +39,8 @@ __all__ = ["__version__", *_MODULE_OF]
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
     from .models import MixtureRewardModel as MixtureRewardModel
     from .models import MixtureRewardModelConfig as MixtureRewardModelConfig
+    from .trainer import MaxMinDPOConfig as MaxMinDPOConfig
+    from .trainer import MaxMinDPOTrainer as MaxMinDPOTrainer
     from .trainer import MaxMinGRPOConfig as MaxMinGRPOConfig
     from .trainer import MaxMinGRPOTrainer as MaxMinGRPOTrainer
     from .trainer import MaxMinPPOConfig as MaxMinPPOConfig

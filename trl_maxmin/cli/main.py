@@ -26,6 +26,7 @@ COMMANDS = {
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
     "grpo": "the same by MaxMin-GRPO, on TRL's trainer",
     "rloo": "the same by MaxMin-RLOO, on TRL's trainer",
+    "dpo": "the same from preferences alone, by group-robust DPO on TRL's trainer",
     "evaluate": "measure policies for every group, with intervals",
     "push": "put mixture, components and policies on the Hub, with cards and a collection",
     "pull": "get back what a push published",
@@ -34,7 +35,7 @@ COMMANDS = {
     "completion": "print a completion script for bash, zsh or fish",
 }
 
-_TRAINS = ("reward", "ppo", "grpo", "rloo")
+_TRAINS = ("reward", "ppo", "grpo", "rloo", "dpo")
 
 
 def commands() -> dict[str, str]:
