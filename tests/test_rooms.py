@@ -25,6 +25,7 @@ FLOORS = (
     ("trainer.maxmin",),
     ("trainer",),  # names its rooms' classes and does nothing else
     ("evaluation", "hub"),
+    ("inference",),
     ("space",),
     ("cli",),
 )

@@ -171,6 +171,19 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
             lambda given: bool(given["judge_url"]),
         ),
     ),
+    "best-of": (
+        *_DATA,
+        Refusal(
+            "welfare_step_size welfare_step_schedule welfare_window oscillation oscillation_window",
+            "it is of training, rollout by rollout, and here all replies are there at once. Leave it out.",
+        ),
+        Refusal("max_calibration_prompts", "every prompt is measured. Leave it out, or use --max_prompts."),
+        Refusal(
+            "dataset_name dataset_config dataset_train_split dataset_test_split max_prompts num_completions",
+            "prompts, and the number of replies to each, are those of --completions. Leave one of the two out.",
+            lambda given: not given["completions"],
+        ),
+    ),
     "push": (
         Refusal(
             "space_sdk space_hardware",
