@@ -71,7 +71,13 @@ _BITS = Refusal(
     "it loads frozen weights, so there is nothing to train. Add --use_peft, or leave it out.",
     lambda given: bool(given["use_peft"]),
 )
-_POLICY = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT)
+_ONE_COMPONENT = Refusal(
+    "welfare welfare_temperature welfare_step_size welfare_step_schedule welfare_window welfare_floor "
+    "disagreement_point min_group_annotators min_group_share min_group_pairs oscillation oscillation_window",
+    "it weighs components, and --component leaves one. Leave one of the two out.",
+    lambda given: given["component"] is None,
+)
+_POLICY = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT, _ONE_COMPONENT)
 
 
 def _is_lora(given: Mapping[str, Any]) -> bool:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
     from .best_of import BestOfN as BestOfN
     from .best_of import BestOfPolicy as BestOfPolicy
+    from .router import PolicyRouter as PolicyRouter
+    from .router import Route as Route
 
-_MODULE_OF = {"BestOfN": "best_of", "BestOfPolicy": "best_of"}
+_MODULE_OF = {"BestOfN": "best_of", "BestOfPolicy": "best_of", "PolicyRouter": "router", "Route": "router"}
 
 __all__ = list(_MODULE_OF)
 
