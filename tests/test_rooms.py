@@ -26,7 +26,7 @@ FLOORS = (
     ("trainer",),  # names its rooms' classes and does nothing else
     ("evaluation", "hub"),
     ("inference",),
-    ("space",),
+    ("space", "serve"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

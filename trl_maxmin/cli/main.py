@@ -31,6 +31,7 @@ COMMANDS = {
     "push": "put mixture, components and policies on the Hub, with cards and a collection",
     "pull": "get back what a push published",
     "space": "show and publish the Gradio Space",
+    "serve": "give rewards over HTTP to trainers of other frameworks",
     "completion": "print a completion script for bash, zsh or fish",
 }
 

@@ -190,6 +190,14 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
             lambda given: not given["completions"],
         ),
     ),
+    "serve": (
+        Refusal(
+            "utility num_reference_completions max_calibration_prompts generation_backend",
+            "the server samples nothing: utilities are zscores by what clients, or the mixture, were "
+            "calibrated with. Leave it out.",
+        ),
+        Refusal("oscillation oscillation_window", "the trainer is elsewhere and cannot be stopped. Leave it out."),
+    ),
     "push": (
         Refusal(
             "space_sdk space_hardware",
