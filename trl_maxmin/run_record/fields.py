@@ -219,6 +219,7 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "algorithm": _text,
         "base_model": _text,
         "reward_model": _text,
+        "component": _text,
         "dataset": _dataset,
         "welfare": _settings,
         "training": _settings,

@@ -234,7 +234,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     trained = _fields(
         {"name": _same, "algorithm": _text, "base_model": place, "reward_model": place, "dataset": dataset}
-        | {"welfare": _welfare, "training": _fields(_all(TRAINING_SETTINGS, _setting))}
+        | {"component": _text, "welfare": _welfare, "training": _fields(_all(TRAINING_SETTINGS, _setting))}
         | {"calibration": calibration, "curves": _curves}
     )
     evaluation = _fields(
