@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from peft import PeftConfig, PeftModel
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -172,6 +172,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         root.config.use_cache = use_cache
         setup.refuse_engine_scheduler(self.accelerator)
         distributed.keep_float32_outputs(self.accelerator)
+        if self.accelerator.distributed_type == DistributedType.NO:
+            root.add_gradients_in_place()
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
             self.reference = setup.place_reference(self.reference, self.accelerator)
@@ -232,8 +234,17 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _rollout(self, rows: list[Row]) -> Rollout:
         """Sample a reply to each prompt, and pass prompts and replies through policy, critic and reference."""
         rollout = self._sample(rows, "rollout", self.state.global_step)
-        self._forward_rollout(rollout)
+        self._forward_rollout(rollout, keep_graph=self._is_first_update(len(rollout)))
         return rollout
+
+    def _is_first_update(self, num_rows: int) -> bool:
+        """Whether the policy's forward of a rollout is that of the first update as well: all its rows in one
+        micro-batch, and nothing that has to be told of a forward under gradient."""
+        args = self.args
+        fits = args.num_mini_batches == 1 and num_rows <= min(
+            args.per_device_train_batch_size, args.local_rollout_forward_batch_size
+        )
+        return fits and num_rows > 0 and self.accelerator.distributed_type == DistributedType.NO
 
     def _sample(self, rows: list[Row], *stream: int | str) -> Rollout:
         # The engine has the policy's weights and the settings of training.
@@ -280,14 +291,18 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         return rollout
 
     @torch.no_grad()
-    def _forward_rollout(self, rollout: Rollout) -> None:
-        """Log-probabilities under policy and reference, values, entropy and KL."""
+    def _forward_rollout(self, rollout: Rollout, keep_graph: bool = False) -> None:
+        """Log-probabilities under policy and reference, values, entropy and KL; with `keep_graph` the first update
+        goes on from the policy's forward."""
         size, model = self.args.local_rollout_forward_batch_size, self.model_wrapped
         training = model.training
-        model.eval()
+        model.train(keep_graph)
         with self.accelerator.autocast():
-            forward = partial(self._forward, model, with_entropy=True)
-            rollout.logprobs, rollout.entropy, rollout.values = rollout.map_rows(forward, size)
+            with torch.set_grad_enabled(keep_graph):
+                forward = partial(self._forward, model, with_entropy=True)
+                found = rollout.map_rows(forward, size, keep=keep_graph)
+            rollout.logprobs, rollout.entropy, rollout.values = found
+            model.eval()
             own = self.reference is not None
             with nullcontext() if own else self._root.reference_mode(self._reference_adapter):
                 forward = partial(self._forward, self.reference if own else model, with_values=False)
@@ -396,7 +411,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         for part in parts:
             with distributed.accumulate(self.accelerator, self.model_wrapped, is_last=part is parts[-1]):
                 batch = rollout.micro_batch(part)
-                logprobs, _, values = self._forward(self.model_wrapped, batch)
+                logprobs, _, values = rollout.take_outputs() or self._forward(self.model_wrapped, batch)
                 loss, statistics = self._ppo_loss(logprobs, values, batch)
                 distributed.backward(self.accelerator, loss * scale)
             total += statistics

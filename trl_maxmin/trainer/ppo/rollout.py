@@ -42,6 +42,7 @@ class Rollout:
         scores (`torch.Tensor` of shape `(B, K)`): what the reply earned under each component, penalties included.
         kl (`torch.Tensor` of shape `(B, T)`): nats.
         advantages (`torch.Tensor` of shape `(B, T)`), returns (`torch.Tensor` of shape `(B, T, C)`).
+        outputs (`tuple`): of the policy's forward with its graph, rows by length, where one micro-batch has them all.
     """
 
     inputs: list[Row]
@@ -63,6 +64,7 @@ class Rollout:
     kl: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
+    outputs: tuple[torch.Tensor | None, ...] | None = None
 
     @classmethod
     def build(
@@ -176,14 +178,23 @@ class Rollout:
         batch["completion_ids"] = batch["input_ids"][:, prompt:]
         return batch
 
+    def take_outputs(self) -> tuple[torch.Tensor | None, ...] | None:
+        """`outputs`, once: a graph can be gone through one time."""
+        outputs, self.outputs = self.outputs, None
+        return outputs
+
     def map_rows(
-        self, function: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor | None, ...]], batch_size: int
+        self,
+        function: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor | None, ...]],
+        batch_size: int,
+        keep: bool = False,
     ) -> list[torch.Tensor | None]:
         """Apply a function to all rows in tight micro-batches, and put the results in the order of the rows.
 
         Args:
             function: from a micro-batch to tensors `(b, t, ...)`, or `None`.
             batch_size (`int`): rows of a micro-batch.
+            keep (`bool`): whether `outputs` gets what the function returned, with its graph.
 
         Returns:
             `list`: one tensor `(B, T, ...)` per result, 0 on padding.
@@ -193,6 +204,9 @@ class Rollout:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             outputs = function(self.micro_batch(rows))
+            if keep:
+                self.outputs = outputs
+                outputs = tuple(None if out is None else out.detach() for out in outputs)
             if not results:
                 shape = self.completion_mask.shape
                 results = [None if out is None else out.new_zeros((*shape, *out.shape[2:])) for out in outputs]
