@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import islice
@@ -171,6 +171,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
         setup.refuse_engine_scheduler(self.accelerator)
+        setup.refuse_uneven_micro_batches(args, self.accelerator)
         distributed.keep_float32_outputs(self.accelerator)
         if self.accelerator.distributed_type == DistributedType.NO:
             root.add_gradients_in_place()
@@ -234,17 +235,15 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _rollout(self, rows: list[Row]) -> Rollout:
         """Sample a reply to each prompt, and pass prompts and replies through policy, critic and reference."""
         rollout = self._sample(rows, "rollout", self.state.global_step)
-        self._forward_rollout(rollout, keep_graph=self._is_first_update(len(rollout)))
+        self._forward_rollout(rollout, keep_graph=self._is_first_update(rollout))
         return rollout
 
-    def _is_first_update(self, num_rows: int) -> bool:
+    def _is_first_update(self, rollout: Rollout) -> bool:
         """Whether the policy's forward of a rollout is that of the first update as well: all its rows in one
-        micro-batch, and nothing that has to be told of a forward under gradient."""
-        args = self.args
-        fits = args.num_mini_batches == 1 and num_rows <= min(
-            args.per_device_train_batch_size, args.local_rollout_forward_batch_size
-        )
-        return fits and num_rows > 0 and self.accelerator.distributed_type == DistributedType.NO
+        micro-batch, and no wrapper that has to be told when gradients come."""
+        alone = self.accelerator.distributed_type == DistributedType.NO and self.args.num_mini_batches == 1
+        fits = len(rollout) <= self.args.local_rollout_forward_batch_size
+        return alone and fits and len(self._micro_batches(rollout, range(len(rollout)))) == 1
 
     def _sample(self, rows: list[Row], *stream: int | str) -> Rollout:
         # The engine has the policy's weights and the settings of training.
@@ -402,9 +401,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
 
     def _backward_minibatch(self, rollout: Rollout, rows: list[int], num_tokens: int) -> torch.Tensor:
         """Gradients of one minibatch, summed over its micro-batches; sums of its statistics on this rank."""
-        size = self.args.per_device_train_batch_size
-        rows = rollout.by_length(rows)
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = self._micro_batches(rollout, rows)
         # DDP, FSDP and DeepSpeed average over ranks what we want the sum of.
         scale = self.accelerator.num_processes / num_tokens
         total = torch.zeros(len(LOSS_STATISTICS), device=self.accelerator.device)
@@ -416,6 +413,9 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
                 distributed.backward(self.accelerator, loss * scale)
             total += statistics
         return total
+
+    def _micro_batches(self, rollout: Rollout, rows: Sequence[int]) -> list[list[int]]:
+        return rollout.micro_batches(rows, self.args.per_device_train_batch_size, self.args.max_tokens_per_micro_batch)
 
     def _ppo_loss(
         self, logprobs: torch.Tensor, values: torch.Tensor, batch: dict[str, torch.Tensor]

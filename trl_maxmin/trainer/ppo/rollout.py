@@ -151,6 +151,31 @@ class Rollout:
         rows = range(len(self)) if rows is None else rows
         return sorted(rows, key=lambda i: (len(self.prompt_ids[i]) + len(self.completion_ids[i]), i))
 
+    def micro_batches(self, rows: Sequence[int], size: int, max_tokens: int | None = None) -> list[list[int]]:
+        """Rows in micro-batches, the shortest first.
+
+        Args:
+            rows (`list[int]`): which.
+            size (`int`): rows of a micro-batch; without meaning where `max_tokens` is given.
+            max_tokens (`int`, *optional*): most tokens of a micro-batch, padding included. A longer row is alone.
+
+        Returns:
+            `list[list[int]]`: every row once.
+        """
+        rows = self.by_length(rows)
+        if max_tokens is None:
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts: list[list[int]] = []
+        prompt = reply = 0
+        for row in rows:
+            prompt = max(prompt, len(self.prompt_ids[row]))
+            reply = max(reply, len(self.completion_ids[row]))
+            if not parts or (len(parts[-1]) + 1) * (prompt + reply) > max_tokens:
+                parts.append([])
+                prompt, reply = len(self.prompt_ids[row]), len(self.completion_ids[row])
+            parts[-1].append(row)
+        return parts
+
     def micro_batch(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Tensors of some rows, trimmed to their longest prompt and their longest reply.
 
