@@ -109,8 +109,10 @@ def build_pretrained(side, folder, s):
     tokenizer = AutoTokenizer.from_pretrained(s["model"], padding_side="left", trust_remote_code=False)
     load = partial(AutoModelForCausalLM.from_pretrained, s["model"], dtype=torch.float32, trust_remote_code=False)
     policy = load()
-    config = AutoConfig.from_pretrained(s["model"], num_labels=1, num_hidden_layers=2, trust_remote_code=False)
-    config.get_text_config().layer_types = config.get_text_config().layer_types[:2]
+    config = AutoConfig.from_pretrained(s["model"], num_labels=1, trust_remote_code=False)
+    config.num_hidden_layers = 2
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
     torch.manual_seed(1)
     reward = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     settings = trainer_settings(folder, s)
