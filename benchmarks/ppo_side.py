@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of `ppo_vs_trl.py`, in a process of its own: `python benchmarks/ppo_side.py SIDE FOLDER SETTINGS OUT`.
 
-SIDE is `trl` (the environment has TRL 1.12 in front), `ours`, or `k1` and `k8`: MaxMin-PPO on a mixture of so many
-heads.
+SIDE is `trl` (the environment has TRL 1.12 in front), `ours`, or `k1`, `k4` and `k8`: MaxMin-PPO on a mixture of so
+many heads.
 """
 
 import json
@@ -159,7 +159,7 @@ def build(side, folder, s):
     lengths = torch.randint(8, 17, (s["batch"] * (s["updates"] + 2),), generator=generator).tolist()
     rows = [torch.randint(2, 2 + s["words"], (n,), generator=generator).tolist() for n in lengths]
     objects = {"processing_class": tokenizer, "model": policy, "train_dataset": Dataset.from_dict({"input_ids": rows})}
-    if side in ("k1", "k8"):
+    if side in ("k1", "k4", "k8"):
         from trl_maxmin import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardModel
 
         torch.manual_seed(0)

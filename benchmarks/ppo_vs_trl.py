@@ -175,7 +175,7 @@ def compare(results: list[dict], sides: list[str]) -> dict:
 def main() -> None:
     """Parse, run in turns, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", nargs=2, default=["trl", "ours"], choices=["trl", "ours", "k1", "k8"])
+    parser.add_argument("--sides", nargs=2, default=["trl", "ours"], choices=["trl", "ours", "k1", "k4", "k8"])
     parser.add_argument("--seeds", type=int, default=5, help="pairs of runs")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--model", help="folder of a pretrained causal language model, in place of a made one")
