@@ -23,7 +23,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed wheel site clean
+.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed gpu-proof wheel site clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -129,6 +129,11 @@ seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
 		PYTHONPATH=$(CURDIR)/$(SEAM_HOST):$(CURDIR)/$(SEAM_TRL) $(SEAM_PYTEST)
 	@echo "seam: newest"
 	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) $(SEAM_PYTEST)
+
+# What runs on a GPU, in ten minutes; results go to docs/results/gpu. docs/performance.md says how to carry it to a machine
+# without a network. On a CPU: make gpu-proof GPU_PROOF_ARGS="--device cpu --tiny --out gpu-dry-run"
+gpu-proof:
+	PYTHONPATH=$(CURDIR) $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_proof.py $(GPU_PROOF_ARGS)
 
 # DeepSpeed runs on a CPU too, slowly: enough to see that ZeRO-2 and ZeRO-3 give the curves of one process.
 DEEPSPEED := .seam/deepspeed

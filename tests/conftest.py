@@ -20,9 +20,25 @@ if TEST_DEVICE == "cpu":
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from transformers import TrainingArguments  # noqa: E402
 
 
 torch.set_num_threads(1)
+
+
+def _compute_elsewhere(cls: type = TrainingArguments) -> None:
+    """Let trainers of tests that say `use_cpu` compute on the device of `TRL_MAXMIN_TEST_DEVICE`."""
+    settle = cls.__post_init__
+
+    def elsewhere(self):
+        self.use_cpu = False
+        settle(self)
+
+    cls.__post_init__ = elsewhere
+
+
+if TEST_DEVICE != "cpu":
+    _compute_elsewhere()
 
 WORDS = (
     "the a film movie story acting plot ending is was feels great superb lovely dull awful weak "
