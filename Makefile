@@ -87,7 +87,7 @@ test: install
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
-# All faults at all requests of every push and pull; `make test` meets a third of them.
+# All faults at all requests of every push and pull; `make test` meets a fifth of them.
 fault-matrix: install
 	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/hub/test_fault_matrix.py
 
