@@ -51,6 +51,7 @@ def with_reference(make, cls, **kwargs):
     return make(cls, model=moved(), ref_model=gpt2(), **kwargs)
 
 
+@pytest.mark.seam
 class TestSameAsTRL:
     """One group, or weights that are the shares: the loss and its gradient are those of `trl.DPOTrainer`."""
 
@@ -127,6 +128,7 @@ class TestSameAsTRL:
         close(own, by_parameter)
 
 
+@pytest.mark.seam
 class TestGroups:
     def test_the_loss_is_the_weighted_sum_of_what_trl_says_of_each_group(self, make):
         """All rows in one batch, so that nothing is estimated."""
@@ -173,6 +175,7 @@ class TestGroups:
         assert trainer.group_pairs.tolist() == pytest.approx((12 * shares).tolist())
 
 
+@pytest.mark.seam
 class TestWeights:
     def test_a_mirror_step_by_hand(self, make):
         """The first step finds log 2 for everybody, so the offset of 9 and 3 pairs decides alone; then losses do."""

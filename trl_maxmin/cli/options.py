@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
     "rloo": _POLICY,
     "dpo": (
         *_POLICY,
-        Refusal("padding_free use_liger_kernel", "pairs of one batch have to keep losses of their own. Leave it out."),
+        Refusal("padding_free", "TRL has switched it off for DPO. Leave it out."),
     ),
     "assign": (
         *_DATA,
