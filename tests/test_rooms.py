@@ -26,7 +26,8 @@ FLOORS = (
     ("trainer.dpo",),
     ("trainer",),  # names its rooms' classes and does nothing else
     ("evaluation", "hub"),
-    ("space",),
+    ("inference",),
+    ("space", "serve"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,10 +8,14 @@ model classes that are asked for.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 
-__version__ = "0.1.0.dev0"
+try:
+    __version__ = importlib.metadata.version("trl-maxmin")
+except importlib.metadata.PackageNotFoundError:  # a checkout that nobody has installed
+    __version__ = "0+unknown"
 
 _MODULE_OF = {
     "MixtureRewardModel": "models",

@@ -18,7 +18,8 @@ out, base, folder = sys.argv[1:4]
 rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 tokenizer = build_word_tokenizer()
 settings = dict(max_steps=4, welfare_step_size=1.0, welfare_window=3, small_group_offset=0.5, min_group_pairs=1,
-                save_strategy="steps", save_steps=2, per_device_train_batch_size=8 // world, per_device_eval_batch_size=4 // world,
+                save_strategy="steps", save_steps=2, per_device_train_batch_size=8 // world,
+                per_device_eval_batch_size=4 // world,
                 gradient_accumulation_steps=2, train_dataset=preferences(48), max_grad_norm=1e9)
 
 def run(**kwargs):

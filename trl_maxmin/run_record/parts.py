@@ -209,7 +209,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     results = _fields(
         _all(("format_version", "reference", "groups", "weights", "num_prompts", "num_replies", "differences"))
-        | {"policies": _named(policy), "interval": _numbers, "judges": _numbers}
+        | {"policies": _named(policy), "interval": _numbers, "judges": _numbers, "below_evidence_floor": _same}
     )
     diagnostics = _fields(
         {"dataset": dataset, "verdict": _text, "features": _text, "assumptions": _each(_text)}
@@ -234,7 +234,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     trained = _fields(
         {"name": _same, "algorithm": _text, "base_model": place, "reward_model": place, "dataset": dataset}
-        | {"welfare": _welfare, "training": _fields(_all(TRAINING_SETTINGS, _setting))}
+        | {"component": _text, "welfare": _welfare, "training": _fields(_all(TRAINING_SETTINGS, _setting))}
         | {"calibration": calibration, "curves": _curves}
     )
     evaluation = _fields(

@@ -175,6 +175,7 @@ def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, A
         "algorithm": trainer._name,
         "base_model": recorded(base_model),
         "reward_model": recorded(getattr(trainer, "reward_model_name", None)),
+        "component": getattr(trainer, "reward_component", None),
         "dataset": {"num_rows": _length(trainer.train_dataset)},
         "welfare": welfare or None,
         "training": training_settings(args),
