@@ -23,6 +23,7 @@ FLOORS = (
     ("trainer.scoring",),
     ("trainer.reward", "trainer.ppo"),
     ("trainer.maxmin",),
+    ("trainer.dpo",),
     ("trainer",),  # names its rooms' classes and does nothing else
     ("evaluation", "hub"),
     ("inference",),

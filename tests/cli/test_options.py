@@ -20,14 +20,21 @@ from trl_maxmin.trainer.maxmin.maxmin_config import MaxMinConfigMixin
 
 
 CLI = Path(inspect.getfile(CommandParser)).parent
-ROOMS = {"reward": ["reward"], "ppo": ["ppo", "maxmin"], "grpo": ["maxmin"], "rloo": ["maxmin"]}
+ROOMS = {
+    "reward": ["reward"],
+    "ppo": ["ppo", "maxmin"],
+    "grpo": ["maxmin"],
+    "rloo": ["maxmin"],
+    "dpo": ["dpo", "maxmin"],
+}
 TRAINERS = {
     "reward": trl_maxmin.MixtureRewardTrainer,
     "ppo": trl_maxmin.MaxMinPPOTrainer,
     "grpo": trl_maxmin.MaxMinGRPOTrainer,
     "rloo": trl_maxmin.MaxMinRLOOTrainer,
+    "dpo": trl_maxmin.MaxMinDPOTrainer,
 }
-PARSED = [name for name in commands() if name not in ("space", "completion")]
+PARSED = [name for name in commands() if name not in ("space", "env", "completion")]
 
 
 def names_read(files):

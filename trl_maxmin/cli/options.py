@@ -138,6 +138,10 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
     ),
     "grpo": _POLICY,
     "rloo": _POLICY,
+    "dpo": (
+        *_POLICY,
+        Refusal("padding_free use_liger_kernel", "pairs of one batch have to keep losses of their own. Leave it out."),
+    ),
     "assign": (
         *_DATA,
         *_ONE_SPLIT,

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from ..data.tokenization import Prompt, plain_messages, same_vocabulary
 from ..distributed import gather_objects, on_main
+from ..functional.group_floor import has_evidence
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
@@ -235,7 +236,7 @@ def _score(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in replies}
     keys = [repr(plain_messages(prompt)) for prompt in replies[reference].prompts]
     gold_utility: dict[str, dict[str, float]] = {}
-    weights = dict(weights or {})
+    weights, below = dict(weights or {}), list[str]()
     for kind, rewards in given.items():
         if rewards is None or rewards == {}:
             continue
@@ -257,6 +258,8 @@ def _score(
             }
         elif source.mixing_weights is not None:
             weights = dict(zip(source.names, source.mixing_weights.tolist(), strict=True)) | weights
+        enough = has_evidence(source.num_annotators, source.num_pairs)
+        below += [] if enough is None else [name for name, has in zip(source.names, enough, strict=True) if not has]
         known = rewards.reward_scale[source.components].tolist() if isinstance(rewards, MixtureRewardModel) else None
         utilities_of = standardise(raw, keys, reference, known, replies[reference].finished, source.names)
         for name, values in utilities_of.items():
@@ -267,7 +270,7 @@ def _score(
     }
     groups |= dict.fromkeys(judges, "judge")
     weights = {group: weight for group, weight in weights.items() if group in groups}
-    return GroupScores(groups, utilities, keys, reference, weights=weights), gold_utility
+    return GroupScores(groups, utilities, keys, reference, weights=weights, below_floor=below), gold_utility
 
 
 def score_replies(source: RewardSource, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:

@@ -128,6 +128,7 @@ _results = _record(
         "format_version": _whole,
         "reference": _text,
         "groups": _dict_of(_text),
+        "below_evidence_floor": _list_of(_text),
         "weights": _by_name,
         "num_prompts": _whole,
         "num_replies": _whole,
