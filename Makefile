@@ -23,7 +23,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed gpu-proof clean
+.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed gpu-proof wheel site clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -62,6 +62,23 @@ reproduce-small: install
 	@$(BIN)/python -c 'import sklearn' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[eval]"
 	$(BIN)/python examples/imdb/run_grid.py --config examples/recipes/imdb/small.yaml --output_dir $(SMALL_DIR)
 	$(BIN)/python examples/imdb/report_grid.py --cells $(SMALL_DIR)/cells --against examples/imdb/results/small
+
+# The package as an index gets it: built, checked, and its wheel tried in an empty environment.
+WHEEL_ENV ?= .wheel
+wheel:
+	rm -rf dist $(WHEEL_ENV) && $(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_ENV)/bin/python -m pip install -q build twine
+	$(WHEEL_ENV)/bin/python -m build -o dist .
+	$(WHEEL_ENV)/bin/python -m twine check --strict dist/*
+	rm -rf $(WHEEL_ENV) && $(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_ENV)/bin/python -m pip install -q "torch==$(call pinned,torch)"
+	$(WHEEL_ENV)/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	cd $(WHEEL_ENV) && bin/trl-maxmin --version && bin/trl-maxmin demo --num_rollouts 4 --output_dir demo
+
+# The docs site, in site/: every warning is an error.
+site: install
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Two workers of one thread each: the models are tiny, so more threads per worker only compete.
 test: install
@@ -131,4 +148,4 @@ deepspeed: install $(DEEPSPEED)/.installed
 		$(BIN)/python -m pytest -q -m deepspeed $(PYTEST_ARGS)
 
 clean:
-	rm -rf .seam .pytest_cache .ruff_cache .mypy_cache build dist
+	rm -rf .seam .wheel site .pytest_cache .ruff_cache .mypy_cache build dist

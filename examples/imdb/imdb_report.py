@@ -24,7 +24,7 @@ from rich.console import Console
 from trl_maxmin import MixtureRewardTrainer
 from trl_maxmin.cli.io import print_table
 from trl_maxmin.evaluation import assignment_accuracy, match_components, plot_comparison, win_rate
-from trl_maxmin.functional.em import select_num_components
+from trl_maxmin.functional.num_components import decide
 from trl_maxmin.run_record import RunRecord
 from trl_maxmin.trainer.reward.heads import rename_components
 
@@ -85,7 +85,7 @@ def report_rewards(single: MixtureRewardTrainer, mixture: MixtureRewardTrainer, 
     count = mixture.mixture.num_components
     annotators = torch.tensor(single.eval_dataset["annotator_index"])
     scores = {1: single.heldout_log_likelihood(), count: mixture.heldout_log_likelihood()}
-    selection = select_num_components(scores, annotators)
+    selection = decide(scores, annotators)
     return {
         "assignment_accuracy": assignment_accuracy(found, groups),
         "mixing_weights": [round(weight, 4) for weight in mixture.mixture.mixing_weights.tolist()],
@@ -93,7 +93,7 @@ def report_rewards(single: MixtureRewardTrainer, mixture: MixtureRewardTrainer, 
         "heldout_accuracy": {"mixture": heldout_accuracy(mixture), "single": heldout_accuracy(single)},
         # Nobody can be right more often than the noise of the annotators leaves.
         "heldout_ceiling": _mean_by_group(np.asarray(data.heldout["gold_agrees"]), data.heldout["group"]),
-        "heldout_log_likelihood": {str(k): round(value, 4) for k, value in selection.mean.items()},
+        "heldout_log_likelihood": {str(k): round(value, 4) for k, value in selection.log_likelihood.items()},
         "selected_num_components": selection.num_components,
     }
 

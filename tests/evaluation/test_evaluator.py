@@ -162,6 +162,21 @@ def test_components_of_a_mixture_with_their_shares_and_a_judge(word_tokenizer):
     assert math.copysign(1, gain) == math.copysign(1, raw[:, 0].mean().item())
 
 
+def test_a_component_of_a_handful_of_people_is_never_the_worst_group(word_tokenizer):
+    from trl_maxmin.models import MixtureRewardModel
+
+    mixture = MixtureRewardModel.from_base(tiny(word_tokenizer, 7), 2, processing_class=word_tokenizer)
+    replies = {"reference": Replies(["p", "q"] * 4, ["good", "bad"] * 4, [True] * 8)}
+    replies["a"] = Replies(["p", "q"] * 4, ["very good", "bad"] * 4, [True, False] * 4)
+    for few in (0, 1):
+        mixture.config.component_annotators = [3 if k == few else 323 for k in range(2)]
+        mixture.config.component_pairs = [90 if k == few else 9000 for k in range(2)]
+        found = evaluate_policies(replies, reference="reference", reward_model=mixture).results
+        assert found["below_evidence_floor"] == [mixture.component_names[few]]
+        worst = found["policies"]["a"]["worst_group"]["component"]
+        assert worst == dict.fromkeys(worst, mixture.component_names[1 - few])
+
+
 def test_a_component_without_people_is_no_group(word_tokenizer):
     """Columns, shares and scales of the others stay theirs."""
     from trl_maxmin.models import MixtureRewardModel
@@ -177,6 +192,7 @@ def test_a_component_without_people_is_no_group(word_tokenizer):
         found = evaluate_policies(replies, reference="reference", reward_model=mixture).results
     assert list(found["groups"]) == ["component_0", "component_2"]
     assert found["weights"] == pytest.approx({"component_0": 2 / 3, "component_2": 1 / 3})
+    assert "below_evidence_floor" not in found  # 3 of 9 people are many
     for name in found["groups"]:
         assert found["policies"]["a"]["by_group"][name] == every["policies"]["a"]["by_group"][name]
 

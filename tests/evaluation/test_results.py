@@ -51,6 +51,31 @@ def test_means_by_hand(results):
     assert length["mean"] == 29.5 and length["high"] - 29.5 == pytest.approx(half, rel=0.12)
 
 
+def test_a_group_below_the_floor_is_measured_and_never_the_worst(scores, results):
+    scores.below_floor = ["component_1"]
+    found = summarise(scores, num_resamples=200)
+    single, before = (result["policies"]["single"] for result in (found, results))
+    assert single["by_group"] == before["by_group"]
+    wins = single["aggregates"]["component"]["win_rate"]
+    assert {name: number["mean"] for name, number in wins.items()} == pytest.approx(
+        {"group_min": 1, "difference": 0, "ratio": 1, "mean": 0.5, "weighted_mean": 0.75}
+    )
+    assert single["worst_group"]["component"] == {"utility": "component_0", "win_rate": "component_0"}
+    # Of what they give component_0: 0.5 and 1 more than the reference.
+    pairs = {(entry["policy"], entry["baseline"]): entry["aggregates"]["component"] for entry in found["differences"]}
+    least = pairs["maxmin", "single"]["utility"]
+    assert least["group_min"]["mean"] == pytest.approx(-0.5) and least["mean"]["mean"] == pytest.approx(0.45)
+    assert found["below_evidence_floor"] == ["component_1"] and "below_evidence_floor" not in results
+    assert "not counted as such: component_1." in results_to_markdown(found)
+    RunRecord().update("evaluation", results=found)
+
+
+def test_where_no_group_has_evidence_all_count(scores, results):
+    scores.below_floor = ["component_0", "component_1"]
+    found = summarise(scores, num_resamples=200)
+    assert found["policies"]["single"]["aggregates"] == results["policies"]["single"]["aggregates"]
+
+
 def test_paired_differences_by_hand(results):
     pairs = {(entry["policy"], entry["baseline"]): entry for entry in results["differences"]}
     assert set(pairs) == {("single", "reference"), ("maxmin", "reference"), ("maxmin", "single")}

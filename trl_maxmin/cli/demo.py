@@ -25,23 +25,22 @@ from ..evaluation.agreement import assignment_accuracy, match_components
 from ..evaluation.figures import plot_comparison
 from ..evaluation.generation import Replies
 from ..evaluation.metrics import win_rate
-from ..functional.em import NumComponentsSelection
 from ..models.modeling_mixture_reward import MixtureRewardModel
 from ..run_record import RunRecord
 from ..space.groups import describe_groups, write_group_facts
 from ..trainer import MixtureRewardTrainer
 from ..trainer.common.recording import component_counts, component_heldout
 from ..trainer.maxmin.maxmin_config import WELFARE_CHOICES
+from ..trainer.reward.component_selection import ComponentSelection
 from .demo_stages import (
     DemoSettings,
     Progress,
     collect_preferences,
-    fit_reward,
     heldout_accuracy,
     policy_trainer,
+    reward_trainer,
     run_training,
     sample_replies,
-    select_components,
 )
 from .io import print_table
 from .output_folder import OVERWRITE_HELP, prepare_output_folder
@@ -130,7 +129,7 @@ class Demo:
             self.save_policy(reference, "reference")
         with self.stage(
             "reward",
-            f"2/5 Ask {self.settings.num_annotators} annotators, learn rewards by EM (K = 2) and, as control, K = 1",
+            f"2/5 Ask {self.settings.num_annotators} annotators, learn rewards by EM and, as control, one for all",
         ):
             mixture, single = self.fit_rewards(reference)
         algorithm = self.arguments.trainer.upper()
@@ -153,12 +152,12 @@ class Demo:
         return self.report
 
     def fit_rewards(self, reference: GPT2LMHeadModel) -> tuple[MixtureRewardTrainer, MixtureRewardTrainer]:
-        """Preferences, the control (K = 1), the mixture (K = 2), and which of the two the held-out pairs support."""
+        """Preferences, how many components they support (K = 1 or 2), the control (K = 1) and the mixture."""
         train, heldout = collect_preferences(
             self.world, reference, self.arguments.minority_share, self.arguments.seed, self.settings
         )
         trainers = {
-            k: fit_reward(
+            k: reward_trainer(
                 reference,
                 self.world.tokenizer,
                 train,
@@ -167,21 +166,20 @@ class Demo:
                 self.arguments.seed,
                 self.output / "logs" / f"k{k}",
                 self.settings,
-                Progress(
-                    self.console, {"predictive_log_likelihood": f"K = {k}: log-likelihood", "accuracy": "accuracy"}
-                ),
             )
             for k in (1, 2)
         }
-        selection = select_components(trainers)
-        single, mixture = trainers[1], trainers[selection.num_components]
-        if selection.num_components == 1:
-            self.console.print(
-                f"  K = 1: no evidence of groups in these data, one component suffices (K = 2 gains "
-                f"{-selection.difference[1]:.4f} +/- {selection.standard_error[1]:.4f} nats per held-out pair)."
-                if selection.best != 1
-                else "  K = 1: no evidence of groups in these data, one component suffices."
-            )
+        # As `reward --select 1,2` does: on the trunk as it is, before it is trained.
+        selection = trainers[2].select_num_components([1, 2])
+        trainers[1].share_features(trainers[2])
+        chosen = selection.num_components
+        for k in sorted({1, chosen}):
+            figures = {"predictive_log_likelihood": f"K = {k}: log-likelihood", "accuracy": "accuracy"}
+            run_training(trainers[k], Progress(self.console, figures))
+        single, mixture = trainers[1], trainers[chosen]
+        if selection.verdict_kind == "one":
+            self.console.print("  No evidence of groups in these data: one component suffices.")
+        self.console.print(f"  {selection.verdict()}")
         planted = {row["annotator_id"]: row["group"] for row in train}
         groups = [planted[annotator] for annotator in mixture.annotators.annotator_ids]
         found = mixture.em_state.log_responsibilities.argmax(-1).tolist()
@@ -200,7 +198,8 @@ class Demo:
                 "mixture": heldout_accuracy(mixture, self.world.groups),
                 "single": heldout_accuracy(single, self.world.groups),
             },
-            "heldout_log_likelihood": {str(k): value for k, value in selection.mean.items()},
+            "heldout_log_likelihood": {str(k): value for k, value in selection.log_likelihood.items()},
+            "verdict_kind": selection.verdict_kind,
         }
         self.console.print(
             f"  annotators assigned as planted: {accuracy:.2f}; held-out accuracy "
@@ -216,7 +215,7 @@ class Demo:
         self.record.update("reward", **self.reward_facts(mixture, selection))
         return mixture, single
 
-    def reward_facts(self, mixture: MixtureRewardTrainer, selection: NumComponentsSelection) -> dict[str, Any]:
+    def reward_facts(self, mixture: MixtureRewardTrainer, selection: ComponentSelection) -> dict[str, Any]:
         """What the run record keeps of the reward stage."""
         em, config = self.report["em"], mixture.mixture.config
         keys = ("assignment_accuracy", "mixing_weights", "num_components", "component_names", "heldout_accuracy")
@@ -235,10 +234,7 @@ class Demo:
             "em": {"kind": mixture.args.em, "n_init": mixture.args.n_init, "init_steps": mixture.args.init_steps},
             "training": {"max_steps": mixture.args.max_steps, "learning_rate": mixture.args.learning_rate},
             "curves": curves,
-            "selection": {
-                name: {str(k): value for k, value in getattr(selection, name).items()}
-                for name in ("mean", "difference", "standard_error")
-            },
+            "selection": selection.facts(),
             "calibration": {"temperature": config.temperatures},
         }
 

@@ -26,7 +26,6 @@ from transformers import (
 from ..data.tokenization import encode_prompt
 from ..data.world import MAX_COMPLETION_LENGTH, FilmReviewWorld
 from ..evaluation.generation import Replies
-from ..functional.em import NumComponentsSelection, select_num_components
 from ..trainer import MaxMinPPOConfig, MaxMinPPOTrainer, MixtureRewardConfig, MixtureRewardTrainer
 from ..trainer.common.sampling import sample_completions, seeded
 
@@ -104,7 +103,7 @@ def collect_preferences(
     return pairs.select(train), pairs.select(heldout)
 
 
-def fit_reward(
+def reward_trainer(
     reference: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
@@ -113,9 +112,8 @@ def fit_reward(
     seed: int,
     output_dir: Path,
     settings: DemoSettings,
-    progress: TrainerCallback | None = None,
 ) -> MixtureRewardTrainer:
-    """A mixture of K heads on the reference policy's trunk. EM sees annotator ids, never groups."""
+    """A mixture of K heads on the reference policy's trunk, not yet trained. EM sees annotator ids, never groups."""
     args = MixtureRewardConfig(
         output_dir=str(output_dir),
         num_components=num_components,
@@ -129,15 +127,13 @@ def fit_reward(
         seed=seed,
         **quiet(),
     )
-    trainer = MixtureRewardTrainer(
+    return MixtureRewardTrainer(
         copy.deepcopy(reference),
         args,
         train_dataset=train.remove_columns("group"),
         eval_dataset=heldout,
         processing_class=tokenizer,
     )
-    run_training(trainer, progress)
-    return trainer
 
 
 class Progress(TrainerCallback):
@@ -188,13 +184,6 @@ def quiet() -> dict[str, Any]:
         "logging_steps": 40,
         "use_cpu": True,
     }
-
-
-def select_components(trainers: dict[int, MixtureRewardTrainer]) -> NumComponentsSelection:
-    """Which K the held-out pairs support: the smallest within one standard error of the best."""
-    scores = {k: trainer.heldout_log_likelihood() for k, trainer in trainers.items()}
-    annotators = torch.tensor(trainers[1].eval_dataset["annotator_index"])
-    return select_num_components(scores, annotators)
 
 
 def heldout_accuracy(trainer: MixtureRewardTrainer, groups: tuple[str, ...]) -> dict[str, float]:

@@ -167,7 +167,11 @@ class PromptBootstrap:
         return (1 + int((np.abs(t) >= critical).sum())) / (self.num_resamples + 1)
 
     def aggregates(
-        self, values: np.ndarray, weights: Sequence[float] | None = None, bounds: tuple[float, float] | None = None
+        self,
+        values: np.ndarray,
+        weights: Sequence[float] | None = None,
+        bounds: tuple[float, float] | None = None,
+        counted: Sequence[int] | None = None,
     ) -> dict[str, Interval]:
         """What the groups get together: the worst-off, the gap, the mean.
 
@@ -181,6 +185,8 @@ class PromptBootstrap:
             weights (`Sequence[float]` of length G, *optional*): shares, for `weighted_mean`; they are normalised.
             bounds (`(float, float)`, *optional*): range of the unit, such as (0, 1) of win rates; `ratio` is given
                 only where values cannot be negative.
+            counted (`Sequence[int]`, *optional*): columns of the groups among which the worst and the best are looked
+                for, at least one; means are of all. Default: all.
 
         Returns:
             `dict` from `"group_min"`, `"difference"` (best-off minus worst-off), `"ratio"` (worst-off over best-off),
@@ -199,7 +205,9 @@ class PromptBootstrap:
         True
         """
         shares = _shares(weights, np.asarray(values).shape[-1])
-        mean, influence = self._influence(self._checked(values, "values", 2))
+        every, all_influence = self._influence(self._checked(values, "values", 2))
+        columns = list(range(len(every)) if counted is None else counted)
+        mean, influence = every[columns], all_influence[:, columns]
         result = {"group_min": self._minimum(mean, influence, bounds)}
         # Ordered pairs of different groups; one group is its own pair.
         pairs = list(itertools.permutations(range(len(mean)), 2)) or [(0, 0)]
@@ -212,9 +220,9 @@ class PromptBootstrap:
             log, change = np.log(mean), influence / mean
             ratio = self._minimum(log[first] - log[second], change[:, first] - change[:, second], (-np.inf, 0.0))
             result["ratio"] = Interval(*(float(np.exp(end)) for end in (ratio.mean, ratio.low, ratio.high)))
-        for name, share in (("mean", np.full(len(mean), 1 / len(mean))), ("weighted_mean", shares)):
+        for name, share in (("mean", np.full(len(every), 1 / len(every))), ("weighted_mean", shares)):
             if share is not None:
-                whole = self._symmetric(mean @ share, (influence @ share)[:, None])
+                whole = self._symmetric(every @ share, (all_influence @ share)[:, None])
                 low, high = _clip(whole.low, whole.high, bounds)
                 result[name] = Interval(whole.mean, low, high)
         return result
@@ -229,7 +237,11 @@ class PromptBootstrap:
         return Interval(value, min(low, value), max(high, value))
 
     def aggregate_differences(
-        self, values: np.ndarray, baseline: np.ndarray, weights: Sequence[float] | None = None
+        self,
+        values: np.ndarray,
+        baseline: np.ndarray,
+        weights: Sequence[float] | None = None,
+        counted: Sequence[int] | None = None,
     ) -> dict[str, PairedDifference]:
         """How much more the worst-off group of one policy gets than that of another, and the same of means.
 
@@ -240,6 +252,7 @@ class PromptBootstrap:
             values (`np.ndarray` of shape `(N, G)`): of one policy.
             baseline (`np.ndarray` of shape `(N, G)`): of the other, for the same prompts.
             weights (`Sequence[float]` of length G, *optional*): shares, for `weighted_mean`.
+            counted (`Sequence[int]`, *optional*): as in [`~PromptBootstrap.aggregates`].
 
         Returns:
             `dict` from `"group_min"`, `"mean"` and `"weighted_mean"` to [`PairedDifference`].
@@ -248,9 +261,11 @@ class PromptBootstrap:
             ValueError: as [`~PromptBootstrap.aggregates`].
         """
         shares = _shares(weights, np.asarray(values).shape[-1])
-        mean, influence = self._influence(self._checked(values, "values", 2))
-        other, other_influence = self._influence(self._checked(baseline, "baseline", 2))
-        size = len(mean)
+        every, all_influence = self._influence(self._checked(values, "values", 2))
+        baselines, all_other_influence = self._influence(self._checked(baseline, "baseline", 2))
+        columns = list(range(len(every)) if counted is None else counted)
+        mean, influence, size = every[columns], all_influence[:, columns], len(columns)
+        other, other_influence = baselines[columns], all_other_influence[:, columns]
         first, second = np.repeat(np.arange(size), size), np.tile(np.arange(size), size)
         pairs = (mean[first] - other[second]).reshape(size, size)
         errors, t = self._studentized(influence[:, first] - other_influence[:, second])
@@ -265,11 +280,10 @@ class PromptBootstrap:
         critical = _root(lambda c: bound(-np.sign(value) * c) * np.sign(value)) if value else 0.0
         p_value = self._p_value(t[:, chosen], critical)
         result = {"group_min": PairedDifference(value, bound(-own), bound(own), p_value)}
-        for name, share in (("mean", np.full(size, 1 / size)), ("weighted_mean", shares)):
+        for name, share in (("mean", np.full(len(every), 1 / len(every))), ("weighted_mean", shares)):
             if share is not None:
-                result[name] = self._symmetric(
-                    (mean - other) @ share, ((influence - other_influence) @ share)[:, None]
-                )
+                change = (all_influence - all_other_influence) @ share
+                result[name] = self._symmetric((every - baselines) @ share, change[:, None])
         return result
 
 

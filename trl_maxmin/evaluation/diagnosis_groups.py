@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from ..data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, without_ties
+from ..data.columns import ANNOTATOR_COLUMN, VOTE_SHARE, AnnotatorIndex, is_known_group, without_ties
 from ..data.texts import distinct_texts, number_values, prompts_of
 from ..functional.em_features import fit_feature_mixture, fit_rewards
 from ..functional.feature_pairs import FeaturePairs, deal_texts
@@ -93,11 +93,13 @@ def read_pairs(
         features, rows, dataset, choice = _encoded(dataset, model, seed, **model_kwargs)
     index = AnnotatorIndex.from_values(dataset[ANNOTATOR_COLUMN])
     annotator = torch.tensor(index.encode(dataset[ANNOTATOR_COLUMN]))
-    margin = torch.tensor(dataset["margin"]) if "margin" in dataset.column_names else None
+    numbers = (
+        torch.tensor(dataset[name]) if name in dataset.column_names else None for name in ("margin", VOTE_SHARE)
+    )
     # Without prompts nothing is known to be comparable but the two replies of a pair.
     given = prompts_of(dataset) if "prompt" in dataset.column_names else range(len(dataset))
     learn, heldout = _split(annotator.numpy(), rows.numpy(), heldout_fraction, seed, known)
-    table = FeaturePairs(features, rows[:, 0], rows[:, 1], annotator, margin)
+    table = FeaturePairs(features, rows[:, 0], rows[:, 1], annotator, *numbers)
     # Frequent texts count as often as they are judged.
     principal = principal_features(features[rows.T.flatten()].numpy())
     by_text = np.zeros((len(features), principal.shape[1]))

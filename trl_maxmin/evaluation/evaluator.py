@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from ..data.tokenization import Prompt, plain_messages, same_vocabulary
 from ..distributed import gather_objects, on_main
+from ..functional.group_floor import has_evidence
 from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.reference_statistics import ReferenceStatistics
-from ..trainer.scoring.sources import RewardBatch, build_reward_source
+from ..trainer.scoring.sources import RewardBatch, RewardSource, build_reward_source
 from .generation import Replies, Sampling, diversity_of_replies, generate_replies, reply_logprobs
 from .judges import PairwiseJudge, judge_pairs
 from .results import GroupScores, summarise
@@ -235,7 +236,7 @@ def _score(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in replies}
     keys = [repr(plain_messages(prompt)) for prompt in replies[reference].prompts]
     gold_utility: dict[str, dict[str, float]] = {}
-    weights = dict(weights or {})
+    weights, below = dict(weights or {}), list[str]()
     for kind, rewards in given.items():
         if rewards is None or rewards == {}:
             continue
@@ -244,7 +245,7 @@ def _score(
         for number, (name, own) in enumerate(replies.items()):
             report(f"scores ({kind})", number, len(replies))
             source = build_reward_source(functions, tokenizers.get(name), list(rewards) if kind == "gold" else None)
-            raw[name] = _rewards(source.to(accelerator.device), own, accelerator, sampling)
+            raw[name] = score_replies(source.to(accelerator.device), own, accelerator, sampling)
         report(f"scores ({kind})", len(replies), len(replies))
         if taken := sorted(set(source.names) & set(groups)):
             # A component that stands for a known group often carries its name.
@@ -257,6 +258,8 @@ def _score(
             }
         elif source.mixing_weights is not None:
             weights = dict(zip(source.names, source.mixing_weights.tolist(), strict=True)) | weights
+        enough = has_evidence(source.num_annotators, source.num_pairs)
+        below += [] if enough is None else [name for name, has in zip(source.names, enough, strict=True) if not has]
         known = rewards.reward_scale[source.components].tolist() if isinstance(rewards, MixtureRewardModel) else None
         utilities_of = standardise(raw, keys, reference, known, replies[reference].finished, source.names)
         for name, values in utilities_of.items():
@@ -267,11 +270,21 @@ def _score(
     }
     groups |= dict.fromkeys(judges, "judge")
     weights = {group: weight for group, weight in weights.items() if group in groups}
-    return GroupScores(groups, utilities, keys, reference, weights=weights), gold_utility
+    return GroupScores(groups, utilities, keys, reference, weights=weights, below_floor=below), gold_utility
 
 
-def _rewards(source: Any, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:
-    """(N, K), scored by all ranks together."""
+def score_replies(source: RewardSource, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:
+    """Rewards of replies, scored by all ranks together.
+
+    Args:
+        source ([`RewardSource`]): on this rank's device.
+        replies ([`Replies`]): N of them.
+        accelerator ([`~accelerate.Accelerator`]): the ranks.
+        sampling ([`Sampling`]): its `batch_size` and `chat_template_kwargs`.
+
+    Returns:
+        `np.ndarray` of shape `(N, K)`, float64; NaN: not scored.
+    """
     rows = list(range(accelerator.process_index, len(replies), accelerator.num_processes))
     scored: list[tuple[int, list[float]]] = []
     for start in range(0, len(rows), 8 * sampling.batch_size):

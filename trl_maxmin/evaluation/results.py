@@ -40,6 +40,8 @@ class GroupScores:
         replies (`dict[str, dict[str, np.ndarray | float]]`, *optional*): for each policy what is known of its replies
             whatever the group: arrays of shape `(N,)` such as `kl` and `length`, which get an interval, and numbers
             such as `distinct_2`, which do not.
+        below_floor (`Sequence[str]`, *optional*): groups of too few people or pairs to be the worst-off one, see
+            [`has_evidence`]. They are measured as all are, and have no say in minimum, gap and ratio of their kind.
     """
 
     groups: dict[str, str]
@@ -49,6 +51,7 @@ class GroupScores:
     outcomes: dict[str, np.ndarray] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     replies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    below_floor: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.groups or not self.utilities:
@@ -71,6 +74,12 @@ class GroupScores:
     def columns(self, kind: str) -> list[int]:
         """Numbers of the groups of a kind."""
         return [index for index, own in enumerate(self.groups.values()) if own == kind]
+
+    def counted(self, kind: str) -> list[int]:
+        """Which of the groups of a kind, in their order, may be the worst-off one; all where none may."""
+        names = [group for group, own in self.groups.items() if own == kind]
+        enough = [number for number, name in enumerate(names) if name not in self.below_floor]
+        return enough or list(range(len(names)))
 
     @property
     def kinds(self) -> list[str]:
@@ -129,6 +138,8 @@ def summarise(
     }
     if scores.reference is not None:
         results["reference"] = scores.reference
+    if scores.below_floor:
+        results["below_evidence_floor"] = list(scores.below_floor)
     if scores.weights:
         results["weights"] = {group: float(weight) for group, weight in scores.weights.items()}
     return results
@@ -148,12 +159,14 @@ def _policy(scores: GroupScores, name: str, bootstrap: PromptBootstrap, ranks: n
             own = values[:, scores.columns(kind)]
             if not np.isnan(own).all(axis=0).any():
                 bounds = (0.0, 1.0) if measure == "win_rate" else None
-                found = bootstrap.aggregates(own, _weights(scores, kind), bounds)
+                counted = scores.counted(kind)
+                found = bootstrap.aggregates(own, _weights(scores, kind), bounds, counted)
                 aggregates.setdefault(kind, {})[measure] = {key: value.to_dict() for key, value in found.items()}
                 if measure == "win_rate":
-                    groups = [group for group, own_kind in scores.groups.items() if own_kind == kind]
+                    names = list(scores.groups)
+                    groups = [names[scores.columns(kind)[number]] for number in counted]
                     _widen(aggregates[kind][measure]["group_min"], [by_group[group][measure] for group in groups])
-                lowest = int(np.nanmean(own, axis=0).argmin())
+                lowest = counted[int(np.nanmean(own[:, counted], axis=0).argmin())]
                 worst.setdefault(kind, {})[measure] = list(scores.groups)[scores.columns(kind)[lowest]]
     replies = {}
     for key, values in scores.replies.get(name, {}).items():
@@ -198,7 +211,7 @@ def _difference(scores: GroupScores, policy: str, baseline: str, bootstrap: Prom
         for kind in scores.kinds:
             own = ours[measure][:, scores.columns(kind)], theirs[measure][:, scores.columns(kind)]
             if not np.isnan(own[0] - own[1]).all(axis=0).any():
-                found = bootstrap.aggregate_differences(*own, _weights(scores, kind))
+                found = bootstrap.aggregate_differences(*own, _weights(scores, kind), scores.counted(kind))
                 aggregates.setdefault(kind, {})[measure] = {key: value.to_dict() for key, value in found.items()}
     return {"policy": policy, "baseline": baseline, "by_group": by_group, "aggregates": aggregates}
 
@@ -225,6 +238,8 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
         f"{100 * results['interval']['level']:g} % intervals over prompts (Wilson for win rates of a group, bootstrap "
         "for everything else).",
     ]
+    if few := results.get("below_evidence_floor"):
+        lines += ["", f"Too few people or pairs to be the worst-off group, and not counted as such: {', '.join(few)}."]
     extra = [f"*{key}*" for key in AGGREGATES]
     kinds = {"component": "Learned components", "gold": "Known groups", "judge": "Judged criteria"}
     for kind, title in kinds.items():

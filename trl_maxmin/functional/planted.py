@@ -53,7 +53,7 @@ def plant_two_groups(
     chosen, rejected = (
         torch.where(stays, one, two) for one, two in ((pairs.chosen, pairs.rejected), (pairs.rejected, pairs.chosen))
     )
-    return replace(pairs, chosen=chosen, rejected=rejected, margin=None)
+    return replace(pairs, chosen=chosen, rejected=rejected, margin=None, share=None)
 
 
 def who_is_small(num_annotators: int, share: float, generator: torch.Generator) -> Tensor:
