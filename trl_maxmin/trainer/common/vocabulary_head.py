@@ -44,6 +44,28 @@ def plain_head_weight(model: PreTrainedModel) -> torch.Tensor | None:
     return weight if plain and not torch.is_autocast_enabled("cpu") else None
 
 
+def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits as the model itself computes them from its last hidden states.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): a causal language model.
+        hidden (`torch.Tensor` of shape `(n, H)`): outputs of its trunk.
+
+    Returns:
+        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family
+        adds behind its head.
+    """
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden)
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    if scale is not None:
+        logits = logits * scale
+    if divisor is not None:
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 @contextmanager
 def sparse_embedding(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     """Let an embedding that is tied to the head return the gradient of the rows that were read, for one forward.
