@@ -5,11 +5,11 @@
 
 A hundred honest annotators of 40 pairs each, seventy of one taste and thirty of another. Beside them c colluders who
 give their 40 pairs by a reward of their own: the opposite of what the honest want on average. EM gets a component for
-them (K = 3, which favours the attacker: a chosen K often ignores a few people). Replies are then chosen by max-min over
-the utilities of the components: best of 8 on 300 new prompts, one weight vector, as a policy would be trained. Reported,
-with the floor (10 people or 5 % of all, 30 pairs) and without: whether a component belongs to the colluders (over half
-of those it describes), its weight in the minimum, and what the honest lose of what they have without colluders, in
-standard deviations of their true utility, the worse of the two groups.
+them (K = 3, which favours the attacker: a chosen K often ignores a few people). Replies are then chosen by max-min
+over the utilities of the components: best of 8 on 300 new prompts, one weight vector, as a policy would be trained.
+Reported, with the floor (10 people or 5 % of all, 30 pairs) and without: whether a component belongs to the colluders
+(over half of those it describes), its weight in the minimum, and what the honest lose of what they have without
+colluders, in standard deviations of their true utility, the worse of the two groups.
 """
 
 import argparse
