@@ -23,7 +23,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed clean
+.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed gpu-proof wheel site clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -63,16 +63,35 @@ reproduce-small: install
 	$(BIN)/python examples/imdb/run_grid.py --config examples/recipes/imdb/small.yaml --output_dir $(SMALL_DIR)
 	$(BIN)/python examples/imdb/report_grid.py --cells $(SMALL_DIR)/cells --against examples/imdb/results/small
 
-# Two workers of one thread each: the models are tiny, so more threads per worker only compete.
+# The package as an index gets it: built, checked, and its wheel tried in an empty environment.
+WHEEL_ENV ?= .wheel
+wheel:
+	rm -rf dist $(WHEEL_ENV) && $(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_ENV)/bin/python -m pip install -q build twine
+	$(WHEEL_ENV)/bin/python -m build -o dist .
+	$(WHEEL_ENV)/bin/python -m twine check --strict dist/*
+	rm -rf $(WHEEL_ENV) && $(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_ENV)/bin/python -m pip install -q "torch==$(call pinned,torch)"
+	$(WHEEL_ENV)/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	cd $(WHEEL_ENV) && bin/trl-maxmin --version && bin/trl-maxmin demo --num_rollouts 4 --output_dir demo
+
+# The docs site, in site/: every warning is an error.
+site: install
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Two workers of one thread each: the models are tiny, so more threads per worker only compete. Each takes a half in order and
+# then from the other's end, so what a module shares is made once.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-# All faults at all requests of every push and pull; `make test` meets a third of them.
+# All faults at all requests of every push and pull; `make test` meets a fifth of them.
 fault-matrix: install
-	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/hub/test_fault_matrix.py
+	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal tests/hub/test_fault_matrix.py
 
 check: install
 	$(BIN)/ruff check .
@@ -100,7 +119,9 @@ $(SEAM_HOST)/.installed: $(STAMP)
 	$(BIN)/python -m pip install -q --target $(SEAM_HOST) "httpx<1"
 	@touch $@
 
-SEAM_PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m seam $(PYTEST_ARGS)
+SEAM_PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m seam -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# On the newest hosts `make test` runs the same tests.
 
 seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
 	@echo "seam: oldest TRL on the newest transformers"
@@ -110,8 +131,11 @@ seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
 	TRL_MAXMIN_EXPECT_TRL=$(OLDEST_TRL) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(OLDEST_TRANSFORMERS) \
 		TRL_MAXMIN_EXPECT_HUB=$(OLDEST_HUB) \
 		PYTHONPATH=$(CURDIR)/$(SEAM_HOST):$(CURDIR)/$(SEAM_TRL) $(SEAM_PYTEST)
-	@echo "seam: newest"
-	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) $(SEAM_PYTEST)
+
+# What runs on a GPU, in ten minutes; results go to docs/results/gpu. docs/performance.md says how to carry it to a machine
+# without a network. On a CPU: make gpu-proof GPU_PROOF_ARGS="--device cpu --tiny --out gpu-dry-run"
+gpu-proof:
+	PYTHONPATH=$(CURDIR) $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_proof.py $(GPU_PROOF_ARGS)
 
 # DeepSpeed runs on a CPU too, slowly: enough to see that ZeRO-2 and ZeRO-3 give the curves of one process.
 DEEPSPEED := .seam/deepspeed
@@ -126,4 +150,4 @@ deepspeed: install $(DEEPSPEED)/.installed
 		$(BIN)/python -m pytest -q -m deepspeed $(PYTEST_ARGS)
 
 clean:
-	rm -rf .seam .pytest_cache .ruff_cache .mypy_cache build dist
+	rm -rf .seam .wheel site .pytest_cache .ruff_cache .mypy_cache build dist

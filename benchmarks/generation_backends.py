@@ -2,9 +2,12 @@
 
     PYTHONPATH=. python benchmarks/generation_backends.py --out generation_backends.json
     PYTHONPATH=. python benchmarks/generation_backends.py --step    # a token's cost over a bare forward, V = 262,144
+    PYTHONPATH=. python benchmarks/generation_backends.py --device cuda --bf16 --layers 18 --width 2048 \
+        --batch_size 512 --sizes 512x512x0 512x512x120              # about 1 B parameters on a GPU
 
 A Llama of random weights (vocabulary 8,000, width 192, 4 layers) that ends a reply after `mean` tokens on average
-(`0`: every reply has its full length). One thread; CPU time, since other work may run; medians of `--pairs`.
+(`0`: every reply has its full length). On a CPU one thread and CPU time, since other work may run; on a GPU seconds;
+medians of `--pairs`.
 """
 
 import argparse
@@ -26,33 +29,43 @@ GRID = [
 ]
 
 
-def policy(vocabulary, width, layers):
+def policy(vocabulary, width, layers, heads=4):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=1024,
     )
     return LlamaForCausalLM(config).eval()
 
 
-def grid(pairs, batch_size):
-    model, rows = policy(8000, 192, 4), []
-    for count, limit, mean in GRID:
+def clock(device):
+    """Seconds of this process on a CPU, of the wall once a GPU has done what it was given."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def grid(sizes, options):
+    device, dtype = torch.device(options.device), torch.bfloat16 if options.bf16 else torch.float32
+    model, rows = policy(8000, options.width, options.layers, max(options.width // 128, 4)).to(device, dtype), []
+    batch_size = options.batch_size
+    for count, limit, mean in sizes:
         prompts = [[3 + i % 20, 5, 7 + i % 40] + [9] * (i % 20) for i in range(count)]
         stops = list(range(11, 8000, mean)) if mean else []
         speeds = {"generate": [], "continuous_batching": []}
-        for _ in range(pairs):
+        for _ in range(options.pairs):
             for backend, found in speeds.items():
-                start = time.process_time()
+                start = clock(device)
                 replies = sample_replies(model, prompts, sampling_config(1.0, limit), 0, stops, batch_size, backend)
-                found.append(sum(len(ids) for ids, _ in replies) / (time.process_time() - start))
+                found.append(sum(len(ids) for ids, _ in replies) / (clock(device) - start))
         ratio = statistics.median(b / a for a, b in zip(*speeds.values(), strict=True))
-        chosen = choose_backend("auto", count, limit, torch.device("cpu"))
+        chosen = choose_backend("auto", count, limit, device)
         row = {"prompts": count, "limit": limit, "mean": mean, "ratio": round(ratio, 2), "auto": chosen}
         rows.append(row | {name: round(statistics.median(found)) for name, found in speeds.items()})
         print(rows[-1], flush=True)
@@ -85,13 +98,19 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--step", action="store_true")
+    parser.add_argument("--sizes", nargs="*", help="prompts x limit x mean, such as 128x256x60; default: the grid")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.step:
-        found = [step(batch, width) for batch, width in ((8, 64), (8, 640), (64, 64))]
+        found = [step(batch, width, pairs=arguments.pairs) for batch, width in ((8, 64), (8, 640), (64, 64))]
     else:
-        found = grid(arguments.pairs, arguments.batch_size)
+        sizes = [tuple(map(int, size.split("x"))) for size in arguments.sizes] if arguments.sizes else GRID
+        found = grid(sizes, arguments)
     print(json.dumps(found))
     if arguments.out:
         with open(arguments.out, "w") as file:

@@ -4,14 +4,18 @@
     python benchmarks/ppo_vs_trl.py --out ppo_vs_trl.json                   # V = 50,257, five paired seeds
     python benchmarks/ppo_vs_trl.py --vocabulary 512 --out small.json       # where trunk and overhead dominate
     python benchmarks/ppo_vs_trl.py --sides k1 k8                           # what eight components cost
+    python benchmarks/ppo_vs_trl.py --model FOLDER --updates 2 --batch 8 --micro-batch 8 --limit 24 --epochs 1
+    python benchmarks/ppo_vs_trl.py --model FOLDER --batch 8 --micro-batch 8 --limit 64 --stop . --epochs 4 [--lora]
     python benchmarks/ppo_vs_trl.py --device cuda --bf16 --checkpointing --layers 18 --width 2048 --limit 256 \
         --seeds 2 --updates 4 --out ppo_vs_trl_gpu.json                     # about 1 B parameters on a GPU
 
 TRL 1.12.0 is installed into a folder of its own. Both sides run in float32 without gradient checkpointing unless
 `--bf16` and `--checkpointing` are given (1.12 gets them too, and ignores both). Each run is a process of its own, the
 order changing from pair to pair. The policy is first trained to end its replies after a quarter to the whole of the
-length limit: a random one never does. The reward is the share of half of the words. Prints medians and ratios; figures
-mean something on an idle machine only. Linux.
+length limit: a random one never does. The reward is the share of half of the words. With `--model` the policy is a
+pretrained one (a folder) that continues openings of film reviews, and the reward two random layers of its
+architecture. Prints medians and ratios; seconds mean something on an idle machine only, `cpu_second` (one thread) on a
+busy one, too. Linux.
 """
 
 import argparse
@@ -36,13 +40,11 @@ EOS, PAD, WORDS = 0, 1, 64
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def install_trl() -> None:
+def install_trl(folder: Path) -> None:
     """TRL 1.12.0 without its dependencies, which are those of this environment (the folder of `make seam`)."""
-    if not (TRL_FOLDER / "trl").is_dir():
+    if not (folder / "trl").is_dir():
         for package in (["--no-deps", "trl==1.12.0"], ["requests"]):
-            subprocess.run(
-                [sys.executable, "-m", "pip", "install", "-q", "--target", TRL_FOLDER, *package], check=True
-            )
+            subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, *package], check=True)
 
 
 def heads(width: int) -> int:
@@ -110,6 +112,10 @@ def share_of_words(vocabulary: int, positions: int) -> GPT2ForSequenceClassifica
 
 def prepare(args: argparse.Namespace) -> Path:
     """Policy, reward and tokenizer that all runs load; made once per shape."""
+    if args.model:
+        folder = Path(args.work) / Path(args.model).name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     folder = Path(args.work) / f"v{args.vocabulary}-l{args.layers}-w{args.width}-t{args.limit}-s{args.sft_steps}"
     if not (folder / "reward").is_dir():
         words = {"<eos>": EOS, "<pad>": PAD} | {f"w{i}": i for i in range(2, args.vocabulary)}
@@ -124,9 +130,9 @@ def prepare(args: argparse.Namespace) -> Path:
 def run_side(side: str, seed: int, folder: Path, args: argparse.Namespace) -> dict:
     """One run in a process of its own."""
     settings = {name: getattr(args, name) for name in ("vocabulary", "batch", "micro_batch", "updates", "epochs")}
-    settings |= {name: getattr(args, name) for name in ("device", "bf16", "checkpointing")}
+    settings |= {name: getattr(args, name) for name in ("device", "bf16", "checkpointing", "model", "lora", "stop")}
     settings |= {"limit": args.limit, "lr": args.lr, "threads": args.threads, "seed": seed, "words": WORDS}
-    path = [str(ROOT)] if side != "trl" else [str(TRL_FOLDER), str(ROOT)]
+    path = [str(ROOT)] if side != "trl" else [str(args.trl), str(ROOT)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(args.threads)}
     out = folder / "result.json"
     command = [sys.executable, Path(__file__).with_name("ppo_side.py"), side, folder, json.dumps(settings), out]
@@ -136,6 +142,7 @@ def run_side(side: str, seed: int, folder: Path, args: argparse.Namespace) -> di
     result = json.loads(out.read_text())
     print(
         f"{side:>4} seed {seed}: {result['episodes_per_second']:6.2f} episodes/s, "
+        f"{result['episodes_per_cpu_second']:.3f} a CPU second, {result['peak_mib']:.0f} MiB in all, "
         f"{result['tokens_per_second']:6.0f} tokens/s, "
         f"{result['peak_rollout_mib']:6.0f} MiB rollout, {result['peak_update_mib']:6.0f} MiB update, "
         f"{result['optimizer_steps']} steps, score {result['scores'][0]:.3f} -> {result['scores'][-1]:.3f}",
@@ -147,7 +154,8 @@ def run_side(side: str, seed: int, folder: Path, args: argparse.Namespace) -> di
 def compare(results: list[dict], sides: list[str]) -> dict:
     """Medians of the paired ratios, second side over first, and the paired difference of the mean score."""
     first, second = ([r for r in results if r["side"] == side] for side in sides)
-    names = ("episodes_per_second", "tokens_per_second", "peak_rollout_mib", "peak_update_mib", "optimizer_steps")
+    names = ("episodes_per_second", "episodes_per_cpu_second", "tokens_per_second")
+    names += ("peak_rollout_mib", "peak_update_mib", "peak_mib", "optimizer_steps")
     summary = {
         f"{name}_ratio": statistics.median(b[name] / a[name] for a, b in zip(first, second, strict=True))
         for name in names
@@ -167,9 +175,13 @@ def compare(results: list[dict], sides: list[str]) -> dict:
 def main() -> None:
     """Parse, run in turns, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", nargs=2, default=["trl", "ours"], choices=["trl", "ours", "k1", "k8"])
+    parser.add_argument("--sides", nargs=2, default=["trl", "ours"], choices=["trl", "ours", "k1", "k4", "k8"])
     parser.add_argument("--seeds", type=int, default=5, help="pairs of runs")
     parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--model", help="folder of a pretrained causal language model, in place of a made one")
+    parser.add_argument("--stop", help="with --model: text whose last token ends a reply (default: EOS)")
+    parser.add_argument("--lora", action="store_true", help="with --model: adapters on policy and critic")
+    parser.add_argument("--trl", type=Path, default=TRL_FOLDER, help="folder of TRL 1.12.0; installed if empty")
     parser.add_argument("--work", default=ROOT / ".bench", help="folder of the models")
     numbers = {"vocabulary": 50257, "layers": 4, "width": 192, "limit": 64, "batch": 64, "micro_batch": 16}
     numbers |= {"updates": 8, "epochs": 4, "threads": 2, "sft_steps": 200}
@@ -182,19 +194,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if "trl" in args.sides:
-        install_trl()
+        install_trl(args.trl)
     folder = prepare(args)
     results = []
     for seed in range(args.seeds):
         for side in args.sides if seed % 2 == 0 else args.sides[::-1]:
             results.append(run_side(side, seed, folder, args))
-    summary = compare(results, args.sides)
+        # After each pair, so that what was measured is there if the rest is not.
+        summary = compare(results, args.sides)
+        if args.out:
+            names = (*numbers, "lr", "seeds", "sides", "device", "bf16", "checkpointing", "lora", "stop")
+            settings = {name: getattr(args, name) for name in names}
+            settings |= {"model": Path(args.model).name if args.model else None, "seeds": seed + 1}
+            record = {"settings": settings, "machine": machine(), "summary": summary, "runs": results}
+            Path(args.out).write_text(json.dumps(record, indent=2))
     print(f"{args.sides[1]} against {args.sides[0]}: {json.dumps(summary, indent=2)}")
-    if args.out:
-        names = (*numbers, "lr", "seeds", "sides", "device", "bf16", "checkpointing")
-        settings = {name: getattr(args, name) for name in names}
-        record = {"settings": settings, "machine": machine(), "summary": summary, "runs": results}
-        Path(args.out).write_text(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

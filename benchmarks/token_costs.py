@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.peak_memory import PeakMemory, machine
 from trl_maxmin.functional import token_logprobs
-from trl_maxmin.trainer.common.sampling import SampleByCdf
+from trl_maxmin.trainer.common.drawing import SampleByCdf
 from trl_maxmin.trainer.ppo.policy import CACHED_LOGITS
 
 

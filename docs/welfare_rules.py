@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trl_maxmin.functional import mirror_weights, sample_min, welfare_weights
+from trl_maxmin.functional import minus_regret, mirror_weights, sample_min, welfare_weights
 
 
 GROUPS = ("concise", "positive")
@@ -41,6 +41,10 @@ def utilities(policy: np.ndarray) -> np.ndarray:
     return policy @ UTILITIES
 
 
+#: Utility of each group under the policy that serves it alone.
+BEST = torch.tensor([utilities(best_policy(UTILITIES[:, k]))[k] for k in range(2)])
+
+
 def expected_minimum(policy: np.ndarray) -> float:
     """`E[min_k u_k]`."""
     return float(policy @ sample_min(torch.tensor(UTILITIES)).numpy())
@@ -50,13 +54,15 @@ def settled(rule: str, **options) -> np.ndarray:
     """The policy at which a rule's weights no longer change: the root of `rule(U(pi_w)) - w` in the first weight.
 
     For `"maxmin"` and `"mirror"` it is the saddle point, where both groups are equally well off if any weights make
-    them so; otherwise all weight is on one of them.
+    them so, and for `"regret"` equally far from their best; otherwise all weight is on one of them.
     """
 
     def excess(first: float) -> float:
         values = utilities(best_policy(UTILITIES @ np.array([first, 1.0 - first])))
         if rule in ("maxmin", "mirror"):
             return float(values[1] - values[0])
+        if rule == "regret":
+            return float(minus_regret(torch.tensor(values), BEST)[1] - minus_regret(torch.tensor(values), BEST)[0])
         return float(welfare_weights(rule, torch.tensor(values), **options)[0]) - first
 
     low, high = 0.0, 1.0
@@ -75,8 +81,12 @@ def policies() -> dict[str, np.ndarray]:
         "utilitarian (mean)": settled("utilitarian"),
         "mixing (0.8, 0.2)": settled("mixing", mixing_weights=shares),
         "softmin, tau = 0.5": settled("softmin", tau=0.5),
-        "Nash, d = 0": settled("nash"),
-        "maxmin = mirror": settled("maxmin"),
+        "pmean, p = 0.5": settled("pmean", power=0.5),
+        "Nash = pmean, p = 0": settled("nash"),
+        "pmean, p = -4": settled("pmean", power=-4.0),
+        "gini (0.51, 0.49)": settled("gini", order_weights=(0.51, 0.49)),
+        "maxmin = mirror = leximin": settled("maxmin"),
+        "regret": settled("regret"),
         "sample_min": best_policy(UTILITIES.min(axis=1)),
     }
 
@@ -121,12 +131,25 @@ def draw(path: Path) -> None:
     left.scatter(*UTILITIES.T, marker="x", color="#707070", zorder=2)
     for reply, (x, y) in zip(REPLIES, UTILITIES, strict=True):
         left.annotate(reply, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=9, color="#505050")
-    styles = zip("s^vPoD", ("#d9d9d9", "#a0a0a0", "#a3c293", "#7fb0d0", "#1f4e79", "#f0b27a"), strict=True)
+    colors = (
+        "#d9d9d9",
+        "#a0a0a0",
+        "#a3c293",
+        "#cfe2f3",
+        "#9fc5e8",
+        "#6fa8dc",
+        "#8e7cc3",
+        "#1f4e79",
+        "#cc4125",
+        "#f0b27a",
+    )
+    styles = zip("s^v<P>Xo*D", colors, strict=True)
     for (name, policy), (marker, color) in zip(policies().items(), styles, strict=True):
         left.scatter(*utilities(policy), marker=marker, s=95, color=color, edgecolor="black", zorder=3, label=name)
     left.set_xlabel(f"utility of the majority ({GROUPS[0]})")
     left.set_ylabel(f"utility of the minority ({GROUPS[1]})")
     left.set_title("Where each rule ends")
+    left.set_xlim(-0.15, 1.95)  # the legend is beside the points
     left.legend(fontsize=8, loc="upper right")
     for rule, color in (("maxmin", "#d08030"), ("mirror", "#1f4e79")):
         worst = trajectory(rule).min(axis=1)

@@ -4,6 +4,7 @@
 The environment is set here, at import, because huggingface_hub and tokenizers read it when they are imported.
 """
 
+import gc
 import os
 
 
@@ -19,9 +20,25 @@ if TEST_DEVICE == "cpu":
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from transformers import TrainingArguments  # noqa: E402
 
 
 torch.set_num_threads(1)
+
+
+def _compute_elsewhere(cls: type = TrainingArguments) -> None:
+    """Let trainers of tests that say `use_cpu` compute on the device of `TRL_MAXMIN_TEST_DEVICE`."""
+    settle = cls.__post_init__
+
+    def elsewhere(self):
+        self.use_cpu = False
+        settle(self)
+
+    cls.__post_init__ = elsewhere
+
+
+if TEST_DEVICE != "cpu":
+    _compute_elsewhere()
 
 WORDS = (
     "the a film movie story acting plot ending is was feels great superb lovely dull awful weak "
@@ -45,6 +62,14 @@ def build_word_tokenizer(pad_token: str | None = "<pad>", reverse: bool = False)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad_token, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_are_no_garbage():
+    """`Trainer.train` collects garbage, and goes over every object of the imported libraries each time: two fifths of
+    the time of a test that trains. Frozen ones are left out; what a test makes is collected as ever."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

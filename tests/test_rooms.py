@@ -23,9 +23,11 @@ FLOORS = (
     ("trainer.scoring",),
     ("trainer.reward", "trainer.ppo"),
     ("trainer.maxmin",),
+    ("trainer.dpo",),
     ("trainer",),  # names its rooms' classes and does nothing else
     ("evaluation", "hub"),
-    ("space",),
+    ("inference",),
+    ("space", "serve"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

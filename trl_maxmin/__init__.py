@@ -8,10 +8,14 @@ model classes that are asked for.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 
-__version__ = "0.1.0.dev0"
+try:
+    __version__ = importlib.metadata.version("trl-maxmin")
+except importlib.metadata.PackageNotFoundError:  # a checkout that nobody has installed
+    __version__ = "0+unknown"
 
 _MODULE_OF = {
     "MixtureRewardModel": "models",
@@ -26,6 +30,8 @@ _MODULE_OF = {
     "MaxMinGRPOTrainer": "trainer",
     "MaxMinRLOOConfig": "trainer",
     "MaxMinRLOOTrainer": "trainer",
+    "MaxMinDPOConfig": "trainer",
+    "MaxMinDPOTrainer": "trainer",
 }
 
 __all__ = ["__version__", *_MODULE_OF]
@@ -33,6 +39,8 @@ __all__ = ["__version__", *_MODULE_OF]
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
     from .models import MixtureRewardModel as MixtureRewardModel
     from .models import MixtureRewardModelConfig as MixtureRewardModelConfig
+    from .trainer import MaxMinDPOConfig as MaxMinDPOConfig
+    from .trainer import MaxMinDPOTrainer as MaxMinDPOTrainer
     from .trainer import MaxMinGRPOConfig as MaxMinGRPOConfig
     from .trainer import MaxMinGRPOTrainer as MaxMinGRPOTrainer
     from .trainer import MaxMinPPOConfig as MaxMinPPOConfig

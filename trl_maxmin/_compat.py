@@ -6,6 +6,11 @@ What is overridden stands in [`OVERRIDES`]. Of `GRPOTrainer` and `RLOOTrainer`, 
 calibrate; `reward_weights`, `reward_func_names`, `ref_model` and `_tokenizer` are read or set. `tests/test_seam.py`
 checks them on the oldest and on the newest supported TRL.
 
+`DPOTrainer` computes the loss of a batch; `trainer/dpo` asks it of each pair by `compute_loss`, for which it sets
+`precompute_ref_logps` and for the while `accelerator`, `aux_loss_enabled`, `_metrics` and `_total_train_tokens`. It
+reads `rewards/accuracies` and `rewards/margins` of `_metrics`, `loss_types` and `ref_model`, and multiplies the
+gradient of `log_probs` or `logits`, whichever the outputs have.
+
 Of transformers: what `models/shards.py` reads. It is there because models are loaded where TRL is not installed, too.
 """
 
@@ -48,6 +53,10 @@ OVERRIDES: dict[str, dict[str, str | None]] = {
     },
     "trl.RewardTrainer": {
         "_prepare_dataset": "self dataset processing_class args dataset_name",
+    },
+    "trl.DPOTrainer": {
+        "_prepare_dataset": "self dataset processing_class args dataset_name",
+        "compute_ref_log_probs": "self model inputs",
     },
     "trl.GRPOTrainer": {
         "_calculate_rewards": "self inputs prompts completions completion_ids_list",

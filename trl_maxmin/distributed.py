@@ -56,6 +56,18 @@ def gather_rows(accelerator: Accelerator, rows_local: torch.Tensor, counts: list
     return torch.cat([gathered[rank * width : rank * width + count] for rank, count in enumerate(counts)])
 
 
+def gather_evaluated(accelerator: Accelerator, rows_local: torch.Tensor) -> torch.Tensor:
+    """Rows of one batch of an evaluation, of all ranks; those that only fill up the last batch are left out.
+
+    Args:
+        rows_local (`torch.Tensor` of shape `(B, ...)`): of a batch of a prepared data loader, as many on every rank.
+
+    Returns:
+        `torch.Tensor` of shape `(N, ...)`: the same on every rank. No gradient passes.
+    """
+    return accelerator.gather_for_metrics(rows_local.detach())
+
+
 def gather_objects(accelerator: Accelerator, objects_local: list) -> list:
     """Python objects of all ranks, in the order of the ranks; ranks may hold different numbers of them.
 

@@ -3,10 +3,14 @@
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from trl import ScriptArguments
 
@@ -40,7 +44,22 @@ def test_a_reader_who_has_gone_is_no_error(argv, status):
 
 def test_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == __version__
+    said = capsys.readouterr().out
+    assert said.startswith(f"trl-maxmin {__version__} (torch {torch.__version__}, transformers ") and "trl 1." in said
+
+
+def test_env_says_versions_and_devices_and_names_nobody(capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.of.somebody")
+    assert main(["env"]) == 0
+    said = capsys.readouterr().out
+    facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in said.splitlines())
+    assert facts["torch"] == torch.__version__ and facts["python"] == platform.python_version()
+    assert facts["vllm"] == "not installed" and facts["devices"].startswith("CPU, 1 threads")
+    assert "HF_ENDPOINT" in facts["variables that are set"]
+    for private in ("somebody", str(Path.home()), str(Path.cwd()), platform.node(), sys.prefix):
+        assert private not in said
+    assert main(["env", "--all"]) == 2
+    assert "env takes no options, got '--all'. Usage: trl-maxmin env" in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):

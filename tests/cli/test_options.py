@@ -13,20 +13,28 @@ from transformers import TrainingArguments
 
 import trl_maxmin
 from trl_maxmin.cli import main
-from trl_maxmin.cli.main import commands
+from trl_maxmin.cli.main import commands, module_of
 from trl_maxmin.cli.options import REFUSED, never_taken, refusal
 from trl_maxmin.cli.parser import CommandParser
+from trl_maxmin.trainer.maxmin.maxmin_config import MaxMinConfigMixin
 
 
 CLI = Path(inspect.getfile(CommandParser)).parent
-ROOMS = {"reward": ["reward"], "ppo": ["ppo", "maxmin"], "grpo": ["maxmin"], "rloo": ["maxmin"]}
+ROOMS = {
+    "reward": ["reward"],
+    "ppo": ["ppo", "maxmin"],
+    "grpo": ["maxmin"],
+    "rloo": ["maxmin"],
+    "dpo": ["dpo", "maxmin"],
+}
 TRAINERS = {
     "reward": trl_maxmin.MixtureRewardTrainer,
     "ppo": trl_maxmin.MaxMinPPOTrainer,
     "grpo": trl_maxmin.MaxMinGRPOTrainer,
     "rloo": trl_maxmin.MaxMinRLOOTrainer,
+    "dpo": trl_maxmin.MaxMinDPOTrainer,
 }
-PARSED = [name for name in commands() if name not in ("space", "completion")]
+PARSED = [name for name in commands() if name not in ("space", "env", "completion")]
 
 
 def names_read(files):
@@ -43,7 +51,7 @@ def names_read(files):
 
 def own_files(command):
     """The module of a command and what it imports of its package, but the table of refusals and the parser."""
-    todo, done = [CLI / f"{command}.py"], set()
+    todo, done = [CLI / f"{module_of(command)}.py"], set()
     while todo:
         file = todo.pop()
         if file in done:
@@ -95,6 +103,8 @@ def test_nothing_is_dropped(command, dataclasses_of):
         read = own
         if issubclass(kind, TrainingArguments):
             read = own | names_read(host_files(command, kind))
+        elif issubclass(kind, MaxMinConfigMixin):
+            read = own | names_read((Path(trl_maxmin.__file__).parent / "trainer" / "maxmin").glob("*.py"))
         dropped += [f.name for f in dataclasses.fields(kind) if f.init and f.name not in read | refused]
     # Of the parser itself: refused for all commands.
     assert set(dropped) <= {"trust_remote_code"}
@@ -118,6 +128,7 @@ def test_a_field_that_nobody_reads_is_found(tmp_path):
 
 POLICY = ["--dataset_name", "d.jsonl", "--model_name_or_path", "m", "--reward_model", "r", "--output_dir", "o"]
 REWARD = ["--dataset_name", "d.jsonl", "--model_name_or_path", "m", "--output_dir", "o"]
+BEST_OF = ["--policy", "p", "--reward_model", "m", "--completions", "c.jsonl", "--reference", "a"]
 EVALUATE = ["--completions", "c.jsonl", "--reference", "a", "--gold", "world:positive"]
 
 
@@ -157,6 +168,8 @@ EVALUATE = ["--completions", "c.jsonl", "--reference", "a", "--gold", "world:pos
         ("diagnose", ["--dataset_name", "d", "--batch_size", "4"], "--batch_size"),
         ("evaluate", [*EVALUATE, "--temperature", "0.5"], "--temperature"),
         ("evaluate", [*EVALUATE, "--judge_key_variable", "KEY"], "--judge_key_variable"),
+        ("best-of", ["--policy", "p", "--reward_model", "m", "--welfare_window", "4"], "--welfare_window"),
+        ("best-of", [*BEST_OF, "--dataset_name", "d"], "--dataset_name"),
         ("push", ["run", "--repo_id", "me/x", "--space_hardware", "zero-a10g"], "--space_hardware"),
         ("push", ["run", "--repo_id", "me/x", "--exact", "--dataset"], "--dataset"),
         ("space", ["--run", "r", "--push", "me/x", "--port", "7861"], "--port"),

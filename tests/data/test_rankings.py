@@ -98,6 +98,12 @@ BAD = [
     ({"ranking": None, "choice": "a"}, "choice 'a'"),
     ({"ranking": None, "choice": True}, "choice True"),
     ({"ranking": None, "choice": 0.5}, "choice 0.5"),
+    ({"ranking": [1, [2], 3]}, r"ranking\[1\] \[2\]"),
+    ({"ranking": [1, math.inf, 3]}, r"ranking\[1\] inf"),
+    ({"ranking": {"a": 1}}, "ranking .*must be a list of 3 ranks"),
+    ({"ranking": None, "choice": 10**400}, "choice 1000"),
+    ({"ranking": None, "choice": [0]}, r"choice \[0\]"),
+    ({"responses": [said(7)] * 3, "prompt": ""}, r"responses\[0\] .*has content 7, which is neither text nor a list"),
     ({"margin": 0.5}, "margin 0.5 and more than two replies"),
     ({"margin": math.inf}, "margin inf; a margin must be a finite number"),
     ({"responses": list("abcdefghij"), "ranking": [1] * 9 + [2]}, "9 replies tied before the last place; at most 8"),
@@ -179,10 +185,18 @@ def test_pairs_are_rankings_of_two_and_back():
     assert sorted(back[0].items()) == sorted(pairs[0].items()) and len(back) == 2
 
 
-def test_vote_shares():
+def test_vote_shares(caplog):
     pairs = {"prompt": ["p"] * 2, "chosen": ["a", "b"], "rejected": ["c", "d"]}
-    with pytest.raises(ValueError, match="no likelihood here reads yet.*a row for each vote"):
-        prepare_preferences(Dataset.from_dict(pairs | {"chosen_probability": [0.5, 1.0]}))
+    shares = Dataset.from_dict(pairs | {"chosen_probability": [0.5, 1.0]})
+    with caplog.at_level(logging.WARNING):
+        data = prepare_preferences(shares)
+    assert data["annotator_id"] == ["pair-0", "pair-1"] and "each pair is taken as its own annotator" in caplog.text
+    assert prepare_preferences(data).to_list() == data.to_list(), "once more changes nothing"
+    with pytest.raises(ValueError, match="`chosen_probability` and `margin`: a margin is how strongly one person"):
+        prepare_preferences(shares.add_column("margin", [0.0, 0.5]))
+    for ranked in (lambda: pairs_to_rankings(shares), lambda: prepared(row(chosen_probability=0.6))):
+        with pytest.raises(ValueError, match="`chosen_probability`, which is for pairs"):
+            ranked()
     for bad in ([0.9, 0.4], [0.9, 1.1], [0.9, math.nan], [0.9, None]):
         with pytest.raises(ValueError, match="Row 1 has chosen_probability .*from 0.5 to 1"):
             prepare_preferences(Dataset.from_dict(pairs | {"chosen_probability": bad}))

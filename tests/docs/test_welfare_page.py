@@ -45,7 +45,24 @@ def test_sample_min_is_at_least_as_good_at_its_own_objective_and_worse_at_max_mi
     policies, minimum = example["policies"](), example["expected_minimum"]
     worst = {name: float(example["utilities"](policy).min()) for name, policy in policies.items()}
     assert max(policies, key=lambda name: minimum(policies[name])) == "sample_min"
-    assert max(worst, key=worst.get) == "maxmin = mirror"
+    assert max(worst, key=worst.get) == "maxmin = mirror = leximin"
+
+
+def test_leximin_and_the_rule_with_the_gini_s_own_weights_settle_where_maxmin_does(example):
+    expected = example["settled"]("maxmin")
+    assert example["settled"]("leximin", delta=0.05) == pytest.approx(expected, abs=1e-6)
+    assert example["settled"]("gini") == pytest.approx(expected, abs=1e-6)
+
+
+def test_regret_is_equal_and_smaller_than_under_maxmin_on_a_grid(example):
+    """The largest loss against one's own best, both computed by trying policies of the frontier."""
+    best_policy, gold = example["best_policy"], example["UTILITIES"]
+    frontier = [best_policy(gold @ np.array([w, 1 - w])) @ gold for w in np.linspace(0, 1, 2001)]
+    best = np.array([frontier[-1][0], frontier[0][1]])
+    smallest = min((best - point).max() for point in frontier)
+    found = best - example["utilities"](example["settled"]("regret"))
+    assert found[0] == pytest.approx(found[1], abs=1e-6) and found.max() == pytest.approx(smallest, abs=1e-3)
+    assert (best - example["utilities"](example["settled"]("maxmin"))).max() > smallest + 0.05
 
 
 def test_mirror_comes_to_rest_where_hard_switching_does_not(example):

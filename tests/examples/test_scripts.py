@@ -18,7 +18,15 @@ from tests.trainer.trl_helpers import mixture_of
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SCRIPTS = ["mixture_reward", "maxmin_ppo", "maxmin_grpo", "maxmin_rloo", "evaluate_groups", "custom_welfare"]
+SCRIPTS = [
+    "mixture_reward",
+    "maxmin_ppo",
+    "maxmin_grpo",
+    "maxmin_rloo",
+    "maxmin_dpo",
+    "evaluate_groups",
+    "custom_welfare",
+]
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false", "--report_to", "none"]
 QUIET += ["--save_strategy", "no", "--disable_tqdm", "true", "--logging_steps", "1", "--max_steps", "2"]
 POLICY = ["--dataset_name", "prompts.jsonl", "--model_name_or_path", "base", "--reward_model", "mixture"]
@@ -30,6 +38,8 @@ OPTIONS = {
     + ["--num_reference_completions", "4", *QUIET],
     "maxmin_grpo": [*POLICY, "--output_dir", "out", "--num_reference_completions", "4", *GROUPS, *QUIET],
     "maxmin_rloo": [*POLICY, "--output_dir", "out", "--num_reference_completions", "4", *GROUPS, *QUIET],
+    "maxmin_dpo": ["--dataset_name", "preferences.jsonl", "--model_name_or_path", "base", "--assignments", "mixture"]
+    + ["--output_dir", "out", "--per_device_train_batch_size", "4", *QUIET],
     "custom_welfare": [*POLICY, "--output_dir", "out", "--num_reference_completions", "4", *GROUPS, *QUIET],
     "evaluate_groups": [*POLICY, "--reference_model", "other", "--max_new_tokens", "6", "--output_file", "out.json"],
 }

@@ -102,7 +102,7 @@ def test_folds_of_rankings_keep_a_persons_texts_apart():
 
 @pytest.mark.parametrize("best_only", [False, True])
 def test_planted_groups_are_found(best_only):
-    rankings, group = drawn(seed=1, people=60, choices=5, spread=4.0)
+    rankings, group = drawn(seed=1, people=60, choices=10, spread=4.0)
     if best_only:
         ranks = (rankings.choices.ranks == 1).long()
         choices = RankedChoices(rankings.choices.responses, ranks, rankings.annotator_index)
@@ -112,7 +112,7 @@ def test_planted_groups_are_found(best_only):
     same = (fitted.log_responsibilities.argmax(1) == group).double().mean().item()
     assert max(same, 1 - same) >= 0.95
     scores = rankings.log_likelihood(fitted.weight)
-    assert scores.shape == (300, 2) and fitted.scores.shape == (300, 2)
+    assert scores.shape == (600, 2) and fitted.scores.shape == (600, 2)
 
 
 @pytest.mark.slow

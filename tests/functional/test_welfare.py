@@ -26,10 +26,12 @@ UTILITIES = torch.tensor([0.4, -0.3, 0.9, -0.1])
 MIXING = torch.tensor([0.4, 0.3, 0.2, 0.1])
 
 
+BEST = torch.tensor([1.0, 0.2, 1.1, 2.0])
+
+
 def all_rules(utilities, **overrides):
-    return {
-        rule: welfare_weights(rule, utilities, **{"mixing_weights": MIXING, **overrides}) for rule in WELFARE_RULES
-    }
+    given = {"mixing_weights": MIXING, "best": BEST, **overrides}
+    return {rule: welfare_weights(rule, utilities, **given) for rule in WELFARE_RULES}
 
 
 def test_every_rule_returns_a_point_of_the_simplex():
@@ -44,12 +46,14 @@ def test_every_rule_returns_a_point_of_the_simplex():
 def test_relabelling_components_permutes_the_weights():
     order = torch.tensor([3, 1, 0, 2])
     for (rule, weights), permuted in zip(
-        all_rules(UTILITIES).items(), all_rules(UTILITIES[order], mixing_weights=MIXING[order]).values(), strict=True
+        all_rules(UTILITIES).items(),
+        all_rules(UTILITIES[order], mixing_weights=MIXING[order], best=BEST[order]).values(),
+        strict=True,
     ):
         torch.testing.assert_close(permuted, weights[order], msg=rule)
 
 
-@pytest.mark.parametrize("rule", ["maxmin", "softmin", "mirror", "nash"])
+@pytest.mark.parametrize("rule", ["maxmin", "softmin", "mirror", "nash", "pmean", "gini", "leximin"])
 def test_a_lower_utility_never_gets_less_weight(rule):
     weights = welfare_weights(rule, UTILITIES)
     order = UTILITIES.argsort()
@@ -218,7 +222,9 @@ def test_unknown_rule_names_the_rules_and_sample_min():
 @pytest.mark.parametrize("rule", WELFARE_RULES)
 def test_all_nan_is_refused_by_every_rule(rule):
     with pytest.raises(ValueError, match="nothing was scored"):
-        welfare_weights(rule, torch.tensor([NAN, NAN]), mixing_weights=torch.tensor([0.5, 0.5]))
+        welfare_weights(
+            rule, torch.tensor([NAN, NAN]), mixing_weights=torch.tensor([0.5, 0.5]), best=torch.tensor([0.5, 0.5])
+        )
 
 
 @pytest.mark.parametrize(

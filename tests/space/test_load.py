@@ -5,6 +5,8 @@ import concurrent.futures
 import html
 import os
 import re
+import resource
+import subprocess
 import sys
 import threading
 import time
@@ -83,17 +85,27 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def seconds_of_the_imports():
+    """CPU seconds that the libraries of the page take to be imported, without a line of ours."""
+    libraries = "import gradio, gradio.routes, datasets, peft, transformers.models.gpt2.modeling_gpt2"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", libraries], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads times from /proc")
-def test_the_page_is_up_within_ten_seconds_and_answers_within_three(server):
+def test_the_page_is_up_soon_after_its_imports_and_answers_soon(server):
+    """Within ten seconds and three of a quiet core, on which the libraries alone take seven."""
     url, process = server
-    up = cpu_seconds(process.pid)
+    up, imports = cpu_seconds(process.pid), seconds_of_the_imports()
     client = gradio_client.Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300})
     names = ["reference", "single", "maxmin"]
     client.predict("war film with dogs and ghosts :", names, 1.0, 0, 16, False, api_name="/compare")
     answered = cpu_seconds(process.pid) - up
-    print("CPU seconds until the page is up", up, "and of the first answer", answered)
-    assert up < 10 and answered < 3
+    print("CPU seconds until the page is up", up, "of which imports", imports, "and of the first answer", answered)
+    assert up < 10 / 7 * imports and answered < 3 / 7 * imports
 
 
 @pytest.mark.slow

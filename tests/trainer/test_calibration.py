@@ -62,6 +62,24 @@ def test_win_rate_by_hand():
     assert utilities.item() == pytest.approx(0.625)
 
 
+def test_best_utilities_are_those_of_the_favourite_of_each_component():
+    statistics, table = reference()
+    spread = np.sqrt(table.var(axis=1, ddof=1).mean(axis=0))
+    expected = ((table.max(axis=1) - table.mean(axis=1)) / spread).mean(axis=0)
+    np.testing.assert_allclose(statistics.best_utilities().numpy(), expected, rtol=1e-4)
+    chances = 1 / (1 + np.exp(table - table.max(axis=1, keepdims=True)))
+    np.testing.assert_allclose(statistics.best_utilities("win_rate"), chances.mean(axis=(0, 1)), rtol=1e-4)
+
+
+def test_best_utilities_leave_out_what_was_not_scored():
+    keys = [prompt_key(p) for p in "pq" for _ in range(4)]
+    rewards = torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, NAN]] + [[NAN, 0.0]] * 3 + [[NAN, 1.0]])
+    best = ReferenceStatistics.from_rewards(NAMES, keys, rewards).best_utilities()
+    # The first: mean 1, spread sqrt(4 / 3) on one prompt. The second: 1 - 1 / 3 and 1 - 1 / 4, variances 1/3 and 1/4.
+    spread = math.sqrt((1 / 3 + 1 / 4) / 2)
+    assert best.tolist() == pytest.approx([1 / math.sqrt(4 / 3), (2 / 3 + 3 / 4) / 2 / spread], rel=1e-5)
+
+
 def test_raw_is_the_identity():
     statistics, _ = reference()
     rewards = torch.tensor([[1.0, NAN]])

@@ -99,6 +99,34 @@ class TestWeights:
         host.rollout()
         torch.testing.assert_close(host.reward_weights, torch.tensor([0.75, 0.25]))
 
+    def test_gini_leximin_and_pmean_take_their_settings(self):
+        for welfare, setting, expected in (
+            ("gini", {"welfare_order_weights": [3.0, 1.0]}, [0.25, 0.75]),
+            ("gini", {}, [0.25, 0.75]),
+            ("leximin", {"leximin_delta": 0.25}, [0.2, 0.8]),
+            ("pmean", {"welfare_power": 0.0, "disagreement_point": [0.0, -1.0]}, [0.5, 0.5]),
+        ):
+            host = with_utilities([[3.0, 2.0]], welfare=welfare, **setting)
+            host.rollout()
+            torch.testing.assert_close(host.reward_weights, torch.tensor(expected), msg=welfare)
+
+    def test_regret_where_maxmin_would_serve_the_other_group(self):
+        best = {"best_utilities": [1.0, 0.3]}
+        host = with_utilities([[0.25, 0.2]], welfare="regret", **best)
+        host.rollout()
+        assert host.reward_weights.tolist() == [1.0, 0.0]  # regrets 0.75 and 0.1
+        plain = with_utilities([[0.25, 0.2]])
+        plain.rollout()
+        assert plain.reward_weights.tolist() == [0.0, 1.0]
+        mirror = with_utilities([[0.25, 0.2]], welfare="regret", regret_rule="mirror", welfare_step_size=2.0, **best)
+        mirror.rollout()
+        ratio = (mirror.reward_weights[0] / mirror.reward_weights[1]).item()
+        assert ratio == pytest.approx(math.exp(2.0 * (0.75 - 0.1)), rel=1e-5)
+
+    def test_regret_without_anybody_who_measures_it_is_refused(self):
+        with pytest.raises(ValueError, match="Give `best_utilities`, or use 'zscore'"):
+            with_utilities([[0.0, 1.0]], welfare="regret")
+
     def test_mixing_weights(self):
         host = MaxMinHost([[[0.0, 5.0]]], mixing_weights=[0.8, 0.2], welfare="mixing")
         torch.testing.assert_close(host.reward_weights, torch.tensor([0.8, 0.2]))
@@ -219,7 +247,8 @@ class TestFloorOfEvidence:
 
     @pytest.mark.parametrize("welfare", [w for w in WELFARE_CHOICES if w not in ("mixing", "sample_min")])
     def test_a_handful_of_people_is_not_the_worst_off_group(self, welfare, caplog):
-        found = self.weigh([[0.2, 0.1, -5.0]] * 3, welfare=welfare)
+        best = {"best_utilities": [0.2, 0.2, 0.2]} if welfare == "regret" else {}
+        found = self.weigh([[0.2, 0.1, -5.0]] * 3, welfare=welfare, **best)
         assert found.weights[2] == 0 and found.weights.sum() == pytest.approx(1)
         if welfare == "maxmin":
             assert found.weights.tolist() == [0, 1, 0]
@@ -350,6 +379,19 @@ class TestState:
         assert torch.equal(second.reward_weights, whole.reward_weights)
         assert second.welfare_state.state_dict() == whole.welfare_state.state_dict()
 
+    def test_what_was_measured_for_regret_is_in_the_checkpoint_and_what_is_given_holds(self, tmp_path):
+        config = {"welfare": "regret"}
+        measured = Welfare(MaxMinConfigMixin(**config), NAMES)
+        assert measured.needs_best and measured.best is None
+        measured.best = torch.tensor([0.5, 0.25], dtype=torch.float64)
+        measured.save(tmp_path)
+        resumed = Welfare(MaxMinConfigMixin(**config), NAMES)
+        resumed.load(tmp_path)
+        assert resumed.best.tolist() == [0.5, 0.25]
+        given = Welfare(MaxMinConfigMixin(best_utilities=[1.0, 2.0], **config), NAMES)
+        given.load(tmp_path)
+        assert given.best.tolist() == [1.0, 2.0] and not given.needs_best
+
     def test_checkpoint_of_other_components_is_refused_and_a_missing_one_reported(self, tmp_path, caplog):
         host = with_utilities([[0.0, 1.0]])
         host.welfare.load(tmp_path)
@@ -367,6 +409,11 @@ class TestState:
         ({"welfare": "mixing"}, NAMES, {"mixing_weights": [1.0]}, "`mixing_weights` has 1 entries"),
         ({"welfare": "nash", "disagreement_point": [0.0]}, NAMES, {}, "`disagreement_point` has 1 entries"),
         ({"welfare_floor": 0.6}, NAMES, {}, "2 components allow at most 0.5"),
+        ({"welfare": "regret", "best_utilities": [0.0]}, NAMES, {}, "`best_utilities` has 1 entries"),
+        ({"best_utilities": [0.0, NAN]}, NAMES, {}, r"`best_utilities` is \[0.0, nan\], but needs 2 finite numbers"),
+        ({"disagreement_point": [0.0, NAN]}, NAMES, {}, "`disagreement_point` is"),
+        ({"welfare_order_weights": [1.0]}, NAMES, {}, "`welfare_order_weights` has 1 entries"),
+        ({"welfare_order_weights": [1.0, 2.0]}, NAMES, {}, "none above the one before it"),
     ],
 )
 def test_init_refusals(config, names, kwargs, message):
@@ -393,6 +440,9 @@ class TestConfig:
             ("min_group_annotators", 0, "`min_group_annotators` is 0.*at least 1"),
             ("min_group_share", 1.5, r"`min_group_share` is 1.5.*in \[0, 1\]"),
             ("min_group_pairs", -1, "`min_group_pairs` is -1"),
+            ("welfare_power", 2.0, "`welfare_power` is 2.0.*at most 1"),
+            ("leximin_delta", 0.0, r"`leximin_delta` is 0.0.*in \(0, 1\]"),
+            ("regret_rule", "nash", "`regret_rule` is 'nash'.*'mirror'"),
             ("num_reference_completions", 3, "`num_reference_completions` is 3.*at least 4"),
             ("max_calibration_prompts", 0, "`max_calibration_prompts` is 0"),
         ],
@@ -506,13 +556,7 @@ def test_only_the_process_that_saves_writes_the_state(tmp_path):
     for should_save in (False, True):
         trainer = Trainer()
         trainer.args = SimpleNamespace(
-            should_save=should_save,
-            welfare="maxmin",
-            disagreement_point=None,
-            welfare_floor=0.0,
-            utility="raw",
-            push_to_hub=False,
-            save_total_limit=None,
+            **vars(MaxMinConfigMixin(utility="raw")), should_save=should_save, push_to_hub=False, save_total_limit=None
         )
         trainer.state = SimpleNamespace(global_step=7, best_model_checkpoint=None)
         trainer.reward_func_names = NAMES

@@ -109,6 +109,18 @@ class TestCalibration:
         raw.calibrate()
         assert raw.reference_statistics is None
 
+    def test_regret_is_measured_against_the_favourites_among_the_reference_replies(self, make):
+        trainer = make(welfare="regret")
+        trainer.train()
+        rewards, scale = trainer.reference_statistics.rewards, trainer.reference_statistics.scale
+        favourite = torch.where(rewards.isnan(), -torch.inf, rewards).amax(dim=1)
+        by_hand = ((favourite - rewards.nanmean(dim=1)) / scale).mean(dim=0)
+        torch.testing.assert_close(trainer.welfare.best, by_hand.double())
+        assert (trainer.welfare.best > 0).all()
+        last = trainer.state.log_history[-2]
+        utilities = torch.tensor([last[f"maxmin/utility/{name}"] for name in trainer.component_names])
+        assert trainer.reward_weights[(by_hand - utilities).argmax()] == 1
+
     def test_truncated_replies_do_not_set_the_scale_where_most_finish(self, make):
         def level(completion_ids, **kwargs):
             return [1e6 if ids[-1] != 2 else float(len(ids)) for ids in completion_ids]

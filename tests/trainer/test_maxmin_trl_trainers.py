@@ -93,7 +93,9 @@ class TestWeights:
             assert entry["reward"] == pytest.approx(min(utilities), abs=1e-5)
             assert 0 <= entry["rewards/seven/mean"] <= 1 and entry["rewards/seven/std"] >= 0
 
-    @pytest.mark.parametrize("welfare", ["softmin", "mirror", "utilitarian", "nash", "sample_min"])
+    @pytest.mark.parametrize(
+        "welfare", ["softmin", "mirror", "utilitarian", "nash", "leximin", "regret", "sample_min"]
+    )
     def test_every_rule_trains(self, trl_make, welfare):
         trainer = trl_make(welfare=welfare, welfare_floor=0.1, welfare_window=3)
         trainer.train()

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from .main import commands
+from .main import commands, module_of
 from .parser import UsageError
 
 
@@ -47,7 +47,7 @@ def options_of(command: str) -> list[str]:
         `list[str]`: sorted.
     """
     text = io.StringIO()
-    module = importlib.import_module(f".{command}", __package__)
+    module = importlib.import_module(f".{module_of(command)}", __package__)
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         module.run(["--help"])
     return sorted({*_OPTION.findall(text.getvalue()), *_EVERYWHERE})

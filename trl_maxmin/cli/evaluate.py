@@ -131,16 +131,15 @@ def run(argv: Sequence[str]) -> None:
     )
     (arguments,) = parser.parse_args_and_config(list(argv))
     _check(arguments)
-    if isinstance(arguments.chat_template_kwargs, str):
-        arguments.chat_template_kwargs = _json_object(arguments.chat_template_kwargs)
+    arguments.chat_template_kwargs = chat_template_options(arguments)
     accelerator = Accelerator()
     policies, reference = _policies(arguments)
     generated = any(isinstance(policy.source, str) for policy in policies.values())
-    prompts = _prompts(arguments) if generated else None
+    prompts = prompts_of(arguments) if generated else None
     gold = {name: function for name, function in map(_gold, arguments.gold or [])}
     _require_models(policies, arguments.reward_model)
     require_writable(arguments.output_dir)
-    with Progress(console=Console(stderr=True), disable=not _shows_progress(accelerator), transient=True) as bars:
+    with Progress(console=Console(stderr=True), disable=not shows_progress(accelerator), transient=True) as bars:
         found = evaluate_policies(
             policies,
             prompts,
@@ -160,7 +159,7 @@ def run(argv: Sequence[str]) -> None:
             ),
             accelerator=accelerator,
             num_resamples=arguments.num_resamples,
-            progress=_reporter(bars),
+            progress=reporter(bars),
         )
     if accelerator.is_main_process:
         _write(found, arguments, generated)
@@ -187,7 +186,15 @@ def _check(arguments: EvaluateArguments) -> None:
         raise UsageError(f"--max_prompts must be at least 2, got {arguments.max_prompts}.")
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def chat_template_options(arguments: Any) -> dict[str, Any] | None:
+    """`--chat_template_kwargs`, which a recipe gives as an object and a command line as its JSON.
+
+    Raises:
+        UsageError: no JSON object.
+    """
+    text = arguments.chat_template_kwargs
+    if not isinstance(text, str):
+        return text
     try:
         found = read_json(text.encode())
     except ValueError:
@@ -240,7 +247,12 @@ def _require_models(policies: dict[str, Policy], reward_model: str | None) -> No
         reward_model_names(reward_model)
 
 
-def _prompts(arguments: EvaluateArguments) -> list[Any]:
+def prompts_of(arguments: Any) -> list[Any]:
+    """The first `--max_prompts` of the test split of `--dataset_name`, or of the training split where there is none.
+
+    Raises:
+        ValueError: rows without prompts, or as [`read_dataset`].
+    """
     train, test = read_dataset(arguments)
     data = train if test is None else test
     if "prompt" not in data.column_names:
@@ -281,11 +293,13 @@ def _judges(arguments: EvaluateArguments) -> dict[str, EndpointJudge]:
     return judges
 
 
-def _shows_progress(accelerator: Accelerator) -> bool:
+def shows_progress(accelerator: Accelerator) -> bool:
+    """Whether this process draws progress bars: the main one, on a terminal, unless `--quiet`."""
     return accelerator.is_main_process and not os.environ.get("TRL_MAXMIN_QUIET") and Console(stderr=True).is_terminal
 
 
-def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
+def reporter(bars: Progress) -> Callable[[str, int, int], None]:
+    """What [`evaluate_policies`] takes as `progress`, drawn as bars."""
     tasks: dict[str, Any] = {}
 
     def report(title: str, done: int, total: int) -> None:

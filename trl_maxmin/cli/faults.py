@@ -30,7 +30,7 @@ _FOR_402 = {
     "push": f"Use --space_hardware zero-a10g {_FREE_SPACE}, --space_sdk static, or a PRO account.",
     "space": f"Use --hardware zero-a10g {_FREE_SPACE}, or a PRO account.",
 }
-_RESUMED = ("reward", "ppo", "grpo", "rloo")
+_RESUMED = ("reward", "ppo", "grpo", "rloo", "dpo")
 
 
 def told(command: str, argv: Sequence[str], error: BaseException) -> str:

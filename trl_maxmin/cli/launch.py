@@ -17,7 +17,7 @@ import yaml
 from .faults import UsageError
 
 
-LAUNCHED = ("reward", "ppo", "grpo", "rloo", "evaluate")
+LAUNCHED = ("reward", "ppo", "grpo", "rloo", "dpo", "evaluate")
 #: File in which a launched process leaves its exit status and its error.
 OUTCOME_VARIABLE = "TRL_MAXMIN_OUTCOME"
 OPTIONS = (

@@ -26,19 +26,29 @@ COMMANDS = {
     "ppo": "train one policy for the worst-off group by MaxMin-PPO",
     "grpo": "the same by MaxMin-GRPO, on TRL's trainer",
     "rloo": "the same by MaxMin-RLOO, on TRL's trainer",
+    "dpo": "the same from preferences alone, by group-robust DPO on TRL's trainer",
+    "best-of": "of n sampled replies choose those that serve the worst-off group, without training",
     "evaluate": "measure policies for every group, with intervals",
     "push": "put mixture, components and policies on the Hub, with cards and a collection",
     "pull": "get back what a push published",
     "space": "show and publish the Gradio Space",
+    "env": "print versions and devices, for a bug report",
+    "serve": "give rewards over HTTP to trainers of other frameworks",
     "completion": "print a completion script for bash, zsh or fish",
 }
 
-_TRAINS = ("reward", "ppo", "grpo", "rloo")
+_TRAINS = ("reward", "ppo", "grpo", "rloo", "dpo")
 
 
 def commands() -> dict[str, str]:
     """The subcommands that this installation has."""
-    return {name: text for name, text in COMMANDS.items() if importlib.util.find_spec(f"{__package__}.{name}")}
+    found = importlib.util.find_spec
+    return {name: text for name, text in COMMANDS.items() if found(f"{__package__}.{module_of(name)}")}
+
+
+def module_of(command: str) -> str:
+    """Name of a subcommand's module: `best-of` is in `best_of.py`."""
+    return command.replace("-", "_")
 
 
 def usage() -> str:
@@ -89,8 +99,11 @@ def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command == "--version":
         from .. import __version__
+        from ..run_record import RunRecord
 
-        print(__version__)
+        hosts = RunRecord.installed_versions()
+        of_hosts = ", ".join(f"{name} {hosts[name]}" for name in ("torch", "transformers", "trl") if name in hosts)
+        print(f"trl-maxmin {__version__} ({of_hosts}, Python {hosts['python']})")
         return 0
     if command not in commands():
         later = " It is not part of this installation." if command in COMMANDS else ""
@@ -120,7 +133,7 @@ def _run(command: str, argv: list[str], debug: bool) -> int:
         if options and "LOCAL_RANK" not in os.environ and not {"-h", "--help"} & set(rest):
             flags = ["--debug"] * debug + ["--quiet"] * bool(os.environ.get("TRL_MAXMIN_QUIET"))
             return launch(command, options, [*rest, *flags])
-        importlib.import_module(f".{command}", __package__).run(rest)
+        importlib.import_module(f".{module_of(command)}", __package__).run(rest)
         _leave_process_group()
     except KeyboardInterrupt as stop:
         if str(stop):  # of a push or a pull, which knows where it stands

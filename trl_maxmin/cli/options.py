@@ -71,7 +71,23 @@ _BITS = Refusal(
     "it loads frozen weights, so there is nothing to train. Add --use_peft, or leave it out.",
     lambda given: bool(given["use_peft"]),
 )
-_POLICY = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT)
+_WELFARE = (
+    "welfare welfare_temperature welfare_step_size welfare_step_schedule welfare_window welfare_floor "
+    "disagreement_point welfare_power welfare_order_weights leximin_delta regret_rule best_utilities "
+    "min_group_annotators min_group_share min_group_pairs"
+)
+
+
+def _one_component(options: str) -> Refusal:
+    return Refusal(
+        options,
+        "it weighs components, and --component leaves one. Leave one of the two out.",
+        lambda given: given["component"] is None,
+    )
+
+
+_TRAINED = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT)
+_POLICY = (*_TRAINED, _one_component(f"{_WELFARE} oscillation oscillation_window"))
 
 
 def _is_lora(given: Mapping[str, Any]) -> bool:
@@ -132,6 +148,11 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
     ),
     "grpo": _POLICY,
     "rloo": _POLICY,
+    "dpo": (
+        *_TRAINED,
+        _one_component(f"{_WELFARE} small_group_offset"),
+        Refusal("padding_free", "TRL has switched it off for DPO. Leave it out."),
+    ),
     "assign": (
         *_DATA,
         *_ONE_SPLIT,
@@ -170,6 +191,27 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
             "it is the key of a judge. Add --judge_url, or leave it out.",
             lambda given: bool(given["judge_url"]),
         ),
+    ),
+    "best-of": (
+        *_DATA,
+        Refusal(
+            "welfare_step_size welfare_step_schedule welfare_window oscillation oscillation_window",
+            "it is of training, rollout by rollout, and here all replies are there at once. Leave it out.",
+        ),
+        Refusal("max_calibration_prompts", "every prompt is measured. Leave it out, or use --max_prompts."),
+        Refusal(
+            "dataset_name dataset_config dataset_train_split dataset_test_split max_prompts num_completions",
+            "prompts, and the number of replies to each, are those of --completions. Leave one of the two out.",
+            lambda given: not given["completions"],
+        ),
+    ),
+    "serve": (
+        Refusal(
+            "utility num_reference_completions max_calibration_prompts generation_backend",
+            "the server samples nothing: utilities are zscores by what clients, or the mixture, were "
+            "calibrated with. Leave it out.",
+        ),
+        Refusal("oscillation oscillation_window", "the trainer is elsewhere and cannot be stopped. Leave it out."),
     ),
     "push": (
         Refusal(

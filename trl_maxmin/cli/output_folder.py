@@ -40,7 +40,7 @@ FILES = (
     *"generation_config.json training_args.bin tokenizer.json tokenizer_config.json special_tokens_map.json".split(),
     *"added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model chat_template.jinja".split(),
     *"assignments.json selection.json selection.png groups.json report.json comparison.png".split(),
-    *"diagnosis.json diagnosis.md diagnosis.png completions.jsonl".split(),
+    *"diagnosis.json diagnosis.md diagnosis.png completions.jsonl best_of.json".split(),
     *("reference_statistics.safetensors", "reference_statistics.json", "welfare_state.json", "README.md"),
     *(VALUE_HEAD_FILE, PPO_STATE_FILE, EM_STATE_NAME, RUN_RECORD_NAME),
 )

@@ -39,6 +39,7 @@ class PolicyArguments(ScriptArguments):
     Args:
         reward_model (`str`): folder or Hub id of a `MixtureRewardModel` or of a one-label sequence classifier;
             several, separated by commas, are the rewards of several groups.
+        component (`str`): the one component of the mixture that the policy is to serve.
         overwrite_output_dir (`bool`): remove an earlier run from `output_dir`.
     """
 
@@ -47,6 +48,13 @@ class PolicyArguments(ScriptArguments):
         metadata={
             "help": "Folder or Hub id of a mixture or of one-label reward models (comma separated: one a group). The "
             "base of a LoRA mixture is quantised as it was when the mixture was trained."
+        },
+    )
+    component: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train for this component of the mixture alone: a policy for one group, calibrated (zscore) like "
+            "the policy of all, so that both can be compared and routed between."
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
@@ -64,9 +72,34 @@ def reward_model_names(name: str) -> list[str]:
     return names
 
 
-def load_reward_models(name: str) -> Any:
-    """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds."""
+def require_component(reward_model: str, component: str) -> None:
+    """Raise where `--component` is none of the mixture's, before anything is loaded.
+
+    Raises:
+        UsageError: several reward models, one that is no mixture, or a component that it does not have.
+    """
+    names = reward_model_names(reward_model)
+    config = load_config(names[0], REWARD)
+    if len(names) > 1 or config.model_type != "mixture_reward":
+        raise UsageError(
+            f"--component {component} is of a mixture, and {REWARD} {reward_model} is none. Leave it out."
+        )
+    counts = config.component_annotators or [1] * config.num_components
+    described = [name for name, count in zip(config.component_names, counts, strict=True) if count > 0]
+    if component not in described:
+        raise UsageError(f"--component {component}: the components of {names[0]} are {', '.join(described)}.")
+
+
+def load_reward_models(name: str, component: str | None = None) -> Any:
+    """A mixture, or a list of `(one-label model, its tokenizer)`, by what each folder or Hub id holds.
+
+    Args:
+        name (`str`): `--reward_model`.
+        component (`str`, *optional*): `--component`: all that is kept of the mixture.
+    """
     models = [load_reward_model(part, REWARD) for part in reward_model_names(name)]
+    if component is not None:
+        models[0].keep_component(component)
     return models[0] if len(models) == 1 and isinstance(models[0], MixtureRewardModel) else models
 
 
@@ -119,6 +152,9 @@ def run_policy(
     # What is named wrongly is said before the first model is loaded.
     tokenizer = require_model(model.model_name_or_path, POLICY, revision=model.model_revision)
     rewards = reward_model_names(script.reward_model)
+    if script.component is not None:
+        require_component(script.reward_model, script.component)
+        args.utility = args.utility or "zscore"  # as of the policy for all, where one reward alone would be raw
     if not takes_reference:  # PPO looks at its prompts itself
         _fit_completions(args, tokenizer, train, [(model.model_name_or_path, POLICY)] + [(r, REWARD) for r in rewards])
     checkpoint = prepare_output_folder(
@@ -127,7 +163,7 @@ def run_policy(
     trainer = build(
         args=args,
         model=_load_policy(model, options),
-        reward_model=load_reward_models(script.reward_model),
+        reward_model=load_reward_models(script.reward_model, script.component),
         processing_class=tokenizer,
         train_dataset=train,
         eval_dataset=test,
@@ -135,6 +171,7 @@ def run_policy(
         **({"ref_model": _load_reference(model, options)} if takes_reference else {}),
     )
     trainer.dataset_name, trainer.reward_model_name = script.dataset_name, script.reward_model
+    trainer.reward_component = script.component
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.create_model_card()

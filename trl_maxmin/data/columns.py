@@ -11,8 +11,8 @@ assistant |
 | `annotator_id` | `str` or `int` | the person; without it every pair is its own annotator |
 | `group` | `str`, optional | a known sub-population, used for reporting; None, NaN or blank where it is unknown |
 | `margin` | `float`, optional | Bradley-Terry log-odds by which the chosen reply should win |
-| `chosen_probability` | `float`, optional | share of votes for `chosen`, 0.5 to 1, where nobody is named: checked, \
-and refused where something would be fitted to it |
+| `chosen_probability` | `float`, optional | share of votes for `chosen`, 0.5 to 1, where nobody is named; every \
+pair is its own annotator then |
 
 Rankings of several replies have `responses` instead, see [`trl_maxmin.data.rankings`].
 """
@@ -20,6 +20,7 @@ Rankings of several replies have `responses` instead, see [`trl_maxmin.data.rank
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,9 @@ _MAX_FAMILIAR_SHARE = 0.1
 _MIN_TEXTS = 50
 
 ANNOTATOR_COLUMN = "annotator_id"
+VOTE_SHARE = "chosen_probability"
+# Of an annotator who is no person but a row.
+_ROW_NAME = re.compile(r"pair-\d+")
 # Ends the message about ties that are none as text.
 AS_TOKENS = " once they are tokenised (as unknown words, or behind what the tokenizer normalises)"
 
@@ -95,8 +99,9 @@ def prepare_preferences(
         TypeError: something else than a `Dataset`.
         ValueError: no rows; a column missing; a prompt or a reply that is neither text nor messages, or messages that
             lack a role or content or end with the wrong role; a missing or non-finite margin; an annotator id that
-            names nobody (None, NaN, blank, "nan", "none", "null") or is no text and no whole number; only ties; fewer
-            annotators than components, or a single annotator for more than one component.
+            names nobody (None, NaN, blank, "nan", "none", "null") or is no text and no whole number; a share of votes
+            outside [0.5, 1], or beside annotators or margins; only ties; fewer annotators than components, or a single
+            annotator for more than one component.
 
     Warns:
         when there is no annotator column (every pair becomes its own annotator), and when ties were removed.
@@ -116,8 +121,8 @@ def prepare_preferences(
             "`chosen`, `rejected`, usually `prompt` and `annotator_id` (TRL's preference format)."
         )
     _check_texts(dataset)
-    if "chosen_probability" in columns:
-        _refuse_vote_shares(dataset, annotator_column)
+    if VOTE_SHARE in columns:
+        _check_vote_shares(dataset, annotator_column)
     dataset = with_annotators(dataset, annotator_column)
     for row, margin in enumerate(dataset["margin"][:] if "margin" in columns else ()):
         check_margin({"margin": margin}, row)
@@ -126,19 +131,20 @@ def prepare_preferences(
     return dataset
 
 
-def _refuse_vote_shares(dataset: Dataset, annotator_column: str) -> None:
-    if annotator_column in dataset.column_names:
+def _check_vote_shares(dataset: Dataset, annotator_column: str) -> None:
+    named = dataset[annotator_column][:] if annotator_column in dataset.column_names else []
+    if not all(_ROW_NAME.fullmatch(str(annotator)) for annotator in named):
         raise ValueError(
-            f"The data have `chosen_probability` and {annotator_column!r}: a share of votes belongs to no one person. "
+            f"The data have `{VOTE_SHARE}` and {annotator_column!r}: a share of votes belongs to no one person. "
             "Remove one of the columns; how strongly a person prefers a reply is a `margin`."
         )
-    for row, probability in enumerate(dataset["chosen_probability"][:]):
+    if "margin" in dataset.column_names and any(dataset["margin"][:]):
+        raise ValueError(
+            f"The data have `{VOTE_SHARE}` and `margin`: a margin is how strongly one person prefers a reply, and "
+            "shares of votes say it of many. Remove one of the columns."
+        )
+    for row, probability in enumerate(dataset[VOTE_SHARE][:]):
         check_probability(probability, row)
-    raise ValueError(
-        "The data have `chosen_probability`, which no likelihood here reads yet, and dropping it in silence would "
-        "make every share of votes a certain choice. Write a row for each vote (the minority's with `chosen` and "
-        "`rejected` swapped), or remove the column if that is what you want."
-    )
 
 
 def as_dataset(dataset: Any, needed: str) -> Dataset:

@@ -26,7 +26,14 @@ from datasets import Dataset
 
 from ..functional.ranking import MAX_TIED, UNRANKED, RankedChoices
 from .checks import check_margin, check_prompt, check_reply, is_whole_number
-from .columns import ANNOTATOR_COLUMN, as_dataset, check_annotator_count, prepare_preferences, with_annotators
+from .columns import (
+    ANNOTATOR_COLUMN,
+    VOTE_SHARE,
+    as_dataset,
+    check_annotator_count,
+    prepare_preferences,
+    with_annotators,
+)
 from .tokenization import plain_messages
 
 
@@ -72,8 +79,9 @@ def prepare_rankings(
 
     Raises:
         TypeError: something else than a `Dataset`.
-        ValueError: no rows; a column missing; a row that is no ranking, see [`ranking_of_row`]; a prompt, an annotator
-            or a margin that is refused in pairs; only ties; fewer annotators than components.
+        ValueError: no rows; a column missing, or `chosen_probability`; a row that is no ranking, see
+            [`ranking_of_row`]; a prompt, an annotator or a margin that is refused in pairs; only ties; fewer
+            annotators than components.
 
     Warns:
         when there is no annotator column, and when rows that order nothing were left out.
@@ -82,6 +90,7 @@ def prepare_rankings(
     columns = dataset.column_names
     if "responses" not in columns or not {"ranking", "choice"} & set(columns):
         raise ValueError(f"Rankings need `responses`, and `ranking` or `choice`. The data have: {', '.join(columns)}.")
+    _refuse_vote_shares(columns)
     ranks = [ranking_of_row(row, number) for number, row in enumerate(dataset)]
     dataset = with_annotators(dataset, annotator_column, "ranking")
     keep = [number for number, row in enumerate(dataset) if _orders_something(row["responses"], ranks[number])]
@@ -112,6 +121,14 @@ def prepare_either(
     """
     prepare = prepare_rankings if is_ranked(as_dataset(dataset, "preferences")) else prepare_preferences
     return prepare(dataset, annotator_column, num_components)
+
+
+def _refuse_vote_shares(columns: list[str]) -> None:
+    if VOTE_SHARE in columns:
+        raise ValueError(
+            f"The data have `{VOTE_SHARE}`, which is for pairs (`chosen`, `rejected`) alone. Train on pairs, or "
+            "remove the column: every row then counts as a certain choice."
+        )
 
 
 def choices_of(rankings: Dataset, rows: Any, annotators: Any) -> RankedChoices:
@@ -263,11 +280,15 @@ def pairs_to_rankings(pairs: Dataset) -> Dataset:
     Returns:
         `Dataset` with `responses` and `ranking` in their place; the other columns stay.
 
+    Raises:
+        ValueError: shares of votes.
+
     Example:
 
     >>> pairs_to_rankings(Dataset.from_list([{"chosen": "a", "rejected": "b"}]))[0]
     {'responses': ['a', 'b'], 'ranking': [1, 2]}
     """
+    _refuse_vote_shares(pairs.column_names)
     rows = [
         {
             **{name: value for name, value in row.items() if name not in ("chosen", "rejected")},

@@ -22,7 +22,7 @@ from ..functional.utility import MIN_REFERENCE_COMPLETIONS
 from ..models import MixtureRewardModel
 from ..models.loading import load_pretrained, load_tokenizer
 from ..trainer.scoring.reference_statistics import ReferenceStatistics
-from ..trainer.scoring.sources import RewardBatch, build_reward_source
+from ..trainer.scoring.sources import RewardBatch, RewardSource, build_reward_source
 from .generation import Replies, Sampling, diversity_of_replies, generate_replies, reply_logprobs
 from .judges import PairwiseJudge, judge_pairs
 from .results import GroupScores, summarise
@@ -245,7 +245,7 @@ def _score(
         for number, (name, own) in enumerate(replies.items()):
             report(f"scores ({kind})", number, len(replies))
             source = build_reward_source(functions, tokenizers.get(name), list(rewards) if kind == "gold" else None)
-            raw[name] = _rewards(source.to(accelerator.device), own, accelerator, sampling)
+            raw[name] = score_replies(source.to(accelerator.device), own, accelerator, sampling)
         report(f"scores ({kind})", len(replies), len(replies))
         if taken := sorted(set(source.names) & set(groups)):
             # A component that stands for a known group often carries its name.
@@ -273,8 +273,18 @@ def _score(
     return GroupScores(groups, utilities, keys, reference, weights=weights, below_floor=below), gold_utility
 
 
-def _rewards(source: Any, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:
-    """(N, K), scored by all ranks together."""
+def score_replies(source: RewardSource, replies: Replies, accelerator: Accelerator, sampling: Sampling) -> np.ndarray:
+    """Rewards of replies, scored by all ranks together.
+
+    Args:
+        source ([`RewardSource`]): on this rank's device.
+        replies ([`Replies`]): N of them.
+        accelerator ([`~accelerate.Accelerator`]): the ranks.
+        sampling ([`Sampling`]): its `batch_size` and `chat_template_kwargs`.
+
+    Returns:
+        `np.ndarray` of shape `(N, K)`, float64; NaN: not scored.
+    """
     rows = list(range(accelerator.process_index, len(replies), accelerator.num_processes))
     scored: list[tuple[int, list[float]]] = []
     for start in range(0, len(rows), 8 * sampling.batch_size):

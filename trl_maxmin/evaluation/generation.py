@@ -113,9 +113,7 @@ def generate_replies(
     Raises:
         ValueError: a prompt that is empty, or too long for the model.
     """
-    options, limit = sampling.chat_template_kwargs, sampling.max_prompt_length
-    prompt_ids = [encode_prompt(tokenizer, prompt, options, limit) for prompt in prompts]
-    _require_room(model, prompt_ids, sampling.max_new_tokens)
+    prompt_ids = encode_prompts(model, tokenizer, prompts, sampling)
     greedy = {"do_sample": False} if sampling.temperature == 0 else None
     config = sampling_config(sampling.temperature or 1.0, sampling.max_new_tokens, greedy)
     stop = resolve_stop_tokens(None, None, model, tokenizer, not isinstance(prompts[0], str))
@@ -147,6 +145,26 @@ def generate_replies(
         prompt_ids=[prompt_ids[row] for row, _ in rows],
         completion_ids=completion_ids,
     )
+
+
+def encode_prompts(
+    model: PreTrainedModel | nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> list[list[int]]:
+    """Ids of the prompts as the policy reads them, each of which leaves room for a reply.
+
+    Args:
+        model, tokenizer, prompts, sampling: as in [`generate_replies`].
+
+    Raises:
+        ValueError: a prompt that is empty, or too long for the model.
+    """
+    options, limit = sampling.chat_template_kwargs, sampling.max_prompt_length
+    prompt_ids = [encode_prompt(tokenizer, prompt, options, limit) for prompt in prompts]
+    _require_room(model, prompt_ids, sampling.max_new_tokens)
+    return prompt_ids
 
 
 def _require_room(model: nn.Module, prompt_ids: list[list[int]], max_new_tokens: int) -> None:

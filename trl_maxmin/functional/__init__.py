@@ -15,18 +15,18 @@ from .em import (
     update_mixing_weights,
 )
 from .logprobs import token_logprobs
+from .ordered_welfare import gini_weights, leximin_weights, minus_regret, pmean_weights
 from .oscillation import switching_stalls
 from .preference import fit_temperature, preference_accuracy, preference_log_likelihood
 from .ranking import RankedChoices, fit_ranking_temperature, ranking_log_likelihood
+from .simplex import apply_weight_floor, project_to_simplex
 from .utility import win_rate_utility, within_prompt_scale, zscore_utility
 from .welfare import (
     WELFARE_RULES,
-    apply_weight_floor,
     maxmin_weights,
     mirror_weights,
     mixing_weights_rule,
     nash_weights,
-    project_to_simplex,
     sample_min,
     softmin_weights,
     utilitarian_weights,
@@ -44,13 +44,17 @@ __all__ = [
     "classification_log_likelihood",
     "fit_ranking_temperature",
     "fit_temperature",
+    "gini_weights",
     "hard_assignment",
+    "leximin_weights",
     "log_responsibilities",
     "lower_bound",
     "maxmin_weights",
+    "minus_regret",
     "mirror_weights",
     "mixing_weights_rule",
     "nash_weights",
+    "pmean_weights",
     "posterior_entropy",
     "predictive_log_likelihood",
     "preference_accuracy",

@@ -26,6 +26,7 @@ from .em_starts import distinct_partitions, propose_starts
 from .feature_pairs import FeaturePairs, deal_folds, own_folds
 from .feature_rankings import FeatureRankings, RankingFitter
 from .incidence import differences_of, sums_of
+from .preference import vote_log_likelihood
 
 
 PRIOR_SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -106,6 +107,7 @@ class _Fitter:
         self.texts, self.curvature, self.pairs = pairs.features, curvature, pairs
         self.gather, self.scatter = differences_of(pairs.chosen, pairs.rejected, len(pairs.features))
         self.margin = None if pairs.margin is None else pairs.margin.to(self.texts).unsqueeze(1)
+        self.against = None if pairs.share is None else (1 - pairs.share).to(self.texts).unsqueeze(1)
 
     def differences(self, weight: Tensor) -> Tensor:
         """`(N, C)` for weights `(C, R)`."""
@@ -128,16 +130,16 @@ class _Fitter:
         # tanh(d / 2) / (2 d), and tanh(d / 2) = 1 - 2 sigmoid(-d).
         bound = (1 - 2 * wrong).div_(2 * difference).nan_to_num_(nan=0.25).clamp_(0.0, 0.25)
         bound = bound.mul_(responsibilities).sum(0)
-        gradient = -(self.scatter @ wrong.mul_(responsibilities)).T @ self.texts + ridge * ahead
+        slope = wrong if self.against is None else wrong - self.against
+        gradient = -(self.scatter @ slope.mul_(responsibilities)).T @ self.texts + ridge * ahead
         new = ahead - gradient / (bound.unsqueeze(1) * self.curvature + ridge)
         moved = new - weight
         uphill = (gradient * moved).sum(1, keepdim=True) > 0
         return new, torch.where(uphill, 0.0, 0.7) * moved, difference
 
-    @staticmethod
-    def log_likelihood_of(differences: Tensor) -> Tensor:
+    def log_likelihood_of(self, differences: Tensor) -> Tensor:
         """Of what `step` returns."""
-        return F.logsigmoid(differences)
+        return vote_log_likelihood(differences, self.pairs.share)
 
     def annotator_gradients(
         self, weights: Tensor, scores: Tensor, own: Tensor, num_annotators: int
@@ -151,7 +153,10 @@ class _Fitter:
             num_annotators (`int`): H.
         """
         slope = (1 - scores.exp()).float()
+        if self.against is not None:
+            slope = torch.sigmoid(-self.differences(weights).gather(1, own.unsqueeze(1)))
         variance = (slope * (1 - slope)).mean().clamp(min=1e-6).item()
+        slope = slope if self.against is None else slope - self.against
         found = torch.zeros(num_annotators, len(self.curvature))
         for rows in torch.arange(len(slope)).split(8192):
             pairs = self.pairs.select(rows)

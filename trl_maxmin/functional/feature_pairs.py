@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .feature_rankings import FeatureRankings
+from .preference import vote_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class FeaturePairs:
         rejected (`Tensor` of shape `(N,)`): row of the other text.
         annotator_index (`Tensor` of shape `(N,)`): annotator 0..H-1.
         margin (`Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+        share (`Tensor` of shape `(N,)`, *optional*): of the votes for the chosen text.
     """
 
     features: Tensor
@@ -30,6 +31,7 @@ class FeaturePairs:
     rejected: Tensor
     annotator_index: Tensor
     margin: Tensor | None = None
+    share: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -45,8 +47,13 @@ class FeaturePairs:
 
     def select(self, rows: Tensor) -> FeaturePairs:
         """The pairs of a mask or of row numbers; the texts stay."""
-        margin = None if self.margin is None else self.margin[rows]
-        return FeaturePairs(self.features, self.chosen[rows], self.rejected[rows], self.annotator_index[rows], margin)
+        margin, share = (None if of is None else of[rows] for of in (self.margin, self.share))
+        own = (self.chosen[rows], self.rejected[rows], self.annotator_index[rows])
+        return FeaturePairs(self.features, *own, margin, share)
+
+    def of_annotators(self, annotator_index: Tensor) -> FeaturePairs:
+        """The same pairs, given by others."""
+        return replace(self, annotator_index=annotator_index)
 
     @property
     def sides(self) -> Tensor:
@@ -78,7 +85,7 @@ class FeaturePairs:
         difference = rewards[self.chosen] - rewards[self.rejected]
         if self.margin is not None:
             difference = difference - self.margin.to(weight).unsqueeze(1)
-        return F.logsigmoid(difference)
+        return vote_log_likelihood(difference, self.share)
 
 
 def deal_folds(pairs: FeaturePairs | FeatureRankings, num_folds: int, generator: torch.Generator) -> Tensor:

@@ -15,9 +15,15 @@ TEMPERATURE_BOUNDS = (1e-2, 1e2)
 
 
 def preference_log_likelihood(
-    chosen_rewards: torch.Tensor, rejected_rewards: torch.Tensor, margin: torch.Tensor | None = None
+    chosen_rewards: torch.Tensor,
+    rejected_rewards: torch.Tensor,
+    margin: torch.Tensor | None = None,
+    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probability that each component prefers the chosen reply: `logsigmoid(r_chosen - r_rejected - margin)`.
+
+    Where only a share `s` of the votes for the chosen reply is known, the expected log-probability of one vote,
+    `s logsigmoid(d) + (1 - s) logsigmoid(-d)`.
 
     Args:
         chosen_rewards (`torch.Tensor` of shape `(N, K)`): reward of the chosen reply under each component, in
@@ -26,13 +32,15 @@ def preference_log_likelihood(
             Bradley-Terry log-odds.
         margin (`torch.Tensor` of shape `(N,)`, *optional*): how far the chosen reply has to lead before it counts as
             preferred, in Bradley-Terry log-odds.
+        share (`torch.Tensor` of shape `(N,)`, *optional*): of the votes for the chosen reply, in [0, 1].
 
     Returns:
         `torch.Tensor` of shape `(N, K)`: log-likelihoods in nats, at most 0. A NaN reward gives NaN in its own entry
         only.
 
     Raises:
-        ValueError: the two reward tensors differ in shape or are not of shape `(N, K)`, or `margin` is not `(N,)`.
+        ValueError: the two reward tensors differ in shape or are not of shape `(N, K)`, or `margin` or `share` is not
+            `(N,)`.
 
     Source: Bradley and Terry (1952); the margin as in Touvron et al., "Llama 2" (arXiv 2307.09288), section 3.2.2.
 
@@ -48,7 +56,24 @@ def preference_log_likelihood(
         require_shape("margin", margin, (difference.shape[0],), "one margin per preference pair")
         difference = difference - margin.to(difference).unsqueeze(-1)
     # exp(r_w) / (exp(r_w) + exp(r_l)) overflows from |r| ~ 88 on in float32; logsigmoid of the difference does not.
-    return F.logsigmoid(difference)
+    return vote_log_likelihood(difference, share)
+
+
+def vote_log_likelihood(difference: torch.Tensor, share: torch.Tensor | None = None) -> torch.Tensor:
+    """`s logsigmoid(d) + (1 - s) logsigmoid(-d)` of differences `(N, ...)` and shares of votes `(N,)`; without shares
+    `logsigmoid(d)`.
+
+    Example:
+
+    >>> vote_log_likelihood(torch.tensor([[0.0], [0.0]]), torch.tensor([0.5, 1.0])).exp().flatten().tolist()
+    [0.5, 0.5]
+    """
+    if share is None:
+        return F.logsigmoid(difference)
+    require_shape("share", share, (difference.shape[0],), "one share of votes per preference pair")
+    against = (1 - share).to(difference).view(-1, *[1] * (difference.dim() - 1))
+    # logsigmoid(-d) is logsigmoid(d) - d.
+    return F.logsigmoid(difference) - against * difference
 
 
 def preference_accuracy(chosen_rewards: torch.Tensor, rejected_rewards: torch.Tensor) -> torch.Tensor:
@@ -82,6 +107,7 @@ def fit_temperature(
     weights: torch.Tensor | None = None,
     margin: torch.Tensor | None = None,
     max_iter: int = 50,
+    share: torch.Tensor | None = None,
 ) -> float:
     """Temperature `T` that calibrates one component: its rewards divided by `T` fit held-out pairs best.
 
@@ -96,6 +122,8 @@ def fit_temperature(
         margin (`torch.Tensor` of shape `(N,)`, *optional*): margin of each pair in Bradley-Terry log-odds. It is not
             divided by `T`.
         max_iter (`int`, *optional*, defaults to 50): largest number of Newton or bisection steps.
+        share (`torch.Tensor` of shape `(N,)`, *optional*): of the votes for the chosen reply, see
+            [`preference_log_likelihood`].
 
     Returns:
         `float`: `T` in `[0.01, 100]`. `T > 1` means that the component was over-confident. A bound is returned where
@@ -116,6 +144,8 @@ def fit_temperature(
     True
     """
     difference, weights, margin = _temperature_inputs(reward_difference, weights, margin)
+    against = torch.zeros_like(difference) if share is None else 1 - share.detach().to(difference)
+    require_shape("share", against, (len(difference),), "one share of votes per pair")
     if max_iter < 1:
         raise ValueError(f"`max_iter` is {max_iter}, but must be at least 1; leave it out for the default of 50.")
     if not (weights * difference).abs().any():
@@ -123,7 +153,7 @@ def fit_temperature(
 
     def slope_and_curvature(inverse: float) -> tuple[float, float]:
         wrong = torch.sigmoid(margin - inverse * difference)
-        slope = -(weights * difference * wrong).sum()
+        slope = -(weights * difference * (wrong - against)).sum()
         curvature = (weights * difference.square() * wrong * (1.0 - wrong)).sum()
         return slope.item(), curvature.item()
 

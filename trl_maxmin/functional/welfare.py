@@ -12,6 +12,10 @@ the replies of all ranks. The KL penalty is common to all groups and does not en
 | `"utilitarian"` | `1 / K` | the mean over groups |
 | `"mixing"` | the mixing weights | what single-reward RLHF approximates |
 | `"nash"` | proportional to `1 / (U[k] - d[k])` | the product of gains over `d` |
+| `"pmean"` | proportional to `(U[k] - d[k]) ** (p - 1)` | the power mean of gains over `d` |
+| `"gini"` | by place, the most to the worst off | an ordered weighted average |
+| `"leximin"` | by place, falling steeply | the worst off, then the next, ... |
+| `"regret"` | another rule's, on `U[k] - U*[k]` | the largest regret, where that rule is `"maxmin"` |
 
 `sample_min` is not a rule but a reward: `E[min_k u[k]]` is a different objective from `min_k E[u[k]]` and at most as
 large.
@@ -20,14 +24,21 @@ In every function a NaN utility means that nothing was scored for that component
 the 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from .ordered_welfare import gains, gini_weights, leximin_weights, minus_regret, pmean_weights
 from .preference import require_shape
+from .simplex import apply_weight_floor, project_to_simplex, require_floor, require_on_simplex, scored_components
 
 
-WELFARE_RULES = ("maxmin", "softmin", "mirror", "utilitarian", "mixing", "nash")
+WELFARE_RULES = (
+    *("maxmin", "softmin", "mirror", "utilitarian", "mixing", "nash"),
+    *("pmean", "gini", "leximin", "regret"),
+)
+#: Rules that can look at regrets instead of utilities.
+REGRET_RULES = ("maxmin", "softmin", "mirror", "gini", "leximin")
 WelfareRule = str | Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -50,7 +61,7 @@ def maxmin_weights(utilities: torch.Tensor) -> torch.Tensor:
     >>> maxmin_weights(torch.tensor([0.5, -0.2, 0.1]))
     tensor([0., 1., 0.])
     """
-    scored = _scored(utilities)
+    scored = scored_components(utilities)
     filled = torch.where(scored, utilities, torch.inf)
     weights = torch.zeros_like(filled)
     weights[(filled == filled.min()).nonzero()[0]] = 1.0
@@ -75,7 +86,7 @@ def softmin_weights(utilities: torch.Tensor, tau: float) -> torch.Tensor:
     >>> softmin_weights(torch.tensor([0.0, 1.0986]), tau=1.0)
     tensor([0.7500, 0.2500])
     """
-    scored = _scored(utilities)
+    scored = scored_components(utilities)
     if not 0.0 < tau < float("inf"):
         raise ValueError(
             f"`tau` is {tau}, but must be finite and positive; use 'maxmin' or 'utilitarian' for its limits."
@@ -108,8 +119,8 @@ def mirror_weights(utilities: torch.Tensor, previous: torch.Tensor, eta: float) 
     >>> mirror_weights(torch.tensor([0.0, 1.0986]), torch.tensor([0.5, 0.5]), eta=1.0)
     tensor([0.7500, 0.2500])
     """
-    scored = _scored(utilities)
-    previous = _require_on_simplex("previous", previous, utilities)
+    scored = scored_components(utilities)
+    previous = require_on_simplex("previous", previous, utilities)
     if not 0.0 <= eta < float("inf"):
         raise ValueError(f"`eta` is {eta}, but must be finite and not negative; 0.1 is a common step size.")
     # A weight that has underflowed to 0 could never grow again.
@@ -134,7 +145,7 @@ def utilitarian_weights(utilities: torch.Tensor) -> torch.Tensor:
     >>> utilitarian_weights(torch.tensor([5.0, float("nan"), -1.0]))
     tensor([0.5000, 0.0000, 0.5000])
     """
-    scored = _scored(utilities)
+    scored = scored_components(utilities)
     return scored.to(utilities.dtype) / scored.sum()
 
 
@@ -157,8 +168,8 @@ def mixing_weights_rule(utilities: torch.Tensor, mixing_weights: torch.Tensor) -
     >>> mixing_weights_rule(torch.tensor([0.0, 0.0]), torch.tensor([0.75, 0.25]))
     tensor([0.7500, 0.2500])
     """
-    scored = _scored(utilities)
-    shares = torch.where(scored, _require_on_simplex("mixing_weights", mixing_weights, utilities), 0.0)
+    scored = scored_components(utilities)
+    shares = torch.where(scored, require_on_simplex("mixing_weights", mixing_weights, utilities), 0.0)
     if shares.sum() <= 0:
         raise ValueError(
             f"`mixing_weights` are {mixing_weights.tolist()}, which leaves nothing for the scored components "
@@ -191,14 +202,8 @@ def nash_weights(utilities: torch.Tensor, disagreement: torch.Tensor, eps: float
     >>> nash_weights(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
     tensor([0.7500, 0.2500])
     """
-    scored = _scored(utilities)
-    require_shape("disagreement", disagreement, tuple(utilities.shape), "one entry per component, (K,)")
-    if not disagreement.isfinite().all():
-        raise ValueError(f"`disagreement` is {disagreement.tolist()}, but must be finite.")
-    if not 0.0 < eps < float("inf"):
-        raise ValueError(f"`eps` is {eps}, but must be finite and positive.")
-    gain = (utilities - disagreement.to(utilities)).clamp_min(eps)
-    inverse = torch.where(scored, 1.0 / gain, 0.0)
+    scored = scored_components(utilities)
+    inverse = torch.where(scored, 1.0 / gains(utilities, disagreement, eps), 0.0)
     return inverse / inverse.sum()
 
 
@@ -211,6 +216,11 @@ def welfare_weights(
     previous: torch.Tensor | None = None,
     mixing_weights: torch.Tensor | None = None,
     disagreement: torch.Tensor | None = None,
+    power: float = -1.0,
+    order_weights: Sequence[float] | None = None,
+    delta: float = 0.05,
+    best: torch.Tensor | None = None,
+    regret_rule: str = "maxmin",
     floor: float = 0.0,
 ) -> torch.Tensor:
     """Weights of the components under a rule given by name or by a function.
@@ -225,15 +235,24 @@ def welfare_weights(
         eta (`float`, *optional*, defaults to 0.1): step size of `"mirror"`.
         previous (`torch.Tensor` of shape `(K,)`, *optional*): weights before, for `"mirror"`; uniform if not given.
         mixing_weights (`torch.Tensor` of shape `(K,)`, *optional*): shares, needed for `"mixing"`.
-        disagreement (`torch.Tensor` of shape `(K,)`, *optional*): disagreement point of `"nash"`; zeros if not given.
+        disagreement (`torch.Tensor` of shape `(K,)`, *optional*): disagreement point of `"nash"` and `"pmean"`; zeros
+            if not given.
+        power (`float`, *optional*, defaults to -1.0): p of `"pmean"`.
+        order_weights (`Sequence[float]` of length K, *optional*): of `"gini"`.
+        delta (`float`, *optional*, defaults to 0.05): of `"leximin"`.
+        best (`torch.Tensor` of shape `(K,)`, *optional*): utility of each component under its own best policy, needed
+            for `"regret"`.
+        regret_rule (`str`, *optional*, defaults to `"maxmin"`): one of `REGRET_RULES`, which `"regret"` gives
+            `utilities - best`.
         floor (`float`, *optional*, defaults to 0.0): smallest weight of a scored component, in `[0, 1 / K]`.
 
     Returns:
         `torch.Tensor` of shape `(K,)` on the simplex, in the dtype of `utilities`.
 
     Raises:
-        ValueError: an unknown name, `"mixing"` without mixing weights, a function's result of the wrong shape or not
-            finite, a floor outside `[0, 1 / K]`, or anything the rule itself refuses.
+        ValueError: an unknown name, `"mixing"` without mixing weights, `"regret"` without best utilities or by an
+            unknown rule, a function's result of the wrong shape or not finite, a floor outside `[0, 1 / K]`, or
+            anything the rule itself refuses.
 
     Example:
 
@@ -241,10 +260,14 @@ def welfare_weights(
     tensor([0., 1.])
     >>> welfare_weights("maxmin", torch.tensor([0.3, 0.1]), floor=0.1)
     tensor([0.1000, 0.9000])
+    >>> welfare_weights("regret", torch.tensor([0.3, 0.1]), best=torch.tensor([0.9, 0.2]))
+    tensor([1., 0.])
     >>> welfare_weights(lambda u: -u, torch.tensor([0.0, 0.5]))
     tensor([0.7500, 0.2500])
     """
-    scored = _scored(utilities)
+    scored = scored_components(utilities)
+    if isinstance(rule, str) and rule == "regret":
+        rule, utilities = _of_regret(regret_rule), minus_regret(utilities, _require_best(best))
     if callable(rule):
         weights = _custom_weights(rule, utilities, scored)
     elif rule == "maxmin":
@@ -264,69 +287,39 @@ def welfare_weights(
         weights = mixing_weights_rule(utilities, mixing_weights)
     elif rule == "nash":
         weights = nash_weights(utilities, torch.zeros_like(utilities) if disagreement is None else disagreement)
+    elif rule == "pmean":
+        weights = pmean_weights(utilities, power, disagreement)
+    elif rule == "gini":
+        weights = gini_weights(utilities, order_weights)
+    elif rule == "leximin":
+        weights = leximin_weights(utilities, delta)
     else:
         raise ValueError(
             f"Unknown welfare rule {rule!r}; choose one of {', '.join(map(repr, WELFARE_RULES))}, or pass a function. "
             "('sample_min' is a reward, not a rule: see `sample_min`.)"
         )
-    _require_floor(floor, utilities.numel())
+    require_floor(floor, utilities.numel())
     floored = torch.zeros_like(weights)
     floored[scored] = apply_weight_floor(weights[scored], floor)
     return floored
 
 
-def project_to_simplex(values: torch.Tensor) -> torch.Tensor:
-    """The point of the probability simplex nearest to `values` in Euclidean distance.
-
-    Args:
-        values (`torch.Tensor` of shape `(K,)`): any finite numbers.
-
-    Returns:
-        `torch.Tensor` of shape `(K,)`: non-negative, sums to 1.
-
-    Raises:
-        ValueError: a wrong shape, no entries, or a value that is not finite.
-
-    Source: Duchi et al. (2008), "Efficient Projections onto the l1-Ball for Learning in High Dimensions", figure 1.
-
-    Example:
-
-    >>> project_to_simplex(torch.tensor([1.0, 0.5, -3.0]))
-    tensor([0.7500, 0.2500, 0.0000])
-    """
-    require_shape("values", values, (None,), "one entry per component, (K,)")
-    if values.numel() == 0 or not values.isfinite().all():
-        raise ValueError(f"`values` is {values.tolist()}, but needs at least one entry and finite entries only.")
-    # The projection is the same after a shift of all entries; removing the largest keeps 1e9 + small exact enough.
-    shifted = values.double() - values.double().max()
-    descending = shifted.sort(descending=True).values
-    excess = descending.cumsum(0) - 1.0
-    rank = torch.arange(1, values.numel() + 1, device=values.device, dtype=torch.float64)
-    support = int((descending > excess / rank).nonzero().max())
-    return (shifted - excess[support] / (support + 1)).clamp_min(0.0).to(values.dtype)
+def _of_regret(regret_rule: str) -> str:
+    if regret_rule not in REGRET_RULES:
+        raise ValueError(
+            f"`regret_rule` is {regret_rule!r}, which cannot look at regrets; choose one of "
+            f"{', '.join(map(repr, REGRET_RULES))}."
+        )
+    return regret_rule
 
 
-def apply_weight_floor(weights: torch.Tensor, floor: float) -> torch.Tensor:
-    """Mix weights with the uniform ones so that none is below `floor`: `floor + (1 - K floor) w`.
-
-    Args:
-        weights (`torch.Tensor` of shape `(K,)`): on the simplex.
-        floor (`float`): smallest weight, in `[0, 1 / K]`; `1 / K` makes the weights uniform.
-
-    Returns:
-        `torch.Tensor` of shape `(K,)` on the simplex.
-
-    Raises:
-        ValueError: a wrong shape, weights not on the simplex, or a floor outside `[0, 1 / K]`.
-
-    Example:
-
-    >>> apply_weight_floor(torch.tensor([1.0, 0.0]), 0.2)
-    tensor([0.8000, 0.2000])
-    """
-    _require_on_simplex("weights", weights, weights)
-    _require_floor(floor, weights.numel())
-    return floor + (1.0 - weights.numel() * floor) * weights
+def _require_best(best: torch.Tensor | None) -> torch.Tensor:
+    if best is None:
+        raise ValueError(
+            "The rule 'regret' needs `best`, the utility of each component under its own best policy, got None; use "
+            "'maxmin' if nobody knows it."
+        )
+    return best
 
 
 def sample_min(utilities: torch.Tensor) -> torch.Tensor:
@@ -355,38 +348,6 @@ def sample_min(utilities: torch.Tensor) -> torch.Tensor:
     if utilities.shape[1] == 0:
         raise ValueError("`utilities` has 0 components, but at least one is needed.")
     return utilities.amin(dim=1)
-
-
-def _scored(utilities: torch.Tensor) -> torch.Tensor:
-    require_shape("utilities", utilities, (None,), "one group utility per component, (K,)")
-    scored = ~utilities.isnan()
-    if not scored.any():
-        raise ValueError(
-            f"`utilities` is {utilities.tolist()}: nothing was scored for any component; check that the reward "
-            "functions return numbers for at least one reply."
-        )
-    if utilities.isinf().any():
-        raise ValueError(
-            f"`utilities` is {utilities.tolist()}, but must be finite or NaN; check the reward functions."
-        )
-    return scored
-
-
-def _require_on_simplex(name: str, weights: torch.Tensor, utilities: torch.Tensor) -> torch.Tensor:
-    require_shape(name, weights, tuple(utilities.shape), "one entry per component, (K,)")
-    on_simplex = weights.isfinite().all() and (weights >= 0).all() and abs(weights.double().sum().item() - 1.0) < 1e-3
-    if not on_simplex:
-        raise ValueError(
-            f"`{name}` is {weights.tolist()}, but must be non-negative and sum to 1; see `project_to_simplex`."
-        )
-    return weights.to(utilities)
-
-
-def _require_floor(floor: float, num_components: int) -> None:
-    if not 0.0 <= floor <= 1.0 / num_components:
-        raise ValueError(
-            f"`floor` is {floor}, but must be in [0, 1 / K] = [0, {1.0 / num_components:.4g}]; 0 is no floor."
-        )
 
 
 def _custom_weights(rule: Callable, utilities: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:

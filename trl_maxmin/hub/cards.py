@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard, ModelCardData, SpaceCard
 
-from ..run_record import RUN_RECORD_NAME, WELFARE_SETTINGS, RunRecord
+from ..run_record import RUN_RECORD_NAME, RunRecord, welfare_settings
 from . import facts
 from .card_keeping import LIBRARY, PAPER_TAG, keep, marked
 from .contents import CARD
@@ -263,7 +263,7 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
     context, policy, evaluation = context.with_links(record), record.policy, record.evaluation
     name, curves, welfare = policy.get("name", ""), policy.get("curves") or {}, policy.get("welfare") or {}
     rates, utility = ((evaluation.get(part) or {}).get(name) or {} for part in ("win_rate", "gold_utility"))
-    of_rule = (*WELFARE_SETTINGS[""], *WELFARE_SETTINGS.get(welfare.get("rule", ""), ()))
+    of_rule = welfare_settings(welfare.get("rule"), welfare.get("regret_rule"))
     return _model_card(
         "policy.md",
         record,
@@ -282,6 +282,7 @@ def policy_card(record: RunRecord, context: CardContext, *, peft: bool = False) 
         lowest=facts.lowest(evaluation),
         welfare=welfare,
         num_rewards=_num_rewards(policy),
+        offline="dpo" in str(policy.get("algorithm", "")).lower(),
         kl=facts.last(curves, "objective/kl", "kl"),
         # PPO sums over a reply, GRPO and RLOO average over tokens.
         kl_per="reply" if curves.get("objective/kl") else "token",

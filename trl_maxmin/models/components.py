@@ -19,7 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from .configuration_mixture_reward import MixtureRewardModelConfig
 from .families import get_family, get_linear, new_weights
 from .loading import load_config, load_pretrained, place_of, read_tensors, require_tensors
-from .lora import adapter_name, merged_classifier, save_adapter_folder
+from .lora import adapter_name, copy_adapter, merged_classifier, save_adapter_folder
 from .quantization import load_as_fitted
 
 
@@ -95,6 +95,42 @@ def _component_number(mixture: MixtureRewardModel, k: int | str) -> int:
         f"There is no component {k!r}. Components: {dict(enumerate(mixture.component_names))}; give a number or a "
         "name."
     )
+
+
+@torch.no_grad()
+def keep_component(mixture: MixtureRewardModel, k: int | str) -> None:
+    """Drop all components but one: a mixture of K = 1, with its name, calibration and counts.
+
+    What is dropped costs no forward any more. For a policy that serves one group, see `trl-maxmin ppo --component`.
+
+    Args:
+        k (`int` or `str`): number or name of the component.
+
+    Raises:
+        ValueError: no such component, or one that describes no annotator.
+    """
+    k, config = _component_number(mixture, k), mixture.config
+    if k not in mixture.described_components:
+        named = ", ".join(mixture.component_names[j] for j in mixture.described_components)
+        raise ValueError(f"The component {mixture.component_names[k]!r} describes no annotator; choose of {named}.")
+    if config.component_type == "full":
+        mixture.components = mixture.components[k : k + 1]
+    elif k > 0:
+        head = get_linear(mixture.components[0])
+        for parameter in (head.weight, head.bias):
+            if parameter is not None:
+                parameter[0] = parameter[k].clone()
+        if config.component_type == "lora":
+            copy_adapter(mixture.trunk, k, 0)
+    for name in ("component_names", "reward_shift", "reward_scale", "temperatures"):
+        values = list(getattr(config, name))
+        setattr(config, name, [values[k], *values[:k], *values[k + 1 :]])
+    counts = {name: getattr(config, name) for name in ("component_annotators", "component_pairs")}
+    weight = config.evidence_weight
+    mixture.keep_components(1)
+    config.evidence_weight = weight
+    for name, values in counts.items():
+        setattr(config, name, None if values is None else [values[k]])
 
 
 @torch.no_grad()

@@ -355,16 +355,39 @@ def _load_with_adapter(
         revision=adapter.get("revision") or "main",
         **rest,
     )
-    place = {key: value for key, value in place_of(kwargs).items() if key != "local_files_only"}
+    return add_adapter(model, name, argument, **place_of(kwargs))
+
+
+def add_adapter(
+    model: PreTrainedModel, name: str, argument: str, adapter_name: str = "default", **place: Any
+) -> PreTrainedModel:
+    """Put an adapter on a model and switch it on; others that the model has stay beside it (`model.set_adapter`).
+
+    Args:
+        model (`PreTrainedModel`): the adapter's base, without adapters or with others.
+        name (`str`), argument (`str`), **place: as [`load_pretrained`].
+        adapter_name (`str`): what `set_adapter` is to call it.
+
+    Returns:
+        `PreTrainedModel`: the model itself, in evaluation mode.
+
+    Raises:
+        ValueError: weights that are missing, left over, of another shape, NaN or infinite.
+    """
+    place = {key: value for key, value in place.items() if key != "local_files_only"}
+    options = {"adapter_kwargs": place, "ignore_mismatched_sizes": True, "dtype": model.dtype}
     with _telling(argument, name):
-        found = model.load_adapter(name, adapter_kwargs=place, ignore_mismatched_sizes=True, dtype=model.dtype)
+        found = model.load_adapter(name, adapter_name=adapter_name, **options)
         missing, extra = found.missing_keys, found.unexpected_keys
         if not found.mismatched_keys and any(".modules_to_save." in key for key in missing):
             # The oldest supported transformers does not read the modules that PEFT saves whole; PEFT does.
             weights = load_peft_weights(name, "cpu", **place)
             weights = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
-            by_peft = set_peft_model_state_dict(model, weights)
+            by_peft = set_peft_model_state_dict(model, weights, adapter_name=adapter_name)
             missing, extra = missing & set(by_peft.missing_keys), by_peft.unexpected_keys
+    # Of the adapters that are there already this file holds nothing.
+    others = tuple(f".{other}." for other in model.peft_config if other != adapter_name)
+    missing = [key for key in missing if not any(other in key for other in others)]
     file, kind = _file_of(name, **place), f"{type(model).__name__} with this adapter"
     require_nothing(argument, file, kind, missing, found.mismatched_keys, extra)
     require_finite(model.state_dict(keep_vars=True).items(), argument, file)

@@ -148,6 +148,16 @@ def drop_adapters(trunk: nn.Module, components: Iterable[int]) -> None:
         trunk.peft_config.pop(adapter_name(k), None)
 
 
+@torch.no_grad()
+def copy_adapter(trunk: nn.Module, source: int, target: int) -> None:
+    """Overwrite the adapter of one component with that of another."""
+    named, own = dict(trunk.named_parameters()), f".{adapter_name(target)}."
+    for name, parameter in named.items():
+        if own in f".{name}.":
+            other = f".{name}.".replace(own, f".{adapter_name(source)}.").strip(".")
+            parameter.copy_(named[other])
+
+
 def carries_adapters(model: nn.Module) -> bool:
     """Whether some layer of the model has an adapter, a component's or another's."""
     return bool(_layers(model))

@@ -94,6 +94,7 @@ class MixtureRewardModel(PreTrainedModel):
 
     component = components.component
     exports_components = property(components.exports_components)
+    keep_component = components.keep_component
     scale_heads = components.scale_heads
     save_component = components.save_component
     save_base = components.save_base

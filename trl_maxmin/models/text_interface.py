@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.columns import ANNOTATOR_COLUMN, AS_TOKENS, AnnotatorIndex, without_ties
+from ..data.columns import ANNOTATOR_COLUMN, AS_TOKENS, VOTE_SHARE, AnnotatorIndex, without_ties
 from ..data.rankings import choices_of, is_ranked, prepare_either
 from ..data.texts import distinct_replies, distinct_texts
 from ..data.tokenization import ChatOptions, Prompt, asked, encode_reply
@@ -211,8 +211,11 @@ def _log_likelihood(
         rewards = rewards * torch.tensor(factors)
     if is_ranked(preferences):
         return choices_of(preferences, rows, torch.zeros(len(rows))).log_likelihood(rewards)
-    margin = torch.tensor(preferences["margin"]) if "margin" in preferences.column_names else None
-    return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin)
+    margin, share = (
+        torch.tensor(preferences[name][:]) if name in preferences.column_names else None
+        for name in ("margin", VOTE_SHARE)
+    )
+    return pair_log_likelihood(rewards[rows[:, 0]], rewards[rows[:, 1]], margin, share)
 
 
 def _tokenised(

@@ -2,7 +2,7 @@
 """What was trained on what, and what came out: the record of a run, and the parts of it that may be published."""
 
 from .fields import FIELDS, SCHEMA_VERSION, STAGES
-from .parts import EM_SETTINGS, PARTS, TRAINING_SETTINGS, WELFARE_SETTINGS, without_secrets
+from .parts import EM_SETTINGS, PARTS, TRAINING_SETTINGS, welfare_settings, without_secrets
 from .record import RUN_RECORD_NAME, RunRecord, _file_path
 
 
@@ -14,8 +14,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
     "TRAINING_SETTINGS",
-    "WELFARE_SETTINGS",
     "RunRecord",
     "_file_path",
+    "welfare_settings",
     "without_secrets",
 ]

@@ -57,6 +57,10 @@ WELFARE_SETTINGS: dict[str, tuple[str, ...]] = {
     "softmin": ("welfare_temperature",),
     "mirror": ("welfare_step_size", "welfare_step_schedule"),
     "nash": ("disagreement_point",),
+    "pmean": ("welfare_power", "disagreement_point"),
+    "gini": ("welfare_order_weights",),
+    "leximin": ("leximin_delta",),
+    "regret": ("regret_rule", "best_utilities"),
 }
 _SELECTION = ("mean", "difference", "standard_error", "accuracy", "best", "num_pairs", "num_annotators", "verdict")
 _SELECTION += ("gain", "gain_error", "prior_scale", "verdict_kind")
@@ -169,9 +173,19 @@ def _curves(value: Any) -> Any:
 
 
 def _welfare(value: Any) -> Any:
-    rule = value.get("rule")
-    names = ("rule", *WELFARE_SETTINGS[""], *WELFARE_SETTINGS.get(rule if isinstance(rule, str) else "", ()))
-    return _fields(_all(names, _setting))(value)
+    return _fields(_all(("rule", *welfare_settings(value.get("rule"), value.get("regret_rule"))), _setting))(value)
+
+
+def welfare_settings(rule: Any, regret_rule: Any = None) -> tuple[str, ...]:
+    """Names of the settings that decide under a rule; of `"regret"` also those of the rule that it hands regrets to.
+
+    Example:
+
+    >>> welfare_settings("regret", "softmin")[-3:]
+    ('regret_rule', 'best_utilities', 'welfare_temperature')
+    """
+    rules = ["", rule, *([regret_rule] if rule == "regret" else [])]
+    return tuple(name for key in rules if isinstance(key, str) for name in WELFARE_SETTINGS.get(key, ()))
 
 
 def _assignment_calibration(value: Any) -> Any:
@@ -199,7 +213,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     diagnostics = _fields(
         {"dataset": dataset, "verdict": _text, "features": _text, "assumptions": _each(_text)}
-        | {"verdict_kind": _text, "evidence": _text}
+        | {"verdict_kind": _text, "evidence": _text, "unit": _text}
         | _all(("num_groups", "known", "num_pairs", "num_annotators", "num_prompts", "feature_bound", "beta"))
         | _all(("epsilon", "diversity", "selection", "by_group", "predicted_order", "measured_order", "curves"))
         | {"assignment_calibration": _assignment_calibration, "below_evidence_floor": _same}
@@ -220,7 +234,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     trained = _fields(
         {"name": _same, "algorithm": _text, "base_model": place, "reward_model": place, "dataset": dataset}
-        | {"welfare": _welfare, "training": _fields(_all(TRAINING_SETTINGS, _setting))}
+        | {"component": _text, "welfare": _welfare, "training": _fields(_all(TRAINING_SETTINGS, _setting))}
         | {"calibration": calibration, "curves": _curves}
     )
     evaluation = _fields(

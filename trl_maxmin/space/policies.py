@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ..data.tokenization import Prompt, encode_prompt, stop_tokens
 from ..models.base import context_length, pick_device
 from ..models.loading import load_pretrained, load_tokenizer
-from ..trainer.common.sampling import draw_tokens
+from ..trainer.common.drawing import draw_tokens
 
 
 logger = logging.getLogger(__name__)

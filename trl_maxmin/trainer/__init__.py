@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers and their configurations, in five rooms, each of which imports only from those before it.
+"""Trainers and their configurations, in six rooms, each of which imports only from those before it.
 
 | room | holds |
 |---|---|
@@ -8,6 +8,7 @@
 | `reward` | the EM trainer |
 | `ppo` | the PPO trainer |
 | `maxmin` | welfare, calibration, and the trainers that serve the worst-off group |
+| `dpo` | the trainer that does so from preferences alone |
 
 Names are imported when they are first used: scoring alone needs no TRL.
 """
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports them
+    from .dpo.maxmin_dpo_config import MaxMinDPOConfig as MaxMinDPOConfig
+    from .dpo.maxmin_dpo_trainer import MaxMinDPOTrainer as MaxMinDPOTrainer
     from .maxmin.maxmin_grpo_config import MaxMinGRPOConfig as MaxMinGRPOConfig
     from .maxmin.maxmin_grpo_trainer import MaxMinGRPOTrainer as MaxMinGRPOTrainer
     from .maxmin.maxmin_ppo_config import MaxMinPPOConfig as MaxMinPPOConfig
@@ -31,6 +34,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from .reward.mixture_reward_trainer import MixtureRewardTrainer as MixtureRewardTrainer
 
 _MODULE_OF = {
+    "MaxMinDPOConfig": "dpo.maxmin_dpo_config",
+    "MaxMinDPOTrainer": "dpo.maxmin_dpo_trainer",
     "MaxMinGRPOConfig": "maxmin.maxmin_grpo_config",
     "MaxMinGRPOTrainer": "maxmin.maxmin_grpo_trainer",
     "MaxMinPPOConfig": "maxmin.maxmin_ppo_config",

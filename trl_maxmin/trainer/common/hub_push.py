@@ -36,10 +36,12 @@ class HubPushMixin:
     Attributes:
         dataset_name (`str`, *optional*): of the training data, for the card.
         reward_model_name (`str`, *optional*): where a policy's rewards come from, for the card.
+        reward_component (`str`, *optional*): the one component of the mixture that the policy was trained for.
     """
 
     dataset_name: str | None = None
     reward_model_name: str | None = None
+    reward_component: str | None = None
     _warned_of_checkpoints = False
 
     # -- the record and the card --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...run_record import EM_SETTINGS, TRAINING_SETTINGS, WELFARE_SETTINGS
+from ...run_record import EM_SETTINGS, TRAINING_SETTINGS, welfare_settings
 
 
 _CURVES = ("maxmin/", "objective/", "rewards/", "em/", "predictive_log_likelihood", "accuracy", "kl", "loss")
@@ -161,9 +161,11 @@ def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, A
     args = trainer.args
     welfare = {}
     if hasattr(args, "welfare"):
-        names = (*WELFARE_SETTINGS[""], *WELFARE_SETTINGS.get(args.welfare, ()))
+        names = welfare_settings(args.welfare, args.regret_rule)
         welfare = {"rule": args.welfare, **training_settings(args, names)}
         rule = getattr(trainer, "welfare", None)
+        if rule is not None and rule.best is not None:
+            welfare["best_utilities"] = rule.best.tolist()
         if rule is not None and not rule.enough.all():
             below = [name for name, enough in zip(rule.component_names, rule.enough, strict=True) if not enough]
             welfare["below_evidence_floor"] = ", ".join(below)
@@ -173,6 +175,7 @@ def policy_facts(trainer: Any, name: str, base_model: str | None) -> dict[str, A
         "algorithm": trainer._name,
         "base_model": recorded(base_model),
         "reward_model": recorded(getattr(trainer, "reward_model_name", None)),
+        "component": getattr(trainer, "reward_component", None),
         "dataset": {"num_rows": _length(trainer.train_dataset)},
         "welfare": welfare or None,
         "training": training_settings(args),

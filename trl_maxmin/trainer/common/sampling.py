@@ -10,20 +10,17 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokenization import stop_tokens
 from ...models.base import base_model, forked_rng
+from .drawing import SampleByCdf
+from .vocabulary_head import DrawingHead, HeadIsNotLastError, TakeDrawn, plain_head_weight, replaced_forward
 
 
 def resolve_stop_tokens(
@@ -94,15 +91,24 @@ def sample_completions(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             ids, mask = pad([prompt_ids[i] for i in rows], pad_token_id, device, left=True)
-            sequences = generate(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                generation_config=config,
-                logits_processor=processors,
-            )
+            call = partial(generate, input_ids=ids, attention_mask=mask.long(), generation_config=config)
+            sequences = _generate(call, policy, processors)
             for i, tokens in zip(rows, sequences[:, ids.shape[1] :].tolist(), strict=True):
                 replies[i] = cut_at_stop(tokens, stop_token_ids)
     return replies
+
+
+def _generate(call: Callable, policy: PreTrainedModel, processors: LogitsProcessorList | None) -> torch.Tensor:
+    """Prompts and replies; where [`SampleByCdf`] may draw, the head draws itself if it is plain enough."""
+    weight = None if processors is None else plain_head_weight(policy)
+    if weight is not None:
+        head = DrawingHead(weight, processors[0].temperature)
+        try:
+            with replaced_forward(policy, head):
+                return call(logits_processor=LogitsProcessorList([TakeDrawn(head)]))
+        except HeadIsNotLastError:
+            pass
+    return call(logits_processor=processors)
 
 
 def cut_at_stop(tokens: list[int], stop_token_ids: Sequence[int]) -> tuple[list[int], bool]:
@@ -194,106 +200,6 @@ def sampling_config(
 
 # Below this the overhead of a step is larger than its random numbers.
 MIN_VOCABULARY = 1024
-# Tokens summed together before one of them is looked for.
-BLOCK = 256
-# Probabilities that exist at the same time on a CPU: they stay in its cache, and are not written to new memory.
-CACHED_PROBABILITIES = 1 << 18
-
-
-def draw_tokens(logits: torch.Tensor, places: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Tokens by inverting the cumulative distribution: one uniform number a row decides, whatever the device.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, V)`): any floating type; a filtered token has minus infinity.
-        places (`torch.Tensor` of shape `(B, 1)`): uniform in [0, 1).
-        temperature (`float`): above 0; the logits are divided by it.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1)`: ids, on the device of the logits; never one of probability 0.
-
-    Example:
-
-    >>> draw_tokens(torch.tensor([[0.0, 0.0, float("-inf"), 0.0]]), torch.tensor([[0.7]]))
-    tensor([[3]])
-    """
-    size = len(logits)
-    if logits.device.type == "cpu":
-        size = max(CACHED_PROBABILITIES // logits.shape[-1], 1)
-    places = places.to(logits.device, torch.float32 if logits.device.type == "mps" else torch.float64)
-    parts = zip(logits.split(size), places.split(size), strict=True)
-    return torch.cat([_draw_rows(*part, temperature) for part in parts])
-
-
-def _draw_rows(logits: torch.Tensor, places: torch.Tensor, temperature: float) -> torch.Tensor:
-    weights = logits.float() - logits.amax(-1, keepdim=True)
-    if temperature != 1.0:
-        weights.div_(temperature)
-    weights.exp_()
-    # Block first, token within it second: one pass over the vocabulary instead of a running sum of all of it. The
-    # running sums are in double precision, or many small terms would lose the rare tokens.
-    whole = weights.shape[-1] // BLOCK * BLOCK
-    masses = weights[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(-1)
-    if whole < weights.shape[-1]:
-        masses = torch.cat([masses, weights[:, whole:].sum(-1, keepdim=True)], dim=1)
-    cdf = masses.to(places).cumsum(-1)
-    places = places * cdf[:, -1:]
-    block, before = _first_above(cdf, places)
-    ids = block * BLOCK + torch.arange(BLOCK, device=logits.device)
-    inside = weights.gather(-1, ids.clamp(max=weights.shape[-1] - 1)).to(places)
-    inside.masked_fill_(ids >= weights.shape[-1], 0.0)
-    cdf = inside.cumsum(-1)
-    # The two sums of a block differ in their last bits; a place beyond the end belongs to its last token.
-    place = torch.minimum(places - before, cdf[:, -1:].nextafter(cdf.new_zeros(())))
-    token, _ = _first_above(cdf, place)
-    return ids.gather(-1, token)
-
-
-def _first_above(cdf: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index `(B, 1)` of the first entry above the place, which is never one of probability 0, and what precedes it."""
-    index = torch.searchsorted(cdf, places, right=True).clamp_(max=cdf.shape[-1] - 1)
-    return index, torch.nn.functional.pad(cdf, (1, 0)).gather(-1, index)
-
-
-class SampleByCdf(LogitsProcessor):
-    """Draws the next token itself and lifts its score to infinity, so that greedy decoding takes it.
-
-    `torch.multinomial` draws an exponential number for every token of the vocabulary, on a CPU one after the other:
-    with 50,257 tokens that takes longer than a small model's forward. [`draw_tokens`] needs one uniform number a row.
-    The distribution is the same, the stream of random numbers is not.
-
-    Args:
-        temperature (`float`): the scores are divided by it.
-
-    Example:
-
-    >>> draw = SampleByCdf(1.0)
-    >>> draw(None, torch.tensor([[0.0, float("-inf"), float("-inf")]])).argmax(-1).item()
-    0
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """The scores `(B, V)`, changed in place: infinity at the token drawn for each row."""
-        places = torch.rand((len(scores), 1), dtype=torch.float64, device=scores.device)
-        tokens = draw_tokens(scores, places, self.temperature)
-        drawn = scores.scatter_(-1, tokens, float("inf")).as_subclass(_Drawn)
-        drawn.tokens = tokens[:, 0]
-        return drawn
-
-
-class _Drawn(torch.Tensor):
-    """Scores whose largest is known: looking for it again takes as long as drawing it."""
-
-    tokens: torch.Tensor
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in (torch.argmax, torch.Tensor.argmax) and (args[1:] or tuple((kwargs or {}).values())) == (-1,):
-            return args[0].tokens
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
 
 
 def sample_by_cdf(config: GenerationConfig, vocabulary: int, device: torch.device) -> LogitsProcessorList | None:

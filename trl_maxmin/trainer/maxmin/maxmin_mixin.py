@@ -65,7 +65,7 @@ class MaxMinMixin(AtomicCheckpointMixin):
         """Called by the constructor when `reward_func_names` is known.
 
         Raises:
-            `ValueError`: as [`Welfare`].
+            `ValueError`: as [`Welfare`]; `"regret"` where nobody gives or measures the best utilities.
         """
         enough = groups_with_evidence(self.args, source) if source is not None else None
         if enough is not None and len(enough) < len(self.reward_func_names):
@@ -76,6 +76,11 @@ class MaxMinMixin(AtomicCheckpointMixin):
         self.utility = resolve_utility(self.args.utility, len(self.reward_func_names))
         self.reference_statistics = reference_statistics
         self._is_calibrated = False
+        if self.welfare.needs_best and self.utility == "raw":
+            raise ValueError(
+                "`welfare` is 'regret', and with `utility='raw'` no reference replies are scored that would say how "
+                "well off each group could be. Give `best_utilities`, or use 'zscore' or 'win_rate'."
+            )
 
     @property
     def welfare_state(self) -> WelfareState:
@@ -164,7 +169,12 @@ class MaxMinMixin(AtomicCheckpointMixin):
             self.reference_statistics = self._measure_reference(list(distinct.values()), fingerprints)
         else:
             self.reference_statistics.check_compatible(self.reward_func_names, *fingerprints)
+        self._note_calibration()
+
+    def _note_calibration(self) -> None:
         self._is_calibrated = True
+        if self.welfare.needs_best:
+            self.welfare.best = self.reference_statistics.best_utilities(self.utility).double()
 
     def _measure_reference(self, prompts: list[dict[str, Any]], fingerprints: tuple[str, str]) -> ReferenceStatistics:
         count = self.args.num_reference_completions
@@ -221,4 +231,4 @@ class MaxMinMixin(AtomicCheckpointMixin):
             return
         self.reference_statistics = ReferenceStatistics.load(folder)
         self.reference_statistics.check_compatible(self.reward_func_names)
-        self._is_calibrated = True
+        self._note_calibration()

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from ...functional.group_floor import has_evidence, required_annotators
+from ...functional.ordered_welfare import gini_weights
 from ...functional.oscillation import switching_stalls
 from ...functional.welfare import sample_min, welfare_weights
 from ...reading import read_json_object
 from ..scoring.batch import RewardSource
-from .maxmin_config import MaxMinConfigMixin
+from .maxmin_config import WelfareConfigMixin
 
 
 logger = logging.getLogger(__name__)
@@ -97,18 +98,19 @@ class WelfareState:
 
 
 def check_welfare(
-    args: MaxMinConfigMixin, component_names: Sequence[str], mixing_weights: Any = None, has_function: bool = False
+    args: WelfareConfigMixin, component_names: Sequence[str], mixing_weights: Any = None, has_function: bool = False
 ) -> None:
     """Refuse settings that the number of components rules out, before a model is loaded.
 
     Args:
-        args ([`MaxMinConfigMixin`]): settings.
+        args ([`WelfareConfigMixin`]): settings.
         component_names (`list[str]`): K names.
         mixing_weights (*optional*): K shares, where they are known.
         has_function (`bool`): whether a rule of the user's own takes the place of `args.welfare`.
 
     Raises:
-        `ValueError`: `"mixing"` without mixing weights, a list of the wrong length, or a floor above `1 / K`.
+        `ValueError`: `"mixing"` without mixing weights, a list of the wrong length or with numbers that make no sense,
+            or a floor above `1 / K`.
     """
     size = len(component_names)
     if args.welfare == "mixing" and not has_function and mixing_weights is None:
@@ -116,22 +118,28 @@ def check_welfare(
             "`welfare` is 'mixing', but the rewards carry no mixing weights; pass a `MixtureRewardModel`, or use "
             "'utilitarian'."
         )
-    for name, values in (("mixing_weights", mixing_weights), ("disagreement_point", args.disagreement_point)):
+    lists = {name: getattr(args, name) for name in ("disagreement_point", "welfare_order_weights", "best_utilities")}
+    for name, values in ({"mixing_weights": mixing_weights} | lists).items():
         if values is not None and len(values) != size:
             raise ValueError(
                 f"`{name}` has {len(values)} entries, but there are {size} components: {list(component_names)}."
             )
+    for name in ("disagreement_point", "best_utilities"):
+        if lists[name] is not None and not all(map(math.isfinite, lists[name])):
+            raise ValueError(f"`{name}` is {lists[name]}, but needs {size} finite numbers.")
+    if lists["welfare_order_weights"] is not None:
+        gini_weights(torch.zeros(size), lists["welfare_order_weights"])
     if args.welfare_floor > 1.0 / size:
         raise ValueError(
             f"`welfare_floor` is {args.welfare_floor}, but {size} components allow at most {1.0 / size:.4g}."
         )
 
 
-def groups_with_evidence(args: MaxMinConfigMixin, source: RewardSource) -> torch.Tensor | None:
+def groups_with_evidence(args: WelfareConfigMixin, source: RewardSource) -> torch.Tensor | None:
     """Which columns of rewards stand on people and pairs enough to be the worst-off group; the others are named.
 
     Args:
-        args ([`MaxMinConfigMixin`]): the floor.
+        args ([`WelfareConfigMixin`]): the floor.
         source ([`RewardSource`]): the rewards.
 
     Returns:
@@ -166,7 +174,7 @@ class Welfare:
     """A welfare rule at work. It knows no trainer and no other rank: what it is given is gathered already.
 
     Args:
-        args ([`MaxMinConfigMixin`]): settings.
+        args ([`WelfareConfigMixin`]): settings.
         component_names (`list[str]`): K names, in the order of the columns.
         mixing_weights (`torch.Tensor` of shape `(K,)`, *optional*): share of annotators behind each component, for
             `"mixing"`.
@@ -178,6 +186,8 @@ class Welfare:
     Attributes:
         weights (`torch.Tensor` of shape `(K,)`): in use, float32, on the simplex; no group is preferred at first.
         state ([`WelfareState`]): what goes into a checkpoint.
+        best (`torch.Tensor` of shape `(K,)` or `None`): float64; utilities of the groups under their own best
+            policies, for `"regret"`: those of `args.best_utilities`, or set by who measured them.
 
     Raises:
         `ValueError`: as [`check_welfare`].
@@ -186,7 +196,7 @@ class Welfare:
 
     ```python
     >>> import torch
-    >>> welfare = Welfare(MaxMinConfigMixin(), ["short", "kind"])
+    >>> welfare = Welfare(WelfareConfigMixin(), ["short", "kind"])
     >>> welfare.update(torch.tensor([0.5, 0.4]))
     >>> welfare.weights
     tensor([0., 1.])
@@ -196,7 +206,7 @@ class Welfare:
 
     def __init__(
         self,
-        args: MaxMinConfigMixin,
+        args: WelfareConfigMixin,
         component_names: Sequence[str],
         mixing_weights: torch.Tensor | Sequence[float] | None = None,
         function: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -214,6 +224,13 @@ class Welfare:
         self.state = WelfareState.initial(start)
         self.weights = self.state.weights.float()
         self._oscillation_said = False
+        given = args.best_utilities if self.rule == "regret" else None
+        self.best = None if given is None else torch.tensor(given, dtype=torch.float64)
+
+    @property
+    def needs_best(self) -> bool:
+        """Whether somebody has to measure what each group's own best policy would give it, for `"regret"`."""
+        return self.rule == "regret" and self.args.best_utilities is None
 
     def update(self, group_utilities: torch.Tensor) -> None:
         """Decide the weights from one training rollout.
@@ -242,6 +259,11 @@ class Welfare:
                 previous=state.weights,
                 mixing_weights=self._mixing_weights,
                 disagreement=None if point is None else torch.tensor(point, dtype=utilities.dtype),
+                power=self.args.welfare_power,
+                order_weights=self.args.welfare_order_weights,
+                delta=self.args.leximin_delta,
+                best=self.best,
+                regret_rule=self.args.regret_rule,
                 floor=self.args.welfare_floor,
             )
         kept = torch.where(scored, 0.0, state.weights)
@@ -343,6 +365,8 @@ class Welfare:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         record = {"component_names": self.component_names, **self.state.state_dict()}
+        if self.best is not None:
+            record["best_utilities"] = self.best.tolist()
         (folder / WELFARE_STATE_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
     def load(self, directory: str | os.PathLike) -> None:
@@ -362,5 +386,7 @@ class Welfare:
                 f"The checkpoint weighs the components {names}, but this run has {self.component_names}; resume with "
                 "the same rewards in the same order."
             )
+        if self.needs_best and "best_utilities" in record:
+            self.best = torch.tensor(record["best_utilities"], dtype=torch.float64)
         self.state.load_state_dict(record)
         self.weights = self.state.weights.float()

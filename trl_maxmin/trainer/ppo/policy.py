@@ -20,10 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ...functional.head_logprobs import head_logprobs, start_grad
 from ...functional.logprobs import token_logprobs
 from ...models.base import base_model
 from ...models.heads import Float32Linear, compute_in_float32
 from ...models.lora import active_adapter
+from ..common.vocabulary_head import head_logits, plain_head_weight, sparse_embedding
 from .policy_adapters import add_critic_adapter, checkpoint_contexts
 from .roles import require_critic, require_language_model
 
@@ -88,6 +90,8 @@ class PolicyWithCritic(nn.Module):
         self.policy = policy
         self.critic_detach = critic_detach
         self.logits_chunk_size = logits_chunk_size
+        #: Whether the head's gradient is added in place where that can be: see [`add_gradients_in_place`].
+        self._in_place = False
         self._checkpointing_kwargs: dict = {}
         self._inputs_require_grad = False
         self.critic_adapter = add_critic_adapter(policy) if critic_adapter else None
@@ -148,7 +152,8 @@ class PolicyWithCritic(nn.Module):
         }
         # The state before a token is read at the token that precedes it.
         states = slice(-completion_mask.shape[1] - 1, -1)
-        hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
+        with sparse_embedding(self.causal_lm, self._adds_in_place()):
+            hidden = _trunk(self.causal_lm, arguments)[:, states][completion_mask]
         logprobs, entropy = self._token_logprobs(hidden, completion_ids[completion_mask], temperature, with_entropy)
         if with_values:
             values = self._token_values(hidden, arguments, states, completion_mask)
@@ -165,6 +170,12 @@ class PolicyWithCritic(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities `(n,)` of the tokens and entropies `(n,)`, from hidden states `(n, H)`, chunk by chunk."""
         size = self.logits_chunk_size
+        weight = plain_head_weight(self.causal_lm)
+        if weight is not None:
+            keep, in_place = len(ids) <= size, self._adds_in_place()
+            if in_place:
+                start_grad(weight)
+            return head_logprobs(hidden, weight, ids, temperature, with_entropy, keep, in_place)
         if not torch.is_grad_enabled():
             logits = CACHED_LOGITS if hidden.device.type == "cpu" else ACCELERATOR_LOGITS
             size = min(size, max(logits // self.causal_lm.config.get_text_config().vocab_size, 64))
@@ -192,6 +203,18 @@ class PolicyWithCritic(nn.Module):
         if temperature != 1.0:
             logits = logits.float() / temperature
         return token_logprobs(logits, tokens, with_entropy)
+
+    def add_gradients_in_place(self) -> None:
+        """From now on let a backward pass add the gradient of a head that [`plain_head_weight`] knows, and of the
+        embedding tied to it, to the one that is there: of V x H numbers no second array is made. For one process: a
+        wrapper that waits for gradients would not be told."""
+        self._in_place = True
+
+    def _adds_in_place(self) -> bool:
+        if not self._in_place or not torch.is_grad_enabled():
+            return False
+        weight = plain_head_weight(self.causal_lm)
+        return weight is not None and weight.requires_grad and weight.is_leaf
 
     def _token_values(
         self, hidden: torch.Tensor, arguments: dict, states: slice, completion_mask: torch.Tensor
@@ -305,28 +328,6 @@ class PolicyWithCritic(nn.Module):
             adapter (`str`, *optional*): the adapter of the reference; `None` switches adapters off.
         """
         return active_adapter(self.policy, adapter)
-
-
-def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits as the model itself computes them from its last hidden states.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): a causal language model.
-        hidden (`torch.Tensor` of shape `(n, H)`): outputs of its trunk.
-
-    Returns:
-        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family
-        adds behind its head.
-    """
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden)
-    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    if scale is not None:
-        logits = logits * scale
-    if divisor is not None:
-        logits = logits / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @torch.no_grad()

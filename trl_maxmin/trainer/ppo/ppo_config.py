@@ -108,6 +108,10 @@ class PPOConfig(_BaseConfig):
             Passes over a rollout.
         num_mini_batches (`int`, *optional*, defaults to `1`):
             Optimizer steps in a pass. The batch of each process has to be divisible by it.
+        max_tokens_per_micro_batch (`int`, *optional*):
+            Most tokens of a micro-batch of an update, padding included, in place of `per_device_train_batch_size`
+            rows: short replies go through together, long ones apart. A longer row is alone. The loss is the same.
+            Not under FSDP or DeepSpeed, whose processes have to take equally many.
         cliprange (`float`, *optional*, defaults to `0.2`):
             Clip range of the ratio.
         target_kl (`float`, *optional*):
@@ -196,6 +200,7 @@ class PPOConfig(_BaseConfig):
 
     num_ppo_epochs: int = 4
     num_mini_batches: int = 1
+    max_tokens_per_micro_batch: int | None = None
     cliprange: float = 0.2
     target_kl: float | None = None
     gamma: float = 1.0
@@ -289,7 +294,7 @@ class PPOConfig(_BaseConfig):
     def _check_ranges(self) -> None:
         positive = ("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "logits_chunk_size")
         positive += ("local_rollout_forward_batch_size", "kl_target", "kl_horizon", "max_prompt_length", "target_kl")
-        positive += ("total_episodes", "sampling_ratio_cap")
+        positive += ("total_episodes", "sampling_ratio_cap", "max_tokens_per_micro_batch")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import islice
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from peft import PeftConfig, PeftModel
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -171,7 +171,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         # Trainer switches the cache off in the configuration; the saved policy keeps what it came with.
         root.config.use_cache = use_cache
         setup.refuse_engine_scheduler(self.accelerator)
+        setup.refuse_uneven_micro_batches(args, self.accelerator)
         distributed.keep_float32_outputs(self.accelerator)
+        if self.accelerator.distributed_type == DistributedType.NO:
+            root.add_gradients_in_place()
         self.reward_source.to(self.accelerator.device)
         if self.reference is not None:
             self.reference = setup.place_reference(self.reference, self.accelerator)
@@ -232,8 +235,15 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _rollout(self, rows: list[Row]) -> Rollout:
         """Sample a reply to each prompt, and pass prompts and replies through policy, critic and reference."""
         rollout = self._sample(rows, "rollout", self.state.global_step)
-        self._forward_rollout(rollout)
+        self._forward_rollout(rollout, keep_graph=self._is_first_update(rollout))
         return rollout
+
+    def _is_first_update(self, rollout: Rollout) -> bool:
+        """Whether the policy's forward of a rollout is that of the first update as well: all its rows in one
+        micro-batch, and no wrapper that has to be told when gradients come."""
+        alone = self.accelerator.distributed_type == DistributedType.NO and self.args.num_mini_batches == 1
+        fits = len(rollout) <= self.args.local_rollout_forward_batch_size
+        return alone and fits and len(self._micro_batches(rollout, range(len(rollout)))) == 1
 
     def _sample(self, rows: list[Row], *stream: int | str) -> Rollout:
         # The engine has the policy's weights and the settings of training.
@@ -280,14 +290,18 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         return rollout
 
     @torch.no_grad()
-    def _forward_rollout(self, rollout: Rollout) -> None:
-        """Log-probabilities under policy and reference, values, entropy and KL."""
+    def _forward_rollout(self, rollout: Rollout, keep_graph: bool = False) -> None:
+        """Log-probabilities under policy and reference, values, entropy and KL; with `keep_graph` the first update
+        goes on from the policy's forward."""
         size, model = self.args.local_rollout_forward_batch_size, self.model_wrapped
         training = model.training
-        model.eval()
+        model.train(keep_graph)
         with self.accelerator.autocast():
-            forward = partial(self._forward, model, with_entropy=True)
-            rollout.logprobs, rollout.entropy, rollout.values = rollout.map_rows(forward, size)
+            with torch.set_grad_enabled(keep_graph):
+                forward = partial(self._forward, model, with_entropy=True)
+                found = rollout.map_rows(forward, size, keep=keep_graph)
+            rollout.logprobs, rollout.entropy, rollout.values = found
+            model.eval()
             own = self.reference is not None
             with nullcontext() if own else self._root.reference_mode(self._reference_adapter):
                 forward = partial(self._forward, self.reference if own else model, with_values=False)
@@ -387,20 +401,21 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
 
     def _backward_minibatch(self, rollout: Rollout, rows: list[int], num_tokens: int) -> torch.Tensor:
         """Gradients of one minibatch, summed over its micro-batches; sums of its statistics on this rank."""
-        size = self.args.per_device_train_batch_size
-        rows = rollout.by_length(rows)
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = self._micro_batches(rollout, rows)
         # DDP, FSDP and DeepSpeed average over ranks what we want the sum of.
         scale = self.accelerator.num_processes / num_tokens
         total = torch.zeros(len(LOSS_STATISTICS), device=self.accelerator.device)
         for part in parts:
             with distributed.accumulate(self.accelerator, self.model_wrapped, is_last=part is parts[-1]):
                 batch = rollout.micro_batch(part)
-                logprobs, _, values = self._forward(self.model_wrapped, batch)
+                logprobs, _, values = rollout.take_outputs(part) or self._forward(self.model_wrapped, batch)
                 loss, statistics = self._ppo_loss(logprobs, values, batch)
                 distributed.backward(self.accelerator, loss * scale)
             total += statistics
         return total
+
+    def _micro_batches(self, rollout: Rollout, rows: Sequence[int]) -> list[list[int]]:
+        return rollout.micro_batches(rows, self.args.per_device_train_batch_size, self.args.max_tokens_per_micro_batch)
 
     def _ppo_loss(
         self, logprobs: torch.Tensor, values: torch.Tensor, batch: dict[str, torch.Tensor]

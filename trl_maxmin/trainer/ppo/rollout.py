@@ -42,6 +42,7 @@ class Rollout:
         scores (`torch.Tensor` of shape `(B, K)`): what the reply earned under each component, penalties included.
         kl (`torch.Tensor` of shape `(B, T)`): nats.
         advantages (`torch.Tensor` of shape `(B, T)`), returns (`torch.Tensor` of shape `(B, T, C)`).
+        outputs (`tuple`): of the policy's forward with its graph, rows by length, where one micro-batch has them all.
     """
 
     inputs: list[Row]
@@ -63,6 +64,7 @@ class Rollout:
     kl: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
+    outputs: tuple[torch.Tensor | None, ...] | None = None
 
     @classmethod
     def build(
@@ -149,6 +151,31 @@ class Rollout:
         rows = range(len(self)) if rows is None else rows
         return sorted(rows, key=lambda i: (len(self.prompt_ids[i]) + len(self.completion_ids[i]), i))
 
+    def micro_batches(self, rows: Sequence[int], size: int, max_tokens: int | None = None) -> list[list[int]]:
+        """Rows in micro-batches, the shortest first.
+
+        Args:
+            rows (`list[int]`): which.
+            size (`int`): rows of a micro-batch; without meaning where `max_tokens` is given.
+            max_tokens (`int`, *optional*): most tokens of a micro-batch, padding included. A longer row is alone.
+
+        Returns:
+            `list[list[int]]`: every row once.
+        """
+        rows = self.by_length(rows)
+        if max_tokens is None:
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts: list[list[int]] = []
+        prompt = reply = 0
+        for row in rows:
+            prompt = max(prompt, len(self.prompt_ids[row]))
+            reply = max(reply, len(self.completion_ids[row]))
+            if not parts or (len(parts[-1]) + 1) * (prompt + reply) > max_tokens:
+                parts.append([])
+                prompt, reply = len(self.prompt_ids[row]), len(self.completion_ids[row])
+            parts[-1].append(row)
+        return parts
+
     def micro_batch(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Tensors of some rows, trimmed to their longest prompt and their longest reply.
 
@@ -176,14 +203,23 @@ class Rollout:
         batch["completion_ids"] = batch["input_ids"][:, prompt:]
         return batch
 
+    def take_outputs(self, rows: Sequence[int]) -> tuple[torch.Tensor | None, ...] | None:
+        """`outputs`, once (a graph can be gone through one time), where they are those of a micro-batch's rows."""
+        outputs, self.outputs = self.outputs, None
+        return outputs if list(rows) == self.by_length() else None
+
     def map_rows(
-        self, function: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor | None, ...]], batch_size: int
+        self,
+        function: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor | None, ...]],
+        batch_size: int,
+        keep: bool = False,
     ) -> list[torch.Tensor | None]:
         """Apply a function to all rows in tight micro-batches, and put the results in the order of the rows.
 
         Args:
             function: from a micro-batch to tensors `(b, t, ...)`, or `None`.
             batch_size (`int`): rows of a micro-batch.
+            keep (`bool`): whether `outputs` gets what the function returned, with its graph.
 
         Returns:
             `list`: one tensor `(B, T, ...)` per result, 0 on padding.
@@ -193,6 +229,9 @@ class Rollout:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             outputs = function(self.micro_batch(rows))
+            if keep:
+                self.outputs = outputs
+                outputs = tuple(None if out is None else out.detach() for out in outputs)
             if not results:
                 shape = self.completion_mask.shape
                 results = [None if out is None else out.new_zeros((*shape, *out.shape[2:])) for out in outputs]

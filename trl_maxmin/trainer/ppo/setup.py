@@ -253,6 +253,24 @@ def refuse_engine_scheduler(accelerator: Accelerator) -> None:
         )
 
 
+def refuse_uneven_micro_batches(args: PPOConfig, accelerator: Accelerator) -> None:
+    """Processes that gather weights in each forward have to make equally many of them.
+
+    Args:
+        args ([`PPOConfig`]): `max_tokens_per_micro_batch` is read.
+        accelerator ([`~accelerate.Accelerator`]): the trainer's.
+
+    Raises:
+        `ValueError`: micro-batches by tokens under FSDP or DeepSpeed.
+    """
+    kind = accelerator.distributed_type
+    if args.max_tokens_per_micro_batch is not None and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"max_tokens_per_micro_batch={args.max_tokens_per_micro_batch} gives processes different numbers of "
+            f"micro-batches, which {kind.value} cannot run. Leave it out; per_device_train_batch_size counts rows."
+        )
+
+
 def match_shards(root: PolicyWithCritic) -> None:
     """Give the weights that were made beside a policy in shards (DeepSpeed ZeRO-3), those of adapters and of the
     critic's head, its dtype: ZeRO-3 keeps what it trains in one buffer, with a float32 copy for the optimizer."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import distributed
 from ..._compat import DataCollatorForPreference
-from ...data.columns import ANNOTATOR_COLUMN, AS_TOKENS, AnnotatorIndex, without_ties
+from ...data.columns import ANNOTATOR_COLUMN, AS_TOKENS, VOTE_SHARE, AnnotatorIndex, without_ties
 from ...data.rankings import choices_of, pairs_to_rankings, prepare_either, rankings_to_pairs
 from ...data.texts import distinct_replies, number_values
 from ...data.tokenization import asked, encode_reply
@@ -27,7 +27,8 @@ from ...models.scoring import pad_sequences
 logger = get_logger(__name__)
 
 #: What training reads of a prepared data set.
-COLUMNS = ["chosen_ids", "rejected_ids", "response_ids", "ranking", "margin", "annotator_index", "pair_index"]
+COLUMNS = ["chosen_ids", "rejected_ids", "response_ids", "ranking", "margin", VOTE_SHARE]
+COLUMNS += ["annotator_index", "pair_index"]
 
 
 @dataclass
@@ -38,14 +39,17 @@ class DataCollatorForAnnotatedPreference(DataCollatorForPreference):
     scores both:
 
     ```python
-    {'input_ids': (2B, T), 'attention_mask': (2B, T), 'annotator_index': (B,), 'pair_index': (B,), 'margin': (B,)}
+    {'input_ids': (2B, T), 'attention_mask': (2B, T), 'annotator_index': (B,), 'pair_index': (B,), 'margin': (B,),
+     'chosen_probability': (B,)}
     ```
+
+    The last two where the data have them.
     """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad a list of examples into one batch."""
         batch = super().torch_call(examples)
-        for name in ("annotator_index", "pair_index"):
+        for name in ("annotator_index", "pair_index", *({VOTE_SHARE} & examples[0].keys())):
             batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
@@ -303,6 +307,9 @@ def score_rankings(
     return distributed.sum_over_ranks(accelerator, rewards).cpu(), choices
 
 
-def margins_of(dataset: Dataset) -> torch.Tensor | None:
-    """`(N,)` Bradley-Terry log-odds, float64; None where the data have no margins."""
-    return torch.tensor(dataset["margin"][:], dtype=torch.float64) if "margin" in dataset.column_names else None
+def numbers_of(dataset: Dataset) -> list[torch.Tensor | None]:
+    """Margins, Bradley-Terry log-odds, and shares of votes, `(N,)` each, float64; None where the data have none."""
+    return [
+        torch.tensor(dataset[name][:], dtype=torch.float64) if name in dataset.column_names else None
+        for name in ("margin", VOTE_SHARE)
+    ]

@@ -20,6 +20,7 @@ from trl import RewardTrainer
 from ... import distributed
 from ...data.columns import (
     ANNOTATOR_COLUMN,
+    VOTE_SHARE,
     AnnotatorIndex,
     known_groups,
     split_by_annotator,
@@ -43,8 +44,8 @@ from .annotated_preferences import (
     DataCollatorForAnnotatedRankings,
     choices_among,
     is_ranked,
-    margins_of,
     number_rows,
+    numbers_of,
     prepare_rows,
     replies_of,
     require_embedded_tokens,
@@ -87,9 +88,9 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         model ([`MixtureRewardModel`], `PreTrainedModel` or `str`): the mixture, or a base model for it.
         args ([`MixtureRewardConfig`], *optional*): training arguments.
         train_dataset (`Dataset`): `prompt`, `chosen`, `rejected` (text or messages), `annotator_id`, optionally
-            `group` and `margin`; or rankings, with `responses` and `ranking` or `choice` instead of `chosen` and
-            `rejected`. Rankings of two are trained as the pairs that they are; where the text says pairs, it holds for
-            rankings as well.
+            `group` and `margin`, or `chosen_probability` without annotators; or rankings, with `responses` and
+            `ranking` or `choice` instead of `chosen` and `rejected`. Rankings of two are trained as the pairs that
+            they are; where the text says pairs, it holds for rankings as well.
         eval_dataset (`Dataset`, *optional*): other pairs of the same annotators. Without it `args.heldout_fraction` of
             each annotator's pairs are held out.
         processing_class (`PreTrainedTokenizerBase`, *optional*): tokenizer; defaults to the model's own.
@@ -296,7 +297,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             return FeatureRankings(self._features.vectors, choices)
         chosen, rejected = self._features.rows(dataset["chosen_ids"][:], dataset["rejected_ids"][:])
         annotators = torch.tensor(dataset["annotator_index"][:])
-        return FeaturePairs(self._features.vectors, chosen, rejected, annotators, margins_of(dataset))
+        return FeaturePairs(self._features.vectors, chosen, rejected, annotators, *numbers_of(dataset))
 
     def share_features(self, other: MixtureRewardTrainer) -> None:
         """Take over what another run has encoded with the same base, pooling and tokenizer.
@@ -734,7 +735,7 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
             dataset (`Dataset`): as held in `train_dataset` or `eval_dataset`. Ranks share the work.
         """
         if not is_ranked(dataset):
-            return ScoredPairs(self.reward_differences(dataset), margins_of(dataset))
+            return ScoredPairs(self.reward_differences(dataset), *numbers_of(dataset))
         if self.args.train_trunk:
             size, pad_token_id = self.args.e_step_batch_size, self.processing_class.pad_token_id
             return ScoredRankings(*score_rankings(self.mixture, dataset, pad_token_id, size, self.accelerator))
@@ -836,9 +837,10 @@ def _read_pairs(
     """Of a batch: log-likelihood and accuracy of each component, `(B, K)`, whether the annotators' mixtures are right,
     `(B, 1)`, and twice the mean reward of the replies, `(B, K)`."""
     chosen, rejected = rewards.chunk(2)
-    log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"))
+    log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"), inputs.get(VOTE_SHARE))
     # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
-    predictive = (responsibilities.log() + log_likelihood.detach()).logsumexp(-1, keepdim=True)
+    of_chosen = preference_log_likelihood(chosen.detach(), rejected.detach(), inputs.get("margin"))
+    predictive = (responsibilities.log() + of_chosen).logsumexp(-1, keepdim=True)
     right = (predictive.exp() > 0.5).to(rewards)
     return log_likelihood, preference_accuracy(chosen.detach(), rejected.detach()), right, chosen + rejected
 

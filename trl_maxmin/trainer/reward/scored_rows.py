@@ -7,7 +7,7 @@ Letters: M texts, N pairs or rankings, n replies of a ranking at most, K compone
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,6 +22,7 @@ class ScoredPairs:
     Args:
         differences (`torch.Tensor` of shape `(N, K)`): reward of the chosen minus that of the rejected reply.
         margin (`torch.Tensor` of shape `(N,)`, *optional*): Bradley-Terry log-odds.
+        share (`torch.Tensor` of shape `(N,)`, *optional*): of the votes for the chosen reply.
 
     Example:
 
@@ -32,18 +33,20 @@ class ScoredPairs:
 
     differences: torch.Tensor
     margin: torch.Tensor | None
+    share: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.differences)
 
     def select(self, rows: torch.Tensor) -> ScoredPairs:
         """Those of a mask or of row numbers."""
-        return ScoredPairs(self.differences[rows], None if self.margin is None else self.margin[rows])
+        margin, share = (None if of is None else of[rows] for of in (self.margin, self.share))
+        return ScoredPairs(self.differences[rows], margin, share)
 
     def log_likelihood(self, factors: torch.Tensor | None = None) -> torch.Tensor:
         """`(N, K)`, nats, float64; rewards are multiplied by K factors."""
         differences = self.differences.double() if factors is None else self.differences.double() * factors
-        return preference_log_likelihood(differences, torch.zeros_like(differences), self.margin)
+        return preference_log_likelihood(differences, torch.zeros_like(differences), self.margin, self.share)
 
     @property
     def accuracy(self) -> torch.Tensor:
@@ -62,7 +65,9 @@ class ScoredPairs:
 
     def of_mixture(self, log_weights: torch.Tensor, fit: torch.Tensor) -> tuple[torch.Tensor, None]:
         """`(N,)`: whether annotators of `(N, K)` log posterior are predicted to choose what they chose, for
-        log-likelihoods `(N, K)`."""
+        log-likelihoods `(N, K)`. Of vote shares, whether most of the votes are."""
+        if self.share is not None:
+            fit = replace(self, share=None).log_likelihood()
         return ((log_weights + fit).logsumexp(-1).exp() > 0.5).double(), None
 
     def by_chance(self) -> tuple[float, float]:
@@ -71,7 +76,7 @@ class ScoredPairs:
 
     def temperature(self, k: int, weights: torch.Tensor) -> float:
         """Of component k, for weights `(N,)` of the pairs."""
-        return fit_temperature(self.differences[:, k].double(), weights, self.margin)
+        return fit_temperature(self.differences[:, k].double(), weights, self.margin, share=self.share)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def _heldout(
         return ScoredRankings(rewards, choices), inside
     differences = heldout_differences(pairs, responsibilities, folds, prior_scale)
     inside = differences.isfinite().all(1)
-    return ScoredPairs(differences, pairs.margin).select(inside), inside
+    return ScoredPairs(differences, pairs.margin, pairs.share).select(inside), inside
 
 
 def scores_of_new_people(

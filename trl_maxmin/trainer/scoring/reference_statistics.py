@@ -300,6 +300,34 @@ class ReferenceStatistics:
             )
         return zscore_utility(rewards, self._baselines(prompt_keys).to(rewards.device), self.scale.to(rewards.device))
 
+    def best_utilities(self, kind: str = "zscore") -> torch.Tensor:
+        """What each component has where always its own favourite among the reference replies is given: best of M.
+
+        For M replies that policy is `log M - (M - 1) / M` nats from the reference.
+
+        Args:
+            kind (`str`, *optional*, defaults to `"zscore"`): `"zscore"` or `"win_rate"`.
+
+        Returns:
+            `torch.Tensor` of shape `(K,)`: means over prompts; those without a scored reply do not count.
+
+        Raises:
+            `ValueError`: An unknown kind.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> rewards = torch.tensor([[0.0], [2.0], [0.0], [2.0]])
+        >>> ReferenceStatistics.from_rewards(["helpful"], [prompt_key("The film")] * 4, rewards).best_utilities()
+        tensor([0.8660])
+
+        ```
+        """
+        best = self.rewards.nan_to_num(nan=-torch.inf).amax(dim=1)
+        best = torch.where(best.isinf(), torch.nan, best)
+        return self.utilities(best, self.prompt_keys, kind).nanmean(dim=0)
+
     def save(self, directory: str | os.PathLike) -> None:
         """Write `reference_statistics.safetensors` and `reference_statistics.json` into a folder, made if missing."""
         folder = Path(directory)
