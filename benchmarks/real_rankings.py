@@ -34,9 +34,9 @@ from datasets import Dataset, DatasetDict
 
 from trl_maxmin import MixtureRewardModel
 from trl_maxmin.cli import main as trl_maxmin
-from trl_maxmin.data.rankings import choices_of, prepare_rankings, rankings_to_pairs
-from trl_maxmin.data.texts import number_values
+from trl_maxmin.data.rankings import prepare_rankings, rankings_to_pairs
 from trl_maxmin.functional.em import clustered_error
+from trl_maxmin.models.text_interface import scored_rankings
 
 
 Row = dict[str, Any]
@@ -93,11 +93,8 @@ def heldout_figures(mixture: MixtureRewardModel, train: Dataset, held: Dataset) 
     posterior = mixture.assign(train)
     number = {who: row for row, who in enumerate(posterior.annotator_ids)}
     people = torch.tensor([number[who] for who in held["annotator_id"]])
-    numbers: dict[str, int] = {}
-    rows = [number_values(replies, numbers) for replies in held["responses"]]
-    width = max(map(len, rows))
-    choices = choices_of(held, [row + [-1] * (width - len(row)) for row in rows], people)
-    rewards = mixture.score([held[0]["prompt"]] * len(numbers), list(numbers)).double().cpu()
+    rewards, choices = scored_rankings(mixture, held)
+    rewards = rewards.double()
     log_weights = posterior.probabilities.double().log()[people]
     chance, own = choices.blended(rewards, log_weights)
     measured = {
@@ -106,7 +103,7 @@ def heldout_figures(mixture: MixtureRewardModel, train: Dataset, held: Dataset) 
         "log_likelihood": (log_weights + choices.log_likelihood(rewards)).logsumexp(1),
     }
     errors = {f"{name}_error": clustered_error(v, people, len(number)) for name, v in measured.items()}
-    by_chance = choices.top_accuracy(torch.zeros(len(numbers), 1).double()).mean().item()
+    by_chance = choices.top_accuracy(torch.zeros(len(rewards), 1).double()).mean().item()
     return {name: v.mean().item() for name, v in measured.items()} | errors | {"top_1_by_chance": by_chance}
 
 

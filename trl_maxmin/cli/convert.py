@@ -262,8 +262,8 @@ def _check_writable(row: Mapping[str, Any], number: int) -> None:
             json.dumps({name: cell}, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"Row {number} has {name} that cannot be written as JSON in UTF-8 ({error}). Correct it, or remove the "
-                "row."
+                f"Row {number} has {name} that cannot be written as JSON in UTF-8 ({error}). Correct it, or remove "
+                "the row."
             ) from error
 
 
