@@ -8,7 +8,7 @@ from statistics import mean, median, stdev
 
 import pytest
 
-from benchmarks import annotator_tables, sureness
+from benchmarks import annotator_tables, real_rankings, sureness
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,3 +355,24 @@ def test_planted_rankings():
         assert min(ratios) > 0.92
         total = [sum(seed[name][key] for seed in found.values()) for key in ("ari", "ari_bayes")]
         assert round(total[0] / total[1], 2) == share
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RESULTS.glob("rankings_*.json"))])
+def test_rankings_of_people(name):
+    found = read(name)
+    assert list(found) == ["0", "1", "2"]
+    says("reproduction", "\n".join(real_rankings.table(found)))
+    chance = mean(of["rankings"]["top_1_by_chance"] for of in found.values())
+    says("reproduction", f"top-1 by chance {chance:.3f}; [{name}.json]")
+
+
+def test_what_is_said_of_sushi():
+    found = read("rankings_sushi").values()
+    gains = {name: [of["rankings"][name] - of["pairs"][name] for of in found] for name in ("top_1", "tau")}
+    low, high = ([f"{end(gains[name]):.3f}" for name in gains] for end in (min, max))
+    says("reproduction", f"by {low[0]} to {high[0]} in top-1 and {low[1]} to {high[1]} in tau")
+    assert all(of["rankings"]["verdict_kind"] == "groups" for of in found)
+    assert [of["pairs"]["verdict_kind"] for of in found].count("cannot_tell") == 2
+    assert all(
+        0.05 < of["rankings"]["gain_of_2"] < 0.065 and of["rankings"]["gain_of_2_error"] < 0.0102 for of in found
+    )

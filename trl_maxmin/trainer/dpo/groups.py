@@ -16,7 +16,14 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, as_dataset, is_known_group, require_group_column
+from ...data.columns import (
+    ANNOTATOR_COLUMN,
+    VOTE_SHARE,
+    AnnotatorIndex,
+    as_dataset,
+    is_known_group,
+    require_group_column,
+)
 from ...data.rankings import is_ranked, prepare_either, rankings_to_pairs
 from ...models import AnnotatorPosterior, MixtureRewardModel
 from ...models.base import pick_device, place
@@ -44,11 +51,16 @@ def prepare_pairs(dataset: Any, args: MaxMinDPOConfig) -> Dataset:
     """Checked pairs with `annotator_id`; rankings are cut.
 
     Raises:
-        TypeError, ValueError: as [`prepare_either`]; images.
+        TypeError, ValueError: as [`prepare_either`]; images; shares of votes.
     """
     if set(getattr(dataset, "column_names", None) or ()) & {"image", "images"}:
         raise ValueError("The data have images, of which `MaxMinDPOTrainer` knows nothing; use TRL's `DPOTrainer`.")
     dataset = as_dataset(dataset, "`chosen` and `rejected`, or `responses`")
+    if VOTE_SHARE in dataset.column_names:
+        raise ValueError(
+            f"The data have `{VOTE_SHARE}`, which DPO does not read: every pair would count as a certain choice. "
+            "Write a row for each vote, or remove the column if that is what you want."
+        )
     if args.group_column is not None and args.annotator_column not in dataset.column_names:
         # Nobody has to be known where groups are; the check of the columns wants somebody.
         dataset = dataset.add_column(args.annotator_column, [f"pair-{row}" for row in range(len(dataset))])
