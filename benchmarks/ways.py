@@ -6,9 +6,9 @@
 
 50 annotators, 10 of them in the minority, compare 120 pairs of the reference's replies each; the mixture (K = 2) and
 the single reward are those of the demo. A way is a function from a `Learned` to a policy: add it to `WAYS`. Rows that
-are in the file already are not made again. `seconds` are those of the policy alone, on one thread; what learning the
-rewards took is `reward_seconds`, where a way needs them. The margin of a group is its win rate against the reference
-less one half.
+are in the file already are not made again. `seconds` are processor time of the policy alone, on one thread; what
+learning the rewards took is `reward_seconds`, where a way needs them. The margin of a group is its win rate against
+the reference less one half.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class Learned:
         return self._fit("single", 1)
 
     def _fit(self, name: str, components: int) -> MixtureRewardTrainer:
-        start = time.perf_counter()
+        start = time.process_time()
         trainer = self.bench.fit(self.train, self.heldout, components, self.seed)
-        self.reward_seconds[name] = round(time.perf_counter() - start, 1)
+        self.reward_seconds[name] = round(time.process_time() - start, 1)
         return trainer
 
     def posterior(self) -> dict[str, dict[str, float]]:
@@ -148,9 +148,9 @@ def measure(learned: Learned, name: str) -> dict[str, Any]:
     way, rewards = WAYS[name]
     for reward in rewards:
         getattr(learned, reward)
-    start = time.perf_counter()
+    start = time.process_time()
     policy = way(learned).eval()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     rates = learned.bench.win_rates(policy, learned.seed)
     return {
         "way": name,
