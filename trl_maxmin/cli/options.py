@@ -73,11 +73,13 @@ _BITS = Refusal(
 )
 _ONE_COMPONENT = Refusal(
     "welfare welfare_temperature welfare_step_size welfare_step_schedule welfare_window welfare_floor "
-    "disagreement_point min_group_annotators min_group_share min_group_pairs oscillation oscillation_window",
+    "disagreement_point min_group_annotators min_group_share min_group_pairs oscillation oscillation_window "
+    "welfare_power welfare_order_weights leximin_delta regret_rule best_utilities",
     "it weighs components, and --component leaves one. Leave one of the two out.",
     lambda given: given["component"] is None,
 )
-_POLICY = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT, _ONE_COMPONENT)
+_POLICY = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT)
+_ON_REWARDS = (*_POLICY, _ONE_COMPONENT)
 
 
 def _is_lora(given: Mapping[str, Any]) -> bool:
@@ -121,7 +123,7 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
         ),
     ),
     "ppo": (
-        *_POLICY,
+        *_ON_REWARDS,
         Refusal("sft_model_path", "scripts of TRL 1.12 read it. Name the policy by --model_name_or_path."),
         Refusal("reward_model_path", "scripts of TRL 1.12 read it. Name the rewards by --reward_model."),
         Refusal("dataset_num_proc", "prompts are tokenised as they are drawn. Leave it out."),
@@ -136,8 +138,8 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
             "auto_find_batch_size", "the size of a rollout is fixed before it. Lower --per_device_train_batch_size."
         ),
     ),
-    "grpo": _POLICY,
-    "rloo": _POLICY,
+    "grpo": _ON_REWARDS,
+    "rloo": _ON_REWARDS,
     "dpo": (
         *_POLICY,
         Refusal("padding_free use_liger_kernel", "pairs of one batch have to keep losses of their own. Leave it out."),
