@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every push and pull under every fault at every request: then the old state or the new one; a rerun finishes it.
 
-All faults at all requests take a quarter of an hour: `make fault-matrix`. Without it pushes and pulls of one repository
-meet a fifth: every request some faults, every fault some requests; those of a whole output, which take a hundred
-requests, a tenth or less.
+All faults at all requests take a quarter of an hour: `make fault-matrix`. Without it pushes and pulls of one
+repository meet a fifth: every request some faults, every fault some requests; those of a whole output, which take a
+hundred requests, a tenth or less.
 """
 
 import os
