@@ -80,16 +80,18 @@ site: install
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Two workers of one thread each: the models are tiny, so more threads per worker only compete.
+# Two workers of one thread each: the models are tiny, so more threads per worker only compete. Each takes a half in order and
+# then from the other's end, so what a module shares is made once.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 # All faults at all requests of every push and pull; `make test` meets a fifth of them.
 fault-matrix: install
-	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/hub/test_fault_matrix.py
+	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal tests/hub/test_fault_matrix.py
 
 check: install
 	$(BIN)/ruff check .
@@ -117,7 +119,9 @@ $(SEAM_HOST)/.installed: $(STAMP)
 	$(BIN)/python -m pip install -q --target $(SEAM_HOST) "httpx<1"
 	@touch $@
 
-SEAM_PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m seam $(PYTEST_ARGS)
+SEAM_PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m seam -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# On the newest hosts `make test` runs the same tests.
 
 seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
 	@echo "seam: oldest TRL on the newest transformers"
@@ -127,8 +131,6 @@ seam: install $(SEAM_TRL)/.installed $(SEAM_HOST)/.installed
 	TRL_MAXMIN_EXPECT_TRL=$(OLDEST_TRL) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(OLDEST_TRANSFORMERS) \
 		TRL_MAXMIN_EXPECT_HUB=$(OLDEST_HUB) \
 		PYTHONPATH=$(CURDIR)/$(SEAM_HOST):$(CURDIR)/$(SEAM_TRL) $(SEAM_PYTEST)
-	@echo "seam: newest"
-	TRL_MAXMIN_EXPECT_TRL=$(call pinned,trl) TRL_MAXMIN_EXPECT_TRANSFORMERS=$(call pinned,transformers) $(SEAM_PYTEST)
 
 # What runs on a GPU, in ten minutes; results go to docs/results/gpu. docs/performance.md says how to carry it to a machine
 # without a network. On a CPU: make gpu-proof GPU_PROOF_ARGS="--device cpu --tiny --out gpu-dry-run"

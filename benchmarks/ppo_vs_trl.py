@@ -200,14 +200,15 @@ def main() -> None:
     for seed in range(args.seeds):
         for side in args.sides if seed % 2 == 0 else args.sides[::-1]:
             results.append(run_side(side, seed, folder, args))
-    summary = compare(results, args.sides)
+        # After each pair, so that what was measured is there if the rest is not.
+        summary = compare(results, args.sides)
+        if args.out:
+            names = (*numbers, "lr", "seeds", "sides", "device", "bf16", "checkpointing", "lora", "stop")
+            settings = {name: getattr(args, name) for name in names}
+            settings |= {"model": Path(args.model).name if args.model else None, "seeds": seed + 1}
+            record = {"settings": settings, "machine": machine(), "summary": summary, "runs": results}
+            Path(args.out).write_text(json.dumps(record, indent=2))
     print(f"{args.sides[1]} against {args.sides[0]}: {json.dumps(summary, indent=2)}")
-    if args.out:
-        names = (*numbers, "lr", "seeds", "sides", "device", "bf16", "checkpointing", "lora", "stop")
-        settings = {name: getattr(args, name) for name in names}
-        settings["model"] = Path(args.model).name if args.model else None
-        record = {"settings": settings, "machine": machine(), "summary": summary, "runs": results}
-        Path(args.out).write_text(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

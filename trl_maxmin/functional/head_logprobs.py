@@ -16,8 +16,10 @@ from torch.autograd.function import once_differentiable
 from .preference import require_shape
 
 
-#: Tokens of the vocabulary, and of the replies, that are multiplied together.
+#: Tokens of the vocabulary, and most tokens of the replies, that are multiplied together.
 BLOCK, ROWS = 2048, 1024
+#: Numbers of a block's logits, and of its weights, that stay in a CPU's caches: few rows take longer blocks.
+CACHED_LOGITS, CACHED_WEIGHTS = 1 << 17, 1 << 20
 
 
 def head_logprobs(
@@ -70,10 +72,17 @@ def start_grad(weight: torch.Tensor) -> None:
         weight.grad = torch.zeros_like(weight)
 
 
-def vocabulary_blocks(weight: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """First id and rows `(b, H)` of each block of a head's weight `(V, H)`."""
-    for start in range(0, len(weight), BLOCK):
-        yield start, weight[start : start + BLOCK]
+def block_size(rows: int, width: int) -> int:
+    """Tokens b of a block, for so many rows of hidden states and so wide: some times [`BLOCK`]."""
+    fits = min(CACHED_LOGITS // max(rows, 1), CACHED_WEIGHTS // width)
+    return BLOCK * min(max(fits // BLOCK, 1), 8)
+
+
+def vocabulary_blocks(weight: torch.Tensor, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """First id and rows `(b, H)` of each block of a head's weight `(V, H)`, for so many rows of hidden states."""
+    size = block_size(rows, weight.shape[1])
+    for start in range(0, len(weight), size):
+        yield start, weight[start : start + size]
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -117,7 +126,7 @@ class _HeadLogprobs(torch.autograd.Function):
             grad_weight = weight.grad if ctx.add_to_grad else torch.zeros_like(weight)
         for number, start in enumerate(range(0, len(states), ROWS)):
             part = slice(start, start + ROWS)
-            for place, (first, block) in enumerate(vocabulary_blocks(weight)):
+            for place, (first, block) in enumerate(vocabulary_blocks(weight, len(states[part]))):
                 if ctx.kept is None:
                     logits = states[part] @ block.T
                 else:
@@ -141,8 +150,9 @@ def _rows(
     top = states.new_full((len(states),), -torch.inf)
     total, weighted, chosen = (torch.zeros_like(top) for _ in range(3))
     blocks: list[torch.Tensor] = []
-    buffer, terms = (states.new_empty(len(states) * BLOCK) for _ in range(2))
-    for first, block in vocabulary_blocks(weight):
+    longest = min(block_size(*states.shape), len(weight))
+    buffer, terms = (states.new_empty(len(states) * longest) for _ in range(2))
+    for first, block in vocabulary_blocks(weight, len(states)):
         shape = (len(states), len(block))
         room = states.new_empty(shape) if keep else buffer[: shape[0] * shape[1]].view(shape)
         logits = torch.mm(states, block.T, out=room)

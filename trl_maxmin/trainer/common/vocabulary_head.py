@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import LogitsProcessor, PreTrainedModel
 
-from ...functional.head_logprobs import vocabulary_blocks
+from ...functional.head_logprobs import block_size, vocabulary_blocks
 from .drawing import BLOCK, Drawn, first_above
 
 
@@ -42,6 +42,28 @@ def plain_head_weight(model: PreTrainedModel) -> torch.Tensor | None:
     whole = type(weight) is nn.Parameter and not hasattr(weight, "ds_id") and len(weight) >= MIN_VOCABULARY
     plain = whole and weight.device.type == "cpu" and weight.dtype == torch.float32 and not hooked
     return weight if plain and not torch.is_autocast_enabled("cpu") else None
+
+
+def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits as the model itself computes them from its last hidden states.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): a causal language model.
+        hidden (`torch.Tensor` of shape `(n, H)`): outputs of its trunk.
+
+    Returns:
+        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family
+        adds behind its head.
+    """
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden)
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    if scale is not None:
+        logits = logits * scale
+    if divisor is not None:
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @contextmanager
@@ -91,16 +113,17 @@ class DrawingHead:
     def draw(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Ids `(B,)` at uniform places `(B, 1)` in [0, 1), from states `(B, H)` over the temperature."""
         self._make_room(len(states))
-        for first, block in vocabulary_blocks(self.weight):
+        for first, block in vocabulary_blocks(self.weight, len(states)):
             whole = -(-len(block) // BLOCK)
             logits = self._logits[:, : whole * BLOCK]
             torch.mm(states, block.T, out=logits[:, : len(block)])
-            logits[:, len(block) :] = -torch.inf
+            if len(block) < whole * BLOCK:
+                logits[:, len(block) :] = -torch.inf
             parts = logits.unflatten(1, (whole, BLOCK))
-            top = parts.amax(-1)
             span = slice(first // BLOCK, first // BLOCK + whole)
-            self._tops[:, span] = top
-            self._masses[:, span] = parts.sub_(top.unsqueeze(-1)).exp_().sum(-1)
+            top = self._tops[:, span]
+            torch.amax(parts, -1, out=top)
+            torch.sum(parts.sub_(top.unsqueeze(-1)).exp_(), -1, out=self._masses[:, span])
         highest = self._tops.amax(-1, keepdim=True)
         # Running sums in double precision: many small terms would lose the rare tokens.
         cdf = (self._masses.double() * (self._tops - highest).double().exp()).cumsum(-1)
@@ -124,7 +147,7 @@ class DrawingHead:
     def _make_room(self, rows: int) -> None:
         if len(self._tops) != rows:
             count = -(-len(self.weight) // BLOCK)
-            widest = max(len(block) for _, block in vocabulary_blocks(self.weight))
+            widest = min(block_size(rows, self.weight.shape[1]), len(self.weight))
             self._logits = self.weight.new_empty((rows, -(-widest // BLOCK) * BLOCK))
             self._tops, self._masses = (self.weight.new_empty((rows, count)) for _ in range(2))
 

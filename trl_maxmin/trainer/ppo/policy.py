@@ -25,7 +25,7 @@ from ...functional.logprobs import token_logprobs
 from ...models.base import base_model
 from ...models.heads import Float32Linear, compute_in_float32
 from ...models.lora import active_adapter
-from ..common.vocabulary_head import plain_head_weight, sparse_embedding
+from ..common.vocabulary_head import head_logits, plain_head_weight, sparse_embedding
 from .policy_adapters import add_critic_adapter, checkpoint_contexts
 from .roles import require_critic, require_language_model
 
@@ -328,28 +328,6 @@ class PolicyWithCritic(nn.Module):
             adapter (`str`, *optional*): the adapter of the reference; `None` switches adapters off.
         """
         return active_adapter(self.policy, adapter)
-
-
-def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits as the model itself computes them from its last hidden states.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): a causal language model.
-        hidden (`torch.Tensor` of shape `(n, H)`): outputs of its trunk.
-
-    Returns:
-        `torch.Tensor` of shape `(n, V)`: after the scaling (Cohere, Granite) and soft-capping (Gemma 2) that a family
-        adds behind its head.
-    """
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden)
-    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    if scale is not None:
-        logits = logits * scale
-    if divisor is not None:
-        logits = logits / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @torch.no_grad()

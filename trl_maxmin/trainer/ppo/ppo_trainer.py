@@ -408,7 +408,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         for part in parts:
             with distributed.accumulate(self.accelerator, self.model_wrapped, is_last=part is parts[-1]):
                 batch = rollout.micro_batch(part)
-                logprobs, _, values = rollout.take_outputs() or self._forward(self.model_wrapped, batch)
+                logprobs, _, values = rollout.take_outputs(part) or self._forward(self.model_wrapped, batch)
                 loss, statistics = self._ppo_loss(logprobs, values, batch)
                 distributed.backward(self.accelerator, loss * scale)
             total += statistics

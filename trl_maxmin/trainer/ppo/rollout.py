@@ -203,10 +203,10 @@ class Rollout:
         batch["completion_ids"] = batch["input_ids"][:, prompt:]
         return batch
 
-    def take_outputs(self) -> tuple[torch.Tensor | None, ...] | None:
-        """`outputs`, once: a graph can be gone through one time."""
+    def take_outputs(self, rows: Sequence[int]) -> tuple[torch.Tensor | None, ...] | None:
+        """`outputs`, once (a graph can be gone through one time), where they are those of a micro-batch's rows."""
         outputs, self.outputs = self.outputs, None
-        return outputs
+        return outputs if list(rows) == self.by_length() else None
 
     def map_rows(
         self,
