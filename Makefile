@@ -80,16 +80,17 @@ site: install
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Two workers of one thread each: the models are tiny, so more threads per worker only compete.
+# Two workers of one thread each: the models are tiny, so more threads per worker only compete. Each takes a half in order and
+# then from the other's end, so what a module shares is made once.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-# All faults at all requests of every push and pull; `make test` meets a third of them.
+# All faults at all requests of every push and pull; `make test` meets a fifth of them.
 fault-matrix: install
-	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/hub/test_fault_matrix.py
+	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal tests/hub/test_fault_matrix.py
 
 check: install
 	$(BIN)/ruff check .

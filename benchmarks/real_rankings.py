@@ -7,7 +7,7 @@
         --encoder path/to/all-MiniLM-L6-v2 --seeds 0,1,2 --output docs/results/rankings_jester.json
 
 For each seed people are drawn, and what they ranked is dealt into rankings that share no item: of sushi, where
-everyone ranked ten kinds, of 4, 3 and 3; of Jester's jokes, by their ratings, twelve of 4. Of Luce's rankings such
+everyone ranked ten kinds, of 4, 3 and 3; of Jester's jokes, by their ratings, eight of 4. Of Luce's rankings such
 parts are independent. A third or a quarter of them is held out. Both forms are trained by
 
     trl-maxmin reward --dataset_name FOLDER --model_name_or_path ENCODER --train_trunk false --pooling mean \\
@@ -69,7 +69,7 @@ def read_sushi(path: Path, people: int, generator: random.Random) -> list[list[R
 
 
 def read_jester(folder: Path, people: int, generator: random.Random) -> list[list[Row]]:
-    """Of each person who rated 48 jokes or more twelve rankings of 4, the last three to be held out."""
+    """Of each person who rated 32 jokes or more eight rankings of 4, the last two to be held out."""
     with gzip.open(folder / "jokes.jsonl.gz", "rt", encoding="utf-8") as file:
         jokes = {str(row["joke"]): row["text"] for row in map(json.loads, file)}
     ratings: dict[str, dict[str, float]] = defaultdict(dict)
@@ -77,15 +77,15 @@ def read_jester(folder: Path, people: int, generator: random.Random) -> list[lis
         for row in csv.DictReader(file):
             ratings[row["user"]][jokes[row["joke"]]] = float(row["rating"])
     found = []
-    for who in generator.sample(sorted(who for who, own in ratings.items() if len(own) >= 48), people):
+    for who in generator.sample(sorted(who for who, own in ratings.items() if len(own) >= 32), people):
         items = sorted(ratings[who])
         generator.shuffle(items)
-        found.append(dealt(items, ratings[who], [4] * 12, who, "Which joke is the funniest?"))
+        found.append(dealt(items, ratings[who], [4] * 8, who, "Which joke is the funniest?"))
     return found
 
 
 #: Reader, people, and how many of a person's rankings are held out.
-SETS = {"sushi": (read_sushi, 1000, 1), "jester": (read_jester, 300, 3)}
+SETS = {"sushi": (read_sushi, 1000, 1), "jester": (read_jester, 150, 2)}
 
 
 def heldout_figures(mixture: MixtureRewardModel, train: Dataset, held: Dataset) -> dict[str, float]:

@@ -83,8 +83,8 @@ def test_evaluate_push_and_space_take_the_run(lab, capsys):
         (["--assignments", "nobody.json"], 1, "--assignments nobody.json: there is no such file"),
         (["--assignments", "nowhere"], 1, "--assignments"),
         (["--assignments", "base"], 1, "`assignments`"),
-        (["--group_column", "group", "--loss_type", "aot"], 1, "compares sorted batches"),
-        (["--group_column", "group", "--use_liger_kernel", "true"], 2, "--use_liger_kernel True is refused"),
+        (["--group_column", "group", "--loss_type", "aot"], 2, "compares sorted batches"),
+        (["--group_column", "group", "--use_liger_kernel", "true"], 2, "`use_liger_kernel` is set"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(lab, capsys, words, status, message):

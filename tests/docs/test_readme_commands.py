@@ -16,12 +16,12 @@ from trl_maxmin.cli import main
 
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^trl-maxmin ((?:reward|ppo|grpo) .*)$", README, flags=re.MULTILINE)
+COMMANDS = re.findall(r"^trl-maxmin ((?:reward|ppo|grpo|dpo) .*)$", README, flags=re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_reward_then_policies(tmp_path, monkeypatch):
-    assert [line.split()[0] for line in COMMANDS] == ["reward", "ppo", "grpo"]
+    assert [line.split()[0] for line in COMMANDS] == ["reward", "ppo", "grpo", "dpo"]
     torch.manual_seed(0)
     tokenizer = build_word_tokenizer()
     sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96}

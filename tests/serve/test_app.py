@@ -293,3 +293,21 @@ def test_what_is_kept_is_of_these_components(model, tmp_path):
     statistics.save(tmp_path / "run-1")
     with pytest.raises(ValueError, match=r"are of the components \['x'\]"):
         reward_server(model, state_dir=tmp_path)
+
+
+def test_requests_at_the_same_time_are_bounded(model):
+    with served(reward_server(model, max_requests=1)) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            line.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            for _ in range(1000):
+                status, headers, found = call(port, "POST", "/v1/score", {"texts": ["film"]})
+                if status == 503:
+                    break
+                threading.Event().wait(0.01)
+            assert "1 requests are open, the most" in found["error"] and headers["retry-after"] == "1"
+            assert call(port, "GET", "/health")[0] == 200
+        for _ in range(1000):
+            if call(port, "POST", "/v1/score", {"texts": ["film"]})[0] == 200:
+                break
+            threading.Event().wait(0.01)
+        assert call(port, "POST", "/v1/score", {"texts": ["film"]})[0] == 200, "the place of who hung up is free"

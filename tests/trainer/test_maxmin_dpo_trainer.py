@@ -51,6 +51,7 @@ def with_reference(make, cls, **kwargs):
     return make(cls, model=moved(), ref_model=gpt2(), **kwargs)
 
 
+@pytest.mark.seam
 class TestSameAsTRL:
     """One group, or weights that are the shares: the loss and its gradient are those of `trl.DPOTrainer`."""
 
@@ -127,6 +128,7 @@ class TestSameAsTRL:
         close(own, by_parameter)
 
 
+@pytest.mark.seam
 class TestGroups:
     def test_the_loss_is_the_weighted_sum_of_what_trl_says_of_each_group(self, make):
         """All rows in one batch, so that nothing is estimated."""
@@ -173,6 +175,30 @@ class TestGroups:
         assert trainer.group_pairs.tolist() == pytest.approx((12 * shares).tolist())
 
 
+def test_one_group_alone_is_dpo_on_its_pairs(make):
+    data = preferences(12)
+    plain = with_reference(make, DPOTrainer, train_dataset=of_group(data, "few"))
+    trainer = with_reference(make, MaxMinDPOTrainer, train_dataset=data, component="few", eval_dataset=data)
+    assert trainer.group_names == ["few"] and len(trainer.train_dataset) == len(trainer.eval_dataset) == 3
+    expected, by_parameter = gradients(plain, first_batch(plain))
+    found, own = gradients(trainer, first_batch(trainer))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    close(own, by_parameter)
+
+
+def test_one_component_alone_by_how_probable_its_pairs_are(make):
+    data = preferences(12)
+    table = {p: {"a": 0.9, "b": 0.1} if "many" in p else {"a": 0.2, "b": 0.8} for p in data["annotator_id"]}
+    both = with_reference(make, MaxMinDPOTrainer, train_dataset=data, assignments=table)
+    both.welfare.weights = torch.tensor([0.0, 1.0])
+    trainer = with_reference(make, MaxMinDPOTrainer, train_dataset=data, assignments=table, component="b")
+    expected, by_parameter = gradients(both, first_batch(both))
+    found, own = gradients(trainer, first_batch(trainer))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    close(own, by_parameter)
+
+
+@pytest.mark.seam
 class TestWeights:
     def test_a_mirror_step_by_hand(self, make):
         """The first step finds log 2 for everybody, so the offset of 9 and 3 pairs decides alone; then losses do."""
@@ -398,6 +424,11 @@ TABLE = {"a-person": {"a": 0.5, "b": 0.4}}
         ({"assignments": TABLE}, "probabilities by name that sum to 1"),
         ({"assignments": {}}, "without an entry for anybody"),
         ({"assignments": 7}, "`assignments` is int"),
+        (
+            {"group_column": "group", "component": "none"},
+            r"`component` is 'none', which is none of the groups \['few'",
+        ),
+        ({"component": "few", "eval_dataset": of_group(preferences(), "many")}, "No pair is of component 'few'"),
         ({"train_dataset": None}, "`train_dataset` is required"),
         ({"train_dataset": preferences().add_column("images", [[]] * 24)}, "have images"),
         ({"welfare": "nash"}, "give `disagreement_point`, for 'sigmoid' -0.6931"),

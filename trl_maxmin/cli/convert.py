@@ -235,6 +235,7 @@ def _written(
         if kind not in (None, ranked):
             raise ValueError(f"Row {number} is a {'ranking' if ranked else 'pair'}, unlike the rows before it.")
         kind = ranked
+        _check_writable(row, number)
         counts.unit = "rankings" if ranked and cut is None else "pairs"
         for each in pairs_of_row(row, number, cut) if ranked and cut else [row]:
             counts.kept += 1
@@ -243,7 +244,9 @@ def _written(
 
 def _check_pair(row: Mapping[str, Any], number: int) -> None:
     if missing := [name for name in ("chosen", "rejected") if name not in row]:
-        raise ValueError(f"Row {number} has no {' and no '.join(missing)}; there are: {', '.join(row) or 'none'}.")
+        raise ValueError(
+            f"Row {number} has no {' and no '.join(missing)}; there are: {', '.join(map(str, row)) or 'none'}."
+        )
     prompt = row.get("prompt", "")
     check_prompt(prompt, number)
     for name in ("chosen", "rejected"):
@@ -251,6 +254,17 @@ def _check_pair(row: Mapping[str, Any], number: int) -> None:
     check_margin(row, number)
     if "chosen_probability" in row:
         check_probability(row["chosen_probability"], number)
+
+
+def _check_writable(row: Mapping[str, Any], number: int) -> None:
+    for name, cell in row.items():
+        try:
+            json.dumps({name: cell}, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Row {number} has {name} that cannot be written as JSON in UTF-8 ({error}). Correct it, or remove "
+                "the row."
+            ) from error
 
 
 def _hashed(annotator: str, salt: bytes) -> str:

@@ -71,13 +71,23 @@ _BITS = Refusal(
     "it loads frozen weights, so there is nothing to train. Add --use_peft, or leave it out.",
     lambda given: bool(given["use_peft"]),
 )
-_ONE_COMPONENT = Refusal(
+_WELFARE = (
     "welfare welfare_temperature welfare_step_size welfare_step_schedule welfare_window welfare_floor "
-    "disagreement_point min_group_annotators min_group_share min_group_pairs oscillation oscillation_window",
-    "it weighs components, and --component leaves one. Leave one of the two out.",
-    lambda given: given["component"] is None,
+    "disagreement_point welfare_power welfare_order_weights leximin_delta regret_rule best_utilities "
+    "min_group_annotators min_group_share min_group_pairs"
 )
-_POLICY = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT, _ONE_COMPONENT)
+
+
+def _one_component(options: str) -> Refusal:
+    return Refusal(
+        options,
+        "it weighs components, and --component leaves one. Leave one of the two out.",
+        lambda given: given["component"] is None,
+    )
+
+
+_TRAINED = (*_DATA, *_TRAINING, _QUANTIZED, _BITS, _PEFT)
+_POLICY = (*_TRAINED, _one_component(f"{_WELFARE} oscillation oscillation_window"))
 
 
 def _is_lora(given: Mapping[str, Any]) -> bool:
@@ -139,8 +149,9 @@ REFUSED: dict[str, tuple[Refusal, ...]] = {
     "grpo": _POLICY,
     "rloo": _POLICY,
     "dpo": (
-        *_POLICY,
-        Refusal("padding_free use_liger_kernel", "pairs of one batch have to keep losses of their own. Leave it out."),
+        *_TRAINED,
+        _one_component(f"{_WELFARE} small_group_offset"),
+        Refusal("padding_free", "TRL has switched it off for DPO. Leave it out."),
     ),
     "assign": (
         *_DATA,

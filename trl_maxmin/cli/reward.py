@@ -68,15 +68,16 @@ def run(argv: Sequence[str]) -> None:
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     save_mixture(trainer, args.output_dir)
-    if trainer.selection is not None and trainer.accelerator.is_main_process:
-        trainer.selection.save(args.output_dir)
+    chosen = trainer.selection
+    if chosen is not None and trainer.accelerator.is_main_process:
+        chosen.save(args.output_dir)
         print_table(
-            f"Choice of K: {trainer.selection.num_pairs} pairs of {trainer.selection.num_annotators} annotators, each "
-            "scored by a mixture and an assignment that never saw it",
+            f"Choice of K: {chosen.num_pairs} {chosen.unit}s of {chosen.num_annotators} annotators, each scored by a "
+            "mixture and an assignment that never saw it",
             ["K (* chosen)", "log-likelihood", "worse than the best", "accuracy", "prior (log-odds)"],
-            trainer.selection.rows(),
+            chosen.rows(),
         )
-        print(trainer.selection.verdict())
+        print(chosen.verdict())
     trainer.dataset_name = script.dataset_name
     trainer.create_model_card()
     print_report(trainer)

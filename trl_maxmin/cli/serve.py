@@ -32,7 +32,7 @@ class ServeArguments(MaxMinConfigMixin):
         host (`str`), port (`int`): where to listen.
         token_variable (`str`): environment variable that holds the token.
         state_dir (`str`): folder in which sessions are kept over a restart.
-        rollout_size, batch_size, max_body_mb, body_seconds, max_replies, max_waiting, max_sessions, max_connections:
+        rollout_size, batch_size, max_body_mb, body_seconds, max_replies, max_waiting, max_sessions, max_requests:
             limits and sizes.
     """
 
@@ -52,7 +52,7 @@ class ServeArguments(MaxMinConfigMixin):
     max_replies: int = field(default=4096, metadata={"help": "Replies a request."})
     max_waiting: int = field(default=16384, metadata={"help": "Replies that may wait, of all clients."})
     max_sessions: int = field(default=64, metadata={"help": "Sessions at the same time."})
-    max_connections: int = field(default=512, metadata={"help": "Connections at the same time."})
+    max_requests: int = field(default=512, metadata={"help": "Requests at the same time."})
 
 
 def run(argv: Sequence[str]) -> None:
@@ -119,6 +119,7 @@ def _serve(arguments: ServeArguments, token: str | None) -> None:
             max_waiting=arguments.max_waiting,
             max_batch=4 * arguments.batch_size,
             max_sessions=arguments.max_sessions,
+            max_requests=arguments.max_requests,
             rollout_size=arguments.rollout_size,
             state_dir=Path(arguments.state_dir) if arguments.state_dir else None,
             token=token,
@@ -141,7 +142,7 @@ def _serve(arguments: ServeArguments, token: str | None) -> None:
         app,
         host=arguments.host,
         port=arguments.port,
-        limit_concurrency=arguments.max_connections,
+        limit_concurrency=4 * arguments.max_requests,  # of connections that have not asked anything yet, too
         timeout_graceful_shutdown=10,
         access_log=False,
         log_level="warning",

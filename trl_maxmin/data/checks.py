@@ -104,6 +104,8 @@ def fault_of_text(text: Any, last_roles: tuple[str, ...]) -> str | None:
             return f'{message!r} has no role; a message is {{"role": ..., "content": ...}}'
         content = message.get("content")
         # Parts of a multimodal message are a list; a call of a tool needs no words.
+        if not isinstance(content, str | list | None):
+            return f"the message of {message['role']!r} has content {content!r}, which is neither text nor a list"
         empty = not (content.strip() if isinstance(content, str) else content)
         if empty and not message.get("tool_calls"):
             return f"the message of {message['role']!r} has no content ({content!r})"

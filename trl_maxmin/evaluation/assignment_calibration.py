@@ -9,18 +9,19 @@ import numpy as np
 import torch
 
 from ..functional.feature_pairs import FeaturePairs
+from ..functional.feature_rankings import FeatureRankings
 from ..functional.group_floor import has_evidence
 from ..trainer.reward.sureness import scores_of_new_people, weigh_evidence
 from .results import table
 
 
 def assignment_calibration(
-    pairs: FeaturePairs, prior_scale: float, posterior: np.ndarray, seed: int
+    pairs: FeaturePairs | FeatureRankings, prior_scale: float, posterior: np.ndarray, seed: int
 ) -> dict[str, Any] | None:
     """The weight of an annotator's pairs, and the calibration of assignments under it.
 
     Args:
-        pairs ([`FeaturePairs`]): that assigned the annotators.
+        pairs ([`FeaturePairs`] or [`FeatureRankings`]): that assigned the annotators.
         prior_scale (`float`): of the rewards.
         posterior (`np.ndarray` of shape `(H, K)`): of each annotator.
         seed (`int`): of folds and halves.
@@ -33,21 +34,20 @@ def assignment_calibration(
         return None
     of_annotator = torch.tensor(posterior)
     scores = scores_of_new_people(pairs, of_annotator[pairs.annotator_index], prior_scale, seed)
-    texts = (pairs.chosen, pairs.rejected)
-    found = weigh_evidence(scores, texts, pairs.annotator_index, of_annotator.mean(0), seed)
+    found = weigh_evidence(scores, pairs.sides.unbind(1), pairs.annotator_index, of_annotator.mean(0), seed)
     return found.to_dict() if found else None
 
 
-def calibration_lines(found: dict[str, Any]) -> list[str]:
-    """Words and the table, in Markdown."""
+def calibration_lines(found: dict[str, Any], unit: str = "pair") -> list[str]:
+    """Words and the table, in Markdown; rows of the data are pairs or rankings."""
     rows = [
         [f"{entry['expected']:.2f}", f"{entry['observed']:.2f}", f"{entry['standard_error']:.2f}"]
         + [str(entry["num_annotators"])]
         for entry in found["curve"]
     ]
     lines = [
-        f"How sure assignments are: each pair of an annotator counts {found['weight']:.2f} (1: a plain product of "
-        f"likelihoods). Two halves of a person's pairs, of other texts each, give the same group in "
+        f"How sure assignments are: each {unit} of an annotator counts {found['weight']:.2f} (1: a plain product of "
+        f"likelihoods). Two halves of a person's {unit}s, of other texts each, give the same group in "
         f"{100 * found['observed']:.1f} % of {found['num_annotators']} annotators; posteriors announce "
         f"{100 * found['expected']:.1f} % (counted whole: {100 * found['observed_unweighted']:.1f} % and "
         f"{100 * found['expected_unweighted']:.1f} %).",

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..data.columns import ANNOTATOR_COLUMN, prepare_preferences, require_group_column
+from ..data.columns import ANNOTATOR_COLUMN, require_group_column
+from ..trainer.reward.annotated_preferences import prepare_rows
 from .assignment_calibration import assignment_calibration, calibration_lines, group_sizes
 from .bootstrap import Interval, PromptBootstrap
 from .diagnosis_groups import Pairs, find_groups, known_groups, read_pairs, rewards_on
@@ -56,7 +57,8 @@ class Diagnosis:
         diversity (`list[list[float]]`): total variation between groups, K x K.
         by_group (`dict`): group -> `num_annotators`, `num_pairs`, `share` (of the annotators; of the pairs where
             groups are known), `share_of_pairs`, `mismatch` (total variation of the single reward to the group's),
-            `accuracy_own` and `accuracy_single` on held-out pairs, `epsilon` (the group's margin of diversity),
+            `accuracy_own` and `accuracy_single` on held-out pairs (of rankings top-1, with `tau_own` and `tau_single`,
+            Kendall's), `epsilon` (the group's margin of diversity),
             `predicted` (`epsilon (1 - share_of_pairs)`: the least total variation of everybody's preferences to the
             group's), `parameter_distance` with its bound `parameter_bound`, and `gap` with its bound
             `predicted_bound`. The bounds order nothing.
@@ -67,6 +69,8 @@ class Diagnosis:
         feature_bound (`float`): D.
         beta (`float`): KL coefficient of the gaps.
         features (`str`): what the rewards are linear in.
+        unit (`str`): what a row of the data is, `"pair"` or `"ranking"`; the former stands for both in what is said
+            above.
         assumptions (`list[str]`): what all of this stands on.
     """
 
@@ -87,6 +91,7 @@ class Diagnosis:
     selection: dict[str, dict[str, float]] = field(default_factory=dict)
     assignment_calibration: dict[str, Any] | None = None
     below_evidence_floor: list[str] = field(default_factory=list)
+    unit: str = "pair"
     assumptions: list[str] = field(default_factory=lambda: [*ASSUMPTIONS, *GAP_ASSUMPTIONS])
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,8 +123,9 @@ class Diagnosis:
         entry = self.by_group[worst]
         shares = ", ".join(f"{name} {100 * facts['share']:.0f} %" for name, facts in self.by_group.items())
         accuracy = (
-            f" On its held-out pairs a single reward is right in {100 * entry['accuracy_single']['mean']:.0f} % "
-            f"of the cases, its own in {100 * entry['accuracy_own']['mean']:.0f} %."
+            f" On its held-out {self.unit}s a single reward is right in "
+            f"{100 * entry['accuracy_single']['mean']:.0f} % of the cases, its own in "
+            f"{100 * entry['accuracy_own']['mean']:.0f} %."
             if "accuracy_own" in entry
             else ""
         )
@@ -133,11 +139,11 @@ class Diagnosis:
         """Words, tables and the assumptions."""
         lines = ["# Do these data need more than one reward?", "", self.verdict(), ""]
         lines += [
-            f"{self.num_pairs} pairs of {self.num_annotators} annotators on {self.num_prompts} prompts; rewards "
-            f"linear in {self.features}, D = {self.feature_bound:.2f}, beta = {self.beta:g}.",
+            f"{self.num_pairs} {self.unit}s of {self.num_annotators} annotators on {self.num_prompts} prompts; "
+            f"rewards linear in {self.features}, D = {self.feature_bound:.2f}, beta = {self.beta:g}.",
             "",
         ]
-        measures = {"mean": "held-out log-likelihood (nats a pair)", "difference": "below the best by"}
+        measures = {"mean": f"held-out log-likelihood (nats a {self.unit})", "difference": "below the best by"}
         measures |= {"standard_error": "standard error", "gain": "gain on one reward", "gain_error": "standard error"}
         measures |= {"prior_scale": "prior (log-odds)"}
         rows = [[k, *(f"{facts[name]:.4g}" for name in measures)] for k, facts in self.selection.items()]
@@ -150,6 +156,7 @@ class Diagnosis:
                 "mismatch",
                 "accuracy_own",
                 "accuracy_single",
+                *(("tau_own", "tau_single") if self.unit == "ranking" else ()),
                 "gap",
                 "epsilon",
                 "predicted",
@@ -175,7 +182,7 @@ class Diagnosis:
             few = ", ".join(self.below_evidence_floor)
             lines += ["", f"Too few people or pairs to be the worst-off group of a policy: {few}."]
         if self.assignment_calibration:
-            lines += ["", *calibration_lines(self.assignment_calibration)]
+            lines += ["", *calibration_lines(self.assignment_calibration, self.unit)]
         lines += ["", "Assumptions:", "", *(f"- {assumption}" for assumption in self.assumptions)]
         return "\n".join(lines) + "\n"
 
@@ -201,7 +208,8 @@ def diagnose(
     """Whether preferences hold groups that one reward cannot serve, and what it would cost each of them.
 
     Args:
-        dataset (`Dataset`): preferences, see [`trl_maxmin.data.columns`].
+        dataset (`Dataset`): pairs, see [`trl_maxmin.data.columns`], or rankings, see [`trl_maxmin.data.rankings`].
+            Rankings of two are the pairs that they are.
         annotator_column (`str`, *optional*): the column that names the annotator.
         group_column (`str`, *optional*): groups that are known, instead of those that EM finds by annotator.
         max_groups (`int`, *optional*, defaults to 3): largest K that is tried.
@@ -227,14 +235,14 @@ def diagnose(
             f"{heldout_fraction}."
         )
     require_group_column(group_column, annotator_column, dataset.column_names)
-    dataset = prepare_preferences(dataset, annotator_column)
+    dataset = prepare_rows(dataset, annotator_column)
     known = group_column is not None
     pairs, dataset = read_pairs(dataset, heldout_fraction, model_name_or_path, seed, known, **model_kwargs)
     if not pairs.heldout.any():
         raise ValueError(
-            f"{len(pairs.annotator)} pairs of {pairs.annotator.max() + 1} annotators leave no held-out pair: nearly "
-            "everyone gave one pair, and a pair says nothing about who gave it. Name the annotators "
-            "(annotator_column), collect several pairs from each, or name known groups (group_column)."
+            f"{len(pairs.annotator)} {pairs.unit}s of {pairs.annotator.max() + 1} annotators leave no held-out "
+            f"{pairs.unit}: nearly everyone gave one {pairs.unit}, and one says nothing about who gave it. Name the "
+            "annotators (annotator_column), collect several pairs from each, or name known groups (group_column)."
         )
     if not known:
         posterior, selection = find_groups(pairs, max_groups, num_init, seed)
@@ -276,18 +284,18 @@ def _measure(
     seed: int,
 ) -> Diagnosis:
     """Everything that follows from the memberships (N, K) of the pairs; K = 1 gives no group a gap."""
-    learn, heldout = pairs.learn, pairs.heldout
+    learn, heldout = pairs.learn, np.flatnonzero(pairs.heldout)
     *own, single = rewards_on(pairs, np.column_stack([memberships, np.ones(len(memberships))]))
     own = np.stack(own)
-    chosen, rejected = pairs.chosen[heldout], pairs.rejected[heldout]
+    compared, chosen, rejected = pairs.compared()
     probability = preference_probability(chosen @ own.T, rejected @ own.T)
     probability_single = preference_probability(chosen @ single, rejected @ single)
     diversity = diversity_matrix(probability)
     margins = diversity_margins(diversity)
     of_pairs = memberships[learn].mean(axis=0)
-    bound = float(np.linalg.norm(np.concatenate([pairs.chosen, pairs.rejected]), axis=1).max())
+    bound = float(np.linalg.norm(pairs.principal, axis=1).max())
     candidates = _candidates(pairs)
-    by_prompt = _bootstrap(pairs.prompt[heldout], num_resamples, seed)
+    by_prompt = _bootstrap(pairs.prompt[compared], num_resamples, seed)
     over_prompts = _bootstrap(np.arange(len(candidates)), num_resamples, seed)
     belongs = memberships[heldout].argmax(axis=1)
     sizes, counts, enough = group_sizes(pairs.annotator, memberships)
@@ -309,11 +317,12 @@ def _measure(
             "predicted_bound": gap_bound(epsilon, part, bound, beta, curvature),
             "gap": _mean(over_prompts, gap),
         }
-        mine = belongs == k
-        if mine.any():
-            by_person = _bootstrap(pairs.annotator[heldout][mine], num_resamples, seed)
-            facts["accuracy_own"] = _mean(by_person, _right(probability[mine, k]))
-            facts["accuracy_single"] = _mean(by_person, _right(probability_single[mine]))
+        mine = heldout[belongs == k]
+        if len(mine):
+            by_person = _bootstrap(pairs.annotator[mine], num_resamples, seed)
+            for whose, weight in (("own", own[k]), ("single", single)):
+                measured = pairs.agreement(mine, weight).items()
+                facts |= {f"{what}_{whose}": _mean(by_person, values) for what, values in measured}
         by_group[name] = facts
     return Diagnosis(
         num_pairs=len(pairs.annotator),
@@ -326,6 +335,7 @@ def _measure(
         feature_bound=bound,
         beta=beta,
         features=features,
+        unit=pairs.unit,
     )
 
 
@@ -353,16 +363,12 @@ def _candidates(pairs: Pairs) -> list[np.ndarray]:
     """For each prompt the features (M, D) of its different replies."""
     found: dict[int, dict[int, None]] = {}
     for prompt, texts in zip(pairs.prompt.tolist(), pairs.texts.tolist(), strict=True):
-        found.setdefault(prompt, {}).update(dict.fromkeys(texts))
+        found.setdefault(prompt, {}).update(dict.fromkeys(text for text in texts if text >= 0))
     return [pairs.principal[list(texts)] for texts in found.values()]
 
 
 def _gaps(candidates: list[np.ndarray], own: np.ndarray, single: np.ndarray, beta: float) -> np.ndarray:
     return alignment_gap([psi @ own for psi in candidates], [psi @ single for psi in candidates], beta)
-
-
-def _right(probability: np.ndarray) -> np.ndarray:
-    return (probability > 0.5) + 0.5 * (probability == 0.5)
 
 
 def _bootstrap(clusters: np.ndarray, num_resamples: int, seed: int) -> PromptBootstrap | None:

@@ -51,6 +51,10 @@ class FeaturePairs:
         own = (self.chosen[rows], self.rejected[rows], self.annotator_index[rows])
         return FeaturePairs(self.features, *own, margin, share)
 
+    def of_annotators(self, annotator_index: Tensor) -> FeaturePairs:
+        """The same pairs, given by others."""
+        return replace(self, annotator_index=annotator_index)
+
     @property
     def sides(self) -> Tensor:
         """`(N, 2)`: rows of the two texts."""

@@ -41,6 +41,10 @@ class FeatureRankings:
         """The rankings of a mask or of row numbers; the texts stay."""
         return FeatureRankings(self.features, self.choices.select(rows))
 
+    def of_annotators(self, annotator_index: Tensor) -> FeatureRankings:
+        """The same rankings, given by others."""
+        return replace(self, choices=replace(self.choices, annotator_index=annotator_index))
+
     def log_likelihood(self, weight: Tensor) -> Tensor:
         """`(N, K)` log-likelihood of the rankings under rewards `features @ weight.T`, nats."""
         return self.choices.log_likelihood(self.features.to(weight) @ weight.T)

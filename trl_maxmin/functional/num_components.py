@@ -72,6 +72,8 @@ class Choice:
             `RELEVANT_GAIN` -> what two components gained of it, and its standard error. Empty where nothing had to be
             simulated.
         num_pairs, num_annotators (`int`): what the numbers rest on.
+        chance (`float`): log-likelihood under no reward; that of a coin for pairs.
+        unit (`str`): `"pair"`, or `"ranking"` where one is a row.
     """
 
     verdict_kind: str
@@ -91,6 +93,8 @@ class Choice:
     num_starts: dict[int, list[int]] = field(default_factory=dict)
     num_partitions: dict[int, list[int]] = field(default_factory=dict)
     simulated: dict[float, tuple[float, float]] = field(default_factory=dict)
+    chance: float = math.log(0.5)
+    unit: str = "pair"
 
 
 def cross_validate(
@@ -174,8 +178,7 @@ def choose_components(
     choice = replace(choice, **details)
     if choice.verdict_kind == "groups":
         choice = replace(choice, num_components=_described(choice, fits))
-    # Two groups of rankings are not simulated: that one reward suffices for rankings is not claimed.
-    if simulate and choice.verdict_kind == "one" and isinstance(pairs, FeaturePairs):
+    if simulate and choice.verdict_kind == "one":
         simulated = _simulate(pairs, num_annotators, choice, seed, options)
         choice = replace(choice, simulated=simulated)
     if choice.verdict_kind == "one" and not _would_have_been_seen(choice):
@@ -244,11 +247,13 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor, chance: Tensor | 
         coin_error,
         len(index),
         len(people),
+        chance=coin.mean().item(),
+        unit="pair" if chance is None else "ranking",
     )
 
 
 def _simulate(
-    pairs: FeaturePairs, num_annotators: int, choice: Choice, seed: int, options: dict[str, Any]
+    pairs: FeaturePairs | FeatureRankings, num_annotators: int, choice: Choice, seed: int, options: dict[str, Any]
 ) -> dict[float, tuple[float, float]]:
     """Votes of two groups worth `RELEVANT_GAIN` on the same pairs by the same people: what two components gain."""
     single = fit_rewards(pairs, torch.ones(len(pairs), 1), _middle(choice.prior_scale[1]))[0]

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .feature_pairs import FeaturePairs
+from .feature_rankings import FeatureRankings
+from .ranking import RankedChoices
 
 
 _LARGEST = 8.0  # standard deviation of the log-odds by which groups differ, where no more is tried
@@ -17,23 +19,26 @@ _NUM_PARTS = 5
 
 
 def plant_two_groups(
-    pairs: FeaturePairs, weight: Tensor, small: Tensor, gain: float, generator: torch.Generator
-) -> FeaturePairs:
+    pairs: FeaturePairs | FeatureRankings, weight: Tensor, small: Tensor, gain: float, generator: torch.Generator
+) -> FeaturePairs | FeatureRankings:
     """The same pairs by the same people, with votes drawn anew from two groups.
 
     The larger group has a given reward, the smaller one that reward and a random one in addition, as large as makes it
     worth `gain` to know both (or, where no difference is worth as much in so few pairs a person, eight log-odds).
 
     Args:
-        pairs ([`FeaturePairs`]): N pairs.
+        pairs ([`FeaturePairs`] or [`FeatureRankings`]): N pairs, or rankings: the same replies are ranked anew, and as
+            much is told of the order.
         weight (`Tensor` of shape `(D,)`): of the larger group's reward.
         small (`Tensor` of shape `(H,)`): who is of the smaller group.
-        gain (`float`): nats a pair.
+        gain (`float`): nats a pair or ranking.
         generator (`torch.Generator`): on the CPU.
 
     Returns:
-        [`FeaturePairs`]: without margins.
+        [`FeaturePairs`] or [`FeatureRankings`]: without margins.
     """
+    if isinstance(pairs, FeatureRankings):
+        return _plant_rankings(pairs, weight, small, gain, generator)
     features = pairs.features.double()
     other = torch.randn(features.shape[1], generator=generator, dtype=torch.float64) * features.std(0)
     common, extra = (_difference(pairs, features @ direction) for direction in (weight.double(), other))
@@ -54,6 +59,36 @@ def plant_two_groups(
         torch.where(stays, one, two) for one, two in ((pairs.chosen, pairs.rejected), (pairs.rejected, pairs.chosen))
     )
     return replace(pairs, chosen=chosen, rejected=rejected, margin=None, share=None)
+
+
+def _plant_rankings(
+    rankings: FeatureRankings, weight: Tensor, small: Tensor, gain: float, generator: torch.Generator
+) -> FeatureRankings:
+    choices, features = rankings.choices, rankings.features.double()
+    other = torch.randn(features.shape[1], generator=generator, dtype=torch.float64) * features.std(0)
+    common, extra = features @ weight.double(), features @ other
+    _, better, worse = choices.comparisons()
+    extra = extra / (extra[better] - extra[worse]).std().clamp(min=1e-12)
+    share = small.double().mean().item()
+    noise = -torch.rand(choices.responses.shape, generator=generator, dtype=torch.float64).log().neg().log()
+    fold = torch.randint(_NUM_PARTS, (len(choices),), generator=generator)
+    at, is_small = choices.responses.clamp(min=0), small[choices.annotator_index].unsqueeze(1)
+
+    def anew(size: float) -> tuple[RankedChoices, Tensor]:
+        """Rankings, and their likelihood `(N, 2)` under both rewards."""
+        rewards = torch.stack([common, common + size * extra], dim=1)
+        drawn = choices.drawn(torch.where(is_small, rewards[at, 1], rewards[at, 0]), noise)
+        return drawn, drawn.log_likelihood(rewards)
+
+    low, high = 0.0, _LARGEST
+    for _ in range(12):
+        middle = (low + high) / 2
+        likelihood = anew(middle)[1]
+        posterior, prior = _posterior(likelihood, choices.annotator_index, len(small), share, fold)
+        # Each ranking as it was drawn: there are too many outcomes for an expectation.
+        worth = ((posterior + likelihood).logsumexp(1) - (prior + likelihood).logsumexp(1)).mean()
+        low, high = (low, middle) if worth > gain else (middle, high)
+    return replace(rankings, choices=anew(high)[0])
 
 
 def who_is_small(num_annotators: int, share: float, generator: torch.Generator) -> Tensor:
@@ -87,11 +122,7 @@ def worth_of_knowing(
     own = log_odds.gather(1, small[annotator_index].long().unsqueeze(1)).squeeze(1)
     sign = torch.where(uniform < torch.sigmoid(own), 1.0, -1.0).unsqueeze(1)
     likelihood = F.logsigmoid(sign * log_odds)
-    cells = torch.zeros(len(small) * _NUM_PARTS, 2, dtype=torch.float64)
-    cells.index_add_(0, annotator_index * _NUM_PARTS + fold, likelihood)
-    cells = cells.view(-1, _NUM_PARTS, 2)
-    prior = torch.tensor([1 - share, share], dtype=torch.float64).log()
-    posterior = torch.log_softmax(prior + cells.sum(1, keepdim=True) - cells, dim=-1)[annotator_index, fold]
+    posterior, prior = _posterior(likelihood, annotator_index, len(small), share, fold)
     # In expectation over the vote of the pair itself.
     worth = torch.zeros(())
     for side in (1.0, -1.0):
@@ -99,6 +130,17 @@ def worth_of_knowing(
         gained = (posterior + of).logsumexp(1) - (prior + of).logsumexp(1)
         worth = worth + (torch.sigmoid(side * own) * gained).mean()
     return worth.item()
+
+
+def _posterior(
+    likelihood: Tensor, annotator_index: Tensor, num_annotators: int, share: float, fold: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log posterior `(N, 2)` of each row's annotator from their rows of the other folds, and the log prior `(2,)`."""
+    cells = torch.zeros(num_annotators * _NUM_PARTS, 2, dtype=torch.float64)
+    cells.index_add_(0, annotator_index * _NUM_PARTS + fold, likelihood)
+    cells = cells.view(-1, _NUM_PARTS, 2)
+    prior = torch.tensor([1 - share, share], dtype=torch.float64).log()
+    return torch.log_softmax(prior + cells.sum(1, keepdim=True) - cells, dim=-1)[annotator_index, fold], prior
 
 
 def _difference(pairs: FeaturePairs, rewards: Tensor) -> Tensor:

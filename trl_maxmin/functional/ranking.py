@@ -202,6 +202,55 @@ class RankedChoices:
         """
         return self._in_rows(rewards, math.nan, lambda r, block: _kendall_tau(r, block.sizes))
 
+    def comparisons(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every two replies whose order a ranking tells.
+
+        Returns:
+            `Tensor` of shape `(C,)` each: the ranking, row of the better text, row of the other.
+
+        Example:
+
+        >>> choice = RankedChoices(torch.tensor([[4, 7, 5]]), torch.tensor([[0, 1, 0]]), torch.tensor([0]))
+        >>> [part.tolist() for part in choice.comparisons()]
+        [[0, 0], [7, 7], [4, 5]]
+        """
+        found = [torch.zeros(3, 0, dtype=torch.long)]
+        for block in self.blocks:
+            better, worse = _ordered(block.sizes)
+            rows = block.rows.repeat_interleave(len(better))
+            found.append(torch.stack([rows, *(block.responses[:, at].flatten() for at in (better, worse))]))
+        rows, better, worse = torch.cat(found, dim=1)
+        order = rows.argsort(stable=True)
+        return rows[order], better[order], worse[order]
+
+    def drawn(self, rewards: Tensor, noise: Tensor) -> RankedChoices:
+        """The same replies shown to the same people, ranked anew by Luce's rule: rewards plus Gumbel noise, in order.
+        As much is told as before: of a best of four the best.
+
+        Args:
+            rewards (`Tensor` of shape `(N, n)`): of each reply of each ranking, Bradley-Terry log-odds.
+            noise (`Tensor` of shape `(N, n)`): of the standard Gumbel distribution. It goes with the texts in order of
+                their rows, so that who was preferred before says nothing.
+
+        Returns:
+            [`RankedChoices`] without margins.
+
+        Example:
+
+        >>> choice = RankedChoices(torch.tensor([[4, 7, 5]]), torch.tensor([[0, 1, 0]]), torch.tensor([0]))
+        >>> drawn = choice.drawn(torch.tensor([[0.0, 0.0, 9.0]]), torch.zeros(1, 3))
+        >>> drawn.responses[0, drawn.ranks[0].argmin()].item()
+        5
+        """
+        texts, order = self.responses.sort(dim=1)
+        value = (rewards.gather(1, order) + noise).masked_fill(texts == PADDING, -math.inf)
+        behind = self.ranks.max() + 1
+        place = torch.where(self.ranks == UNRANKED, behind, self.ranks).masked_fill(
+            self.responses == PADDING, behind + 1
+        )
+        anew = texts.gather(1, value.argsort(dim=1, descending=True))
+        return RankedChoices(anew, place.sort(dim=1).values, self.annotator_index)
+
     def apart(self) -> tuple[Tensor, RankedChoices]:
         """Each reply of each ranking as a text of its own, so that rewards may differ from ranking to ranking.
 
@@ -382,8 +431,14 @@ def _top_accuracy(rewards: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return torch.where(rewards.isnan().any(1), torch.nan, share.to(rewards))
 
 
-def _kendall_tau(rewards: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def _ordered(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Positions, in order of placement, of every two replies that stand in different places."""
     place = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     better, worse = (place.unsqueeze(1) < place).nonzero().T
+    return better, worse
+
+
+def _kendall_tau(rewards: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    better, worse = _ordered(sizes)
     agreement = torch.sign(rewards[:, better] - rewards[:, worse]).mean(1)
     return torch.where(rewards.isnan().any(1), torch.nan, agreement)

@@ -176,7 +176,9 @@ def diagnosis(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "table": table(["group", *columns], rows),
         "columns": [column for i, column in enumerate(columns, 1) if any(row[i] for row in rows)],
         "sizes": ", ".join(
-            f"{found[f'num_{what}']} {what}" for what in ("pairs", "annotators", "prompts") if f"num_{what}" in found
+            f"{found[f'num_{what}']} {found.get('unit', 'pair') + 's' if what == 'pairs' else what}"
+            for what in ("pairs", "annotators", "prompts")
+            if f"num_{what}" in found
         ),
         "features": plain(found.get("features", "")),
         "assignments": assignment_calibration(found.get("assignment_calibration")),

@@ -162,6 +162,7 @@ _diagnostics = _record(
         "verdict": _text,
         "verdict_kind": _text,
         "evidence": _text,
+        "unit": _text,
         "num_groups": _whole,
         "known": _flag,
         "num_pairs": _whole,

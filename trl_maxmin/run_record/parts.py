@@ -213,7 +213,7 @@ def _public_fields(here: bool) -> dict[str, _Public]:
     )
     diagnostics = _fields(
         {"dataset": dataset, "verdict": _text, "features": _text, "assumptions": _each(_text)}
-        | {"verdict_kind": _text, "evidence": _text}
+        | {"verdict_kind": _text, "evidence": _text, "unit": _text}
         | _all(("num_groups", "known", "num_pairs", "num_annotators", "num_prompts", "feature_bound", "beta"))
         | _all(("epsilon", "diversity", "selection", "by_group", "predicted_order", "measured_order", "curves"))
         | {"assignment_calibration": _assignment_calibration, "below_evidence_floor": _same}

@@ -42,7 +42,7 @@ class ServeSettings:
         max_replies (`int`): of a request.
         max_waiting (`int`): replies that may wait to be scored, of all clients.
         max_batch (`int`): replies that are scored together.
-        max_sessions (`int`): at the same time.
+        max_sessions (`int`), max_requests (`int`): at the same time.
         rollout_size (`int`): replies that decide the next weights of a session.
         state_dir (`Path`, *optional*): where sessions are kept over a restart.
         token (`str`, *optional*): what clients have to send.
@@ -57,12 +57,15 @@ class ServeSettings:
     max_waiting: int = 16_384
     max_batch: int = 256
     max_sessions: int = 64
+    max_requests: int = 512
     rollout_size: int = 256
     state_dir: Path | None = None
     token: str | None = None
 
     def __post_init__(self) -> None:
-        names = "max_body body_seconds max_replies max_waiting max_batch max_sessions rollout_size".split()
+        names = (
+            "max_body body_seconds max_replies max_waiting max_batch max_sessions max_requests rollout_size".split()
+        )
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -231,7 +234,7 @@ class RewardServer:
 
     def info(self) -> dict[str, Any]:
         """What a client may want to know before it asks."""
-        limits = ("max_body", "body_seconds", "max_replies", "max_waiting", "max_sessions")
+        limits = ("max_body", "body_seconds", "max_replies", "max_waiting", "max_sessions", "max_requests")
         return {
             "version": __version__,
             "components": self.scorer.names,
@@ -268,7 +271,7 @@ def create_app(server: RewardServer) -> Any:
     _add_endpoints(app, server)
     _add_shapes(app, server)
     settings = server.settings
-    return Door(app, settings.max_body, settings.body_seconds, settings.token)
+    return Door(app, settings.max_body, settings.body_seconds, settings.max_requests, settings.token)
 
 
 def _add_endpoints(app: FastAPI, server: RewardServer) -> None:

@@ -15,7 +15,7 @@ _OPEN = ("/health",)
 
 
 class Door:
-    """ASGI middleware in front of the application: token, size and patience, in this order.
+    """ASGI middleware in front of the application: token, number, size and patience, in this order.
 
     A body is counted while it arrives, so that one that is too large is refused before it is held in memory.
 
@@ -23,13 +23,20 @@ class Door:
         app (`Callable`): the ASGI application behind it.
         max_body (`int`): bytes.
         body_seconds (`float`): for the whole body.
+        max_requests (`int`): at the same time.
         token (`str`, *optional*): what `Authorization: Bearer` has to hold.
     """
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], max_body: int, body_seconds: float, token: str | None = None
+        self,
+        app: Callable[..., Awaitable[None]],
+        max_body: int,
+        body_seconds: float,
+        max_requests: int,
+        token: str | None = None,
     ) -> None:
-        self.app, self.max_body, self.body_seconds = app, max_body, body_seconds
+        self.app, self.max_body, self.body_seconds, self.max_requests = app, max_body, body_seconds, max_requests
+        self._requests = 0
         self._expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -43,7 +50,16 @@ class Door:
             if not hmac.compare_digest(given, self._expected):
                 await refuse(send, 401, "A token is needed: send the header `Authorization: Bearer TOKEN`.")
                 return
-        length = headers.get(b"content-length", b"")
+        if self._requests >= self.max_requests and scope["path"] not in _OPEN:
+            await refuse(send, 503, f"{self._requests} requests are open, the most. Try again later.", 1)
+            return
+        self._requests += 1
+        try:
+            await self._let_in(scope, receive, send, headers.get(b"content-length", b""))
+        finally:
+            self._requests -= 1
+
+    async def _let_in(self, scope: Any, receive: Any, send: Any, length: bytes) -> None:
         too_large = f"The body is larger than {self.max_body} bytes; send fewer replies a request."
         if length.isdigit() and int(length) > self.max_body:
             await refuse(send, 413, too_large)
@@ -76,11 +92,13 @@ class Door:
         await self.app(scope, whole, send)
 
 
-async def refuse(send: Any, status: int, message: str) -> None:
+async def refuse(send: Any, status: int, message: str, retry_after: int | None = None) -> None:
     """Answer with an error in words, and close the connection: the rest of a body is not read."""
     text = json.dumps({"error": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     headers.append((b"connection", b"close"))
+    if retry_after is not None:
+        headers.append((b"retry-after", str(retry_after).encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

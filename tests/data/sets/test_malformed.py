@@ -2,12 +2,15 @@
 """Rows that are not of the set: every reader names the row and the column. At least twenty of them for each."""
 
 import copy
+import json
 import math
+import random
 import re
 
 import pytest
 
 from tests.data.sets.shapes import SHAPES, asked, said
+from trl_maxmin.cli.convert import _Counts, _written
 from trl_maxmin.data.sets import SETS
 
 
@@ -15,10 +18,11 @@ GONE = object()
 PERSON = [GONE, None, "", " ", "nan", "None", True, 0.5, ["ann"]]
 TEXT = [GONE, None, "", "  ", 7, [], {"a": 1}]
 MAYBE_TEXT = [7, [], {"a": 1}]  # where an empty cell means that there is none
-NUMBER = [GONE, None, "", "seven", True, math.nan, math.inf, []]
+NUMBER = [GONE, None, "", "seven", True, math.nan, math.inf, [], 10**400, "1e300"]
 LIST = [GONE, None, "text", 7, {"a": 1}]
 OBJECT = [GONE, None, "text", 7, []]
 MESSAGES = [GONE, None, "text", 7, [], ["text"], [{"content": "x"}], [asked(" ")], [said("x"), said("x", "system")]]
+MESSAGES += [[{"role": "user", "content": content}, said("x")] for content in (7, b"x", {"a": 1})]
 
 #: Set -> path of a cell -> what cannot stand there.
 BAD = {
@@ -108,7 +112,11 @@ BAD = {
             [{"value": "first", "rank": 0}],
             [{"value": "first", "rank": 1}, {"value": "first", "rank": 2}],
             [[1]],
+            {"value": 1},
+            {"value": ["first", "second"], "rank": [1]},
+            '{"value": "first", "rank": 1}',
         ],
+        "responses.best.0": [{"user_id": "u"}, {"value": "first"}],
     },
     "label_studio": {
         "data": OBJECT,
@@ -140,6 +148,54 @@ def spoiled(row, path, value):
     else:
         place[last] = value
     return row
+
+
+#: What may stand anywhere in a file of somebody else.
+UNKIND = [
+    GONE, None, "", " ", 7, -3, 10**400, math.nan, math.inf, True, b"bytes", [], {}, [[[]]], [None], [1, [2]], (),
+    {"a": {"b": []}}, {1: 2}, "9" * 400, "[", "{", "[null]", '{"value": 1}', [True], ["a", "a"], [{"role": "user"}],
+    object(), "\ud800",
+]  # fmt: skip
+
+
+def places(value, at=()):
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield (*at, key)
+        yield from places(part, (*at, key))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_whatever_stands_anywhere_is_written_or_refused_with_its_row(name):
+    """Three hundred of all cells with all values: rows that can be written, or an error that names the row."""
+    rows, options = SHAPES[name]
+    ways = [(place, value) for place in places(rows[:3]) for value in UNKIND]
+    drawn = random.Random(0).sample(ways, min(300, len(ways)))
+    refused = 0
+    for (first, *way), value in drawn:
+        spoilt = copy.deepcopy(rows)
+        place, last = spoilt, (first, *way)[-1]
+        for part in (first, *way)[:-1]:
+            place = place[part]
+        if value is GONE:
+            del place[last]
+        else:
+            place[last] = value
+        try:
+            for row in _written(SETS[name].read(spoilt, **options), None, None, _Counts()):
+                json.dumps(row, ensure_ascii=False).encode()
+        except ValueError as error:
+            assert re.search(r"\bRow \d+ ", str(error)), (way, value, error)
+            refused += 1
+    assert refused > 30
+
+
+def test_a_user_who_answers_twice():
+    rows, options = SHAPES["argilla"]
+    row = copy.deepcopy(rows[0])
+    row["responses"]["best"] += row["responses"]["best"][:1]
+    with pytest.raises(ValueError, match="Row 0 of .*user_id .*has answered best before in the same record"):
+        list(SETS["argilla"].read([row], **options))
 
 
 def test_there_are_twenty_for_every_reader():

@@ -75,7 +75,14 @@ def _answers(cells: Cells, question: str) -> dict[str, Cells]:
     else:
         found = _entries(cells, question)
     submitted = (entry for entry in found if str(entry.row.get("status") or "submitted") not in _DISCARDED)
-    return {entry.person("user_id"): entry for entry in submitted if entry.row.get("value") is not None}
+    given: dict[str, Cells] = {}
+    for entry in submitted:
+        if entry.get("value") is None:
+            continue
+        if (person := entry.person("user_id")) in given:
+            raise entry.fault("user_id", f"this user has answered {question} before in the same record")
+        given[person] = entry
+    return given
 
 
 def _entries(cells: Cells, question: str) -> list[Cells]:
@@ -119,8 +126,10 @@ def _order(entry: Cells, value: list[Any] | dict[str, Any], fields: list[str]) -
     """Ranks from `[{value, rank}]`, `{value: [...], rank: [...]}` or names in order."""
     wanted = f"it must order {', '.join(fields)}"
     if isinstance(value, dict):
-        pairs = zip(value.get("value") or (), value.get("rank") or (), strict=False)
-        value = [{"value": name, "rank": rank} for name, rank in pairs]
+        names, places = value.get("value"), value.get("rank")
+        if not isinstance(names, list) or not isinstance(places, list) or len(names) != len(places):
+            raise entry.fault("value", f"{wanted}, in a list `value` with a list `rank` of the same length")
+        value = [{"value": name, "rank": rank} for name, rank in zip(names, places, strict=True)]
     ranks: dict[str, int] = {}
     for position, item in enumerate(value, start=1):
         name, rank = (item.get("value"), item.get("rank")) if isinstance(item, dict) else (item, position)

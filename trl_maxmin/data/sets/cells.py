@@ -95,7 +95,7 @@ class Cells:
         return value.strip() if isinstance(value, str) else str(int(value))
 
     def number_of(self, name: str) -> float:
-        """A finite number, maybe as text.
+        """A finite number below 1e100, maybe as text: squares of larger ones are infinite.
 
         Raises:
             ValueError: no number.
@@ -103,10 +103,10 @@ class Cells:
         value = self.get(name)
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
-            raise self.fault(name, "it must be a finite number")
+        if not abs(number) < 1e100:
+            raise self.fault(name, "it must be a finite number below 1e100")
         return number
 
     def whole(self, name: str, lowest: int, highest: int) -> int:

@@ -28,6 +28,8 @@ logger = get_logger(__name__)
 
 #: Column of a prepared row: `(K,)`, of which group it is.
 RESPONSIBILITIES = "responsibilities"
+#: Probability below which a pair is not trained on for one group.
+LEAST = 0.01
 #: What TRL's DPO reads of a row.
 _READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", RESPONSIBILITIES)
 _HOW = (
@@ -68,6 +70,7 @@ class Groups:
         names (`list[str]`): K names.
         column (`str`, *optional*): of known groups.
         posterior (`dict[str, list[float]]`): annotator -> probabilities `(K,)`, where no column tells.
+        component (`str`, *optional*): the one group that is trained for.
 
     Example:
 
@@ -79,6 +82,12 @@ class Groups:
     names: list[str]
     column: str | None = None
     posterior: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    component: str | None = None
+
+    @property
+    def served(self) -> list[str]:
+        """Names of the groups that are trained for: all, or the one."""
+        return self.names if self.component is None else [self.component]
 
     def of(self, pairs: Dataset, shares: Sequence[float] | None = None) -> torch.Tensor:
         """Responsibilities of pairs.
@@ -128,10 +137,22 @@ class Groups:
         return rows
 
     def rows(self, pairs: Dataset, shares: Sequence[float] | None = None) -> Dataset:
-        """Pairs as TRL gets them: prompt, replies and responsibilities, nothing that names somebody."""
-        told = self.of(pairs, shares).tolist()
+        """Pairs as TRL gets them: prompt, replies and responsibilities, nothing that names somebody.
+
+        Where one group is trained for, its pairs with how probable they are its own.
+
+        Raises:
+            ValueError: as [`~Groups.of`]; no pair of that group.
+        """
+        told = self.of(pairs, shares)
         kept = pairs.select_columns([name for name in _READ if name in pairs.column_names])
-        return kept.add_column(RESPONSIBILITIES, told)
+        if self.component is not None:
+            told = told[:, [self.names.index(self.component)]]
+            own = (told[:, 0] >= LEAST).nonzero().flatten()
+            if not len(own):
+                raise ValueError(f"No pair is of component {self.component!r}; the groups are {self.names}.")
+            told, kept = told[own], kept.select(own.tolist())
+        return kept.add_column(RESPONSIBILITIES, told.tolist())
 
     def annotators(self, pairs: Dataset) -> list[int]:
         """How many people each group describes, by their most probable group."""
@@ -147,16 +168,24 @@ def groups_of(pairs: Dataset, args: MaxMinDPOConfig, assignments: Assignments | 
 
     Args:
         pairs (`Dataset`): of [`prepare_pairs`].
-        args ([`MaxMinDPOConfig`]): `group_column` is read.
+        args ([`MaxMinDPOConfig`]): `group_column` and `component` are read.
         assignments (*optional*): a mixture or its folder, which assigns the annotators by these pairs; a JSON file of
             `trl-maxmin assign` or `reward`; or a dict from annotators to a component's name, or to probabilities by
             name.
 
     Raises:
-        ValueError: neither or both of column and assignments, a column that is not there or names nobody, or
-            assignments that cannot be read.
+        ValueError: neither or both of column and assignments, a column that is not there or names nobody,
+            assignments that cannot be read, or a component that is none of the groups.
         OSError: a file or a mixture that is not there.
     """
+    groups = _all_groups(pairs, args, assignments)
+    if args.component is not None and args.component not in groups.names:
+        raise ValueError(f"`component` is {args.component!r}, which is none of the groups {groups.names}.")
+    groups.component = args.component
+    return groups
+
+
+def _all_groups(pairs: Dataset, args: MaxMinDPOConfig, assignments: Assignments | None) -> Groups:
     if (args.group_column is None) == (assignments is None):
         found = "neither `group_column` nor `assignments`" if assignments is None else "both"
         raise ValueError(f"Group-robust DPO has to know the groups, and got {found}. {_HOW}")
@@ -175,7 +204,7 @@ def groups_of(pairs: Dataset, args: MaxMinDPOConfig, assignments: Assignments | 
                 raise FileNotFoundError(f"`assignments` is {os.fspath(assignments)!r}: there is no such file. {_HOW}")
             mixture = MixtureRewardModel.from_pretrained(assignments, argument="`assignments`")
             place(mixture, pick_device())
-            return groups_of(pairs, args, mixture)
+            return _all_groups(pairs, args, mixture)
         assignments = read_json_object(Path(assignments))
     return _from_table(assignments)
 

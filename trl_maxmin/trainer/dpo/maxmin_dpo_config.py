@@ -32,6 +32,9 @@ class MaxMinDPOConfig(WelfareConfigMixin, DPOConfig):
             Column of known groups. Give it, or assignments of annotators to components.
         annotator_column (`str`, *optional*, defaults to `"annotator_id"`):
             Column that names the annotator.
+        component (`str`, *optional*):
+            Train for this group alone, on its pairs: a policy for one group. Its `maxmin/loss/<group>` is what
+            `"regret"` compares with.
         ranking_pairs (`str`, *optional*, defaults to `"all"`):
             How rankings become pairs: `"all"`, each two replies whose order is told; `"best"`, the best against each
             other.
@@ -65,6 +68,7 @@ class MaxMinDPOConfig(WelfareConfigMixin, DPOConfig):
     welfare_window: int = 10
     group_column: str | None = None
     annotator_column: str = ANNOTATOR_COLUMN
+    component: str | None = None
     ranking_pairs: str = "all"
     small_group_offset: float = 0.0
 

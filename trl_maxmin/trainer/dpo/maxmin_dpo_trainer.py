@@ -129,11 +129,14 @@ class MaxMinDPOTrainer(AtomicCheckpointMixin, DPOTrainer):
             raise ValueError("`train_dataset` is required: preferences with `chosen`, `rejected`, or rankings.")
         pairs = prepare_pairs(train_dataset, args)
         self._groups = groups_of(pairs, args, assignments)
-        self._shares = self._groups.of(pairs).double().mean(0)
-        _check(args, self._groups.names, self._shares, welfare_function is not None)
+        self._all_shares = self._groups.of(pairs).mean(0).tolist()  # of who is only evaluated, and not assigned
+        rows = self._groups.rows(pairs)
+        self._shares = torch.tensor(rows[RESPONSIBILITIES][:]).double().mean(0)
+        _check(args, self.group_names, self._shares, welfare_function is not None)
         people = None
-        if args.annotator_column in (train_dataset.column_names or ()):
+        if args.component is None and args.annotator_column in (train_dataset.column_names or ()):
             people = self._groups.annotators(pairs)
+        self.reward_component = args.component
         if isinstance(model, str):
             load_config(model, "`model`")
         elif isinstance(model, torch.nn.Module):
@@ -143,7 +146,7 @@ class MaxMinDPOTrainer(AtomicCheckpointMixin, DPOTrainer):
             model=model,
             ref_model=ref_model,
             args=args,
-            train_dataset=self._groups.rows(pairs),
+            train_dataset=rows,
             eval_dataset=eval_dataset,
             **kwargs,
         )
@@ -160,7 +163,7 @@ class MaxMinDPOTrainer(AtomicCheckpointMixin, DPOTrainer):
     @property
     def group_names(self) -> list[str]:
         """K names, in the order of the weights."""
-        return self._groups.names
+        return self._groups.served
 
     @property
     def welfare_state(self) -> WelfareState:
@@ -180,7 +183,7 @@ class MaxMinDPOTrainer(AtomicCheckpointMixin, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if RESPONSIBILITIES not in (dataset.column_names or ()):  # of an evaluation
-            dataset = self._groups.rows(prepare_pairs(dataset, args), self._shares.tolist())
+            dataset = self._groups.rows(prepare_pairs(dataset, args), self._all_shares)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:

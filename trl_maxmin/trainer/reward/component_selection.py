@@ -33,12 +33,16 @@ class ComponentSelection(Choice):
 
     def worse_than_a_coin(self) -> str:
         """What has to be said before anything else: a sentence with a space behind it, empty where it is not so."""
-        if self.log_likelihood[self.best] >= math.log(0.5):
+        if self.log_likelihood[self.best] >= self.chance:
             return ""
         return (
-            f"Of new pairs even the best, K = {self.best}, predicts less than a coin does: "
-            f"{self.log_likelihood[self.best]:.4f} nats against {math.log(0.5):.4f}. "
+            f"Of new {self.unit}s even the best, K = {self.best}, predicts less than {self._coin} does: "
+            f"{self.log_likelihood[self.best]:.4f} nats against {self.chance:.4f}. "
         )
+
+    @property
+    def _coin(self) -> str:
+        return "a coin" if self.unit == "pair" else "chance"
 
     def evidence(self) -> str:
         """Why, and what would decide where nothing is decided."""
@@ -50,27 +54,31 @@ class ComponentSelection(Choice):
         told = self.num_components if self.verdict_kind == "groups" else max(several, key=lambda k: self.gain[k])
         parts.append(
             f"K = {told} {'gains' if self.gain[told] >= 0 else 'loses'} {abs(self.gain[told]):.4f} nats per held-out "
-            f"pair against K = 1 (standard error {self.gain_error[told]:.4f})."
+            f"{self.unit} against K = 1 (standard error {self.gain_error[told]:.4f})."
         )
         if self.simulated:
             least = min(gain for gain, _ in self.simulated.values())
             parts.append(
-                f"Simulated groups worth {RELEVANT_GAIN:g} nats a pair would have gained {least:.4f} or more here."
+                f"Simulated groups worth {RELEVANT_GAIN:g} nats a {self.unit} would have gained {least:.4f} or more "
+                "here."
             )
         if self.verdict_kind == "cannot_tell":
             parts.append(self._needed())
         return " ".join(parts)
 
     def _needed(self) -> str:
-        if self.log_likelihood[1] - 2 * self.coin_error <= math.log(0.5) and not self.simulated:
-            start = "One reward predicts new pairs no better than a coin, so it cannot be said to suffice. "
+        if self.log_likelihood[1] - 2 * self.coin_error <= self.chance and not self.simulated:
+            start = (
+                f"One reward predicts new {self.unit}s no better than {self._coin}, so it cannot be said to suffice. "
+            )
         else:
             start = ""
         what, factor = needed(self)
         if factor <= 1:
-            return f"{start}More pairs for each text, or features of a larger model, would decide it."
+            return f"{start}More {self.unit}s for each text, or features of a larger model, would decide it."
         if math.isinf(factor):
-            return f"{start}Far more pairs of each annotator would be needed."
+            return f"{start}Far more {self.unit}s of each annotator would be needed."
+        what = f"{self.unit}s" if what == "pairs" else what
         people = f", {math.ceil(factor * self.num_annotators)} or more," if what == "annotators" else ""
         return f"{start}About {factor:.1f} times as many {what}{people} would decide it."
 
@@ -138,7 +146,7 @@ class ComponentSelection(Choice):
         axes.axvline(self.num_components, linestyle=":", color="gray")
         axes.set_xticks(candidates)
         axes.set_xlabel("components K (dotted: chosen)")
-        axes.set_ylabel("held-out log-likelihood [nats per pair]")
+        axes.set_ylabel(f"held-out log-likelihood [nats per {self.unit}]")
         axes.set_title(self.verdict().split(" (")[0], fontsize=9)
         figure.savefig(path, dpi=120)
 
