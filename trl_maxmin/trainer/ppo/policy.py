@@ -70,8 +70,7 @@ class PolicyWithCritic(nn.Module):
             adapter then learns from the policy's loss alone. A second pass through the trunk.
         logits_chunk_size (`int`, defaults to `4096`):
             Tokens whose V logits exist at the same time. Several chunks are computed again in the backward pass, so
-            that the memory does not grow with the number of tokens; a single chunk is kept (a head by blocks keeps
-            512 MiB at most).
+            that memory does not grow with the tokens; one chunk is kept (of a head by blocks 512 MiB at most).
 
     Raises:
         `ValueError`: a policy that is no decoder with a language-model head, a prompt-learning adapter, or a
