@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+import torch
 
 from benchmarks import annotator_tables, sureness
+from trl_maxmin.trainer.common.generation_backends import choose_backend
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +205,7 @@ def test_speed_of_ppo():
 
 
 def test_a_pretrained_policy_against_trl():
-    for name in ("full", "ends", "lora"):
+    for name in ("full", "lora"):
         record = read(f"ppo_gemma_{name}")
         sides = [[side for side in record["runs"] if side["side"] == who] for who in ("trl", "ours")]
         cells = [str(record["settings"]["seeds"])]
@@ -222,6 +224,26 @@ def test_a_sampler_that_rounds_and_a_token_on_a_real_vocabulary():
     for row in read("token_step")["rows"]:
         assert row["ratio"] <= 1.5
         says("performance", f"| {row['ratio']:.2f} |")
+
+
+def test_who_samples():
+    rows = read("generation_backends")["rows"]
+    assert len(rows) == 12
+    for row in rows:
+        cells = [row[name] for name in ("prompts", "limit")] + [row["mean"] or "the limit"]
+        cells += [
+            row["generate"],
+            row["continuous_batching"],
+            f"{row['ratio']:.2f}",
+            row["auto_at_first"],
+            row["auto"],
+        ]
+        says("performance", f"| {' | '.join(map(str, cells))} |")
+        length = row["mean"] or row["limit"]
+        chosen = choose_backend("auto", row["prompts"], row["limit"], torch.device("cpu"), length)
+        assert chosen == row["auto"]
+        speed = row["ratio"] if chosen == "continuous_batching" else 1.0
+        assert speed >= 0.95 * max(row["ratio"], 1.0)
 
 
 def test_memory_of_one_base():
