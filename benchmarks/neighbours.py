@@ -251,6 +251,7 @@ def main(argv=None):
     parser.add_argument("--data", nargs="*", default=[])
     parser.add_argument("--encoder")
     parser.add_argument("--num_components", type=int, default=2, help="of the sets that are no planted ones")
+    parser.add_argument("--max_pairs", type=int, help="of each set, the first so many: a part of its people")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -258,6 +259,7 @@ def main(argv=None):
     report = {"planted": compare("planted", planted_pairs, 3, arguments.seeds)}
     for path in arguments.data:
         rows = load_dataset("json", data_files=path, split="train")
+        rows = rows.select(range(min(arguments.max_pairs or len(rows), len(rows))))
         made = as_pairs(rows, lambda texts: encode(texts, arguments.encoder))
         name = Path(path).name.split(".")[0]
         report[name] = compare(name, lambda seed, made=made: made, arguments.num_components, arguments.seeds)

@@ -100,13 +100,14 @@ class Server:
         code = "import sys; from trl_maxmin.cli import main; sys.exit(main(sys.argv[1:]))"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
         self.process = subprocess.Popen([sys.executable, "-c", code, "serve", *options.split()], env=environment)
-        for _ in range(600):
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if self.ask("GET", "/health")[0] == 200:
                     return
             except OSError:
                 time.sleep(0.1)
-        raise RuntimeError("the server did not come up")
+        raise RuntimeError(f"the server did not come up (exit status {self.process.poll()})")
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, dict, float]:
         """Status, answer, and how long to wait where it is busy."""

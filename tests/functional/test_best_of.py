@@ -129,6 +129,17 @@ def test_regret_asks_what_each_group_could_have_had():
     assert maxmin.choice.eq(0).sum() == 8 and regret.choice.eq(0).sum() == 1
 
 
+def test_regret_against_what_is_given_and_by_another_rule():
+    utilities, best = replies(40, 5, 3), torch.tensor([2.0, 0.5, 1.0])
+    found = best_of_n(utilities, "regret", best=best)
+    assert found.bound == pytest.approx(program(utilities - best), abs=1e-9)
+    torch.testing.assert_close(found.utilities, utilities[torch.arange(40), found.choice].mean(dim=0))
+    mean = best_of_n(utilities, "regret", best=best, regret_rule="utilitarian")
+    assert torch.equal(mean.choice, best_of_n(utilities, "utilitarian").choice), "a shift changes no mean"
+    with pytest.raises(ValueError, match="`best` has shape"):
+        best_of_n(utilities, "regret", best=best[:2])
+
+
 def test_ties_go_to_the_first():
     utilities = torch.zeros(3, 4, 2)
     for rule in ("maxmin", "utilitarian", "sample_min", "softmin"):

@@ -63,6 +63,14 @@ def test_one_weight_vector_serves_the_worst_group_better(chosen):
     assert found["sample_min"].facts().keys() == {"kl", "utility"}
 
 
+@pytest.mark.parametrize("rule", ["softmin", "nash", "pmean", "gini", "leximin", "regret"])
+def test_every_rule_of_the_trainers_chooses(world, policy, rule):
+    settings = MaxMinConfigMixin(regret_rule="softmin")
+    best_of = BestOfN(policy, [brief, varied], 4, settings, replace(SAMPLING, num_completions=1))
+    found = best_of.run(world.sample_prompts(6), [rule])[rule].found
+    assert found.weights.sum().item() == pytest.approx(1.0) and found.utilities.isfinite().all()
+
+
 def test_utilities_are_those_of_the_replies(chosen):
     """By the definition: rewards over the candidates' and the reference's own spread, prompt by prompt."""
     best_of, found = chosen

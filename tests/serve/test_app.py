@@ -257,6 +257,17 @@ def test_weights_outlive_the_server(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_regret_needs_something_to_regret(model):
+    with served(reward_server(model, MaxMinConfigMixin(welfare="regret"))) as port:
+        body = {"prompts": PROMPTS, "completions": REPLIES, "session": "r", "whole": True}
+        status, _, found = call(port, "POST", "/v1/score", body)
+        assert status == 422 and "calibrate the session first" in found["error"]
+        reference = {"session": "r", "prompts": PROMPTS[:1] * 4, "completions": REPLIES}
+        assert call(port, "POST", "/v1/calibrate", reference)[0] == 200
+        found = call(port, "POST", "/v1/score", body)[2]
+        assert found["step"] == 1 and max(found["weights"]) == 1.0
+
+
 def test_a_reward_that_is_no_number_fails_alone(model, monkeypatch):
     server = reward_server(model)
     score, asked = MixtureRewardModel.score, []

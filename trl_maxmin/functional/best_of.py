@@ -23,7 +23,7 @@ from .welfare import apply_weight_floor, sample_min, welfare_weights
 
 
 # Rules whose weights are the dual solution itself; the averaged iterate of `mirror` converges to it.
-_EXACT = ("maxmin", "mirror", "regret")
+_EXACT = ("maxmin", "mirror")
 # Relative to the range of the utilities: what counts as equal.
 _TOLERANCE = 1e-9
 _MAX_COLUMNS = 2000
@@ -40,8 +40,8 @@ class BestOf:
             for `sample_min`, which has none.
         utilities (`torch.Tensor` of shape `(K,)`): mean utility of the chosen replies, float64.
         kl (`float`): nats, see [`best_of_kl`]; the mean over prompts where their numbers of replies differ.
-        bound (`float` or `None`): for `maxmin`, `mirror` and `regret` without a floor, the worst component's utility
-            (or regret) if replies could be drawn by lot: no choice is better.
+        bound (`float` or `None`): for `maxmin` and `mirror` without a floor, the worst component's utility (with
+            `regret`, what it has above its best) if replies could be drawn by lot: no choice is better.
     """
 
     choice: torch.Tensor
@@ -109,14 +109,16 @@ def best_of_n(
     mask: torch.Tensor | None = None,
     among: torch.Tensor | None = None,
     floor: float = 0.0,
+    best: torch.Tensor | None = None,
+    regret_rule: str | Callable[[torch.Tensor], torch.Tensor] = "maxmin",
     **options: object,
 ) -> BestOf:
     """Choose one reply a prompt by a welfare rule over the whole set of prompts.
 
     `"maxmin"` (and `"mirror"`, whose average converges to it) solves the linear program of this module exactly.
-    `"regret"` does the same after the mean utility of each component's own best choice is subtracted. Any other rule
-    is followed by conditional gradients: weights at the mean utilities so far, the best reply by these weights, and so
-    on; the weights of the steps are averaged. `"sample_min"` takes the reply with the best minimum, prompt by prompt.
+    Any other rule is followed by conditional gradients: weights at the mean utilities so far, the best reply by these
+    weights, and so on; the weights of the steps are averaged. `"regret"` follows another rule after what each
+    component has at best is subtracted. `"sample_min"` takes the reply with the best minimum, prompt by prompt.
 
     Args:
         utilities (`torch.Tensor` of shape `(P, n, K)`): comparable between components. NaN: not scored; a component
@@ -126,6 +128,9 @@ def best_of_n(
         mask (`torch.Tensor` of shape `(P, n)`, bool, *optional*): `True` where there is a reply.
         among (`torch.Tensor` of shape `(K,)`, bool, *optional*): components that may have weight. Default: all.
         floor (`float`, *optional*, defaults to 0.0): smallest weight of a component that may have some.
+        best (`torch.Tensor` of shape `(K,)`, *optional*): for `"regret"`, what each component has under its own best
+            policy. Default: under its own best choice of these replies.
+        regret_rule (`str` or `Callable`, *optional*, defaults to `"maxmin"`): the rule of regrets.
         **options: for [`welfare_weights`], such as `tau` and `mixing_weights`.
 
     Returns:
@@ -157,6 +162,11 @@ def best_of_n(
         )
     values, eligible = _eligible(utilities, counting, mask)
     weights, bound = None, None
+    if rule == "regret":
+        if best is None:
+            best = values.masked_fill(~eligible.unsqueeze(2), -torch.inf).amax(dim=1).mean(dim=0)
+        require_shape("best", best, (num_components,), "one entry per component, (K,)")
+        values, rule = values - best.detach().cpu().double(), regret_rule
     if rule == "sample_min":
         least = sample_min(values[..., counting].flatten(0, 1))
         choice = _first_best(least.view(eligible.shape), eligible)
@@ -164,7 +174,7 @@ def best_of_n(
         weights = torch.zeros(num_components, dtype=torch.float64)
         part = values[..., counting]
         if rule in _EXACT:
-            choice, weights[counting], bound = _exact(part, eligible, rule == "regret", floor)
+            choice, weights[counting], bound = _exact(part, eligible, floor)
         else:
             weigh = rule if callable(rule) else _named(rule, options)
             choice, weights[counting] = _conditional_gradients(values, counting, eligible, weigh, floor)
@@ -241,13 +251,10 @@ def _conditional_gradients(
 
 
 def _exact(
-    values: torch.Tensor, eligible: torch.Tensor, regret: bool, floor: float
+    values: torch.Tensor, eligible: torch.Tensor, floor: float
 ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
     """Choice `(P,)`, weights and bound of the linear program, by column generation: each column is a whole choice."""
     size = values.shape[2]
-    if regret:
-        own = values.masked_fill(~eligible.unsqueeze(2), -torch.inf).amax(dim=1).mean(dim=0)
-        values = values - own
     weights, bound = torch.full((size,), 1.0 / size, dtype=torch.float64), torch.inf
     apply_weight_floor(weights, floor)  # refuses a floor above 1 / K
     # The least over weights with a floor is the least over free weights of utilities that are mixed with their sum.

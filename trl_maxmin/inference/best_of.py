@@ -24,6 +24,10 @@ from ..trainer.scoring.reference_statistics import ReferenceStatistics
 from ..trainer.scoring.sources import build_reward_source, refuse_infinite
 
 
+#: Rules that [`best_of_n`] solves by itself.
+_SOLVED = ("maxmin", "mirror")
+
+
 @dataclass
 class BestOfPolicy:
     """Replies that a rule chose, as if they were a policy's.
@@ -228,17 +232,32 @@ def choose(utilities: torch.Tensor, settings: MaxMinConfigMixin, source: Any) ->
         ValueError: as [`best_of_n`] and [`Welfare`].
     """
     enough, rule = groups_with_evidence(settings, source), settings.welfare
-    if rule in ("maxmin", "mirror", "regret", "sample_min"):
-        return best_of_n(utilities, rule, among=enough, floor=settings.welfare_floor)
-    settings = replace(settings, welfare_window=1)
+    if rule != "regret":
+        return best_of_n(utilities, _follow(rule, settings, source, enough), **_limits(rule, settings, enough))
+    best = None if settings.best_utilities is None else torch.tensor(settings.best_utilities, dtype=torch.float64)
+    of_regrets = settings.regret_rule
+    follow = _follow(of_regrets, settings, source, enough)
+    return best_of_n(utilities, "regret", best=best, regret_rule=follow, **_limits(of_regrets, settings, enough))
+
+
+def _limits(rule: str, settings: MaxMinConfigMixin, enough: torch.Tensor | None) -> dict[str, Any]:
+    # Rules that are followed step by step have the floor in their weights already.
+    floor = settings.welfare_floor if rule in _SOLVED else 0.0
+    return {"floor": floor, "among": None if rule == "mixing" else enough}
+
+
+def _follow(rule: str, settings: MaxMinConfigMixin, source: Any, enough: torch.Tensor | None) -> Any:
+    """A rule as [`best_of_n`] takes it: by name where it is solved exactly, else the trainers' own rule at work."""
+    if rule in (*_SOLVED, "sample_min"):
+        return rule
+    settings = replace(settings, welfare=rule, welfare_window=1)
 
     def weigh(group_utilities: torch.Tensor) -> torch.Tensor:
         welfare = Welfare(settings, source.names, source.mixing_weights, enough=enough)
         welfare.update(group_utilities)
         return welfare.weights.double()
 
-    # The floor is the rule's own business there.
-    return best_of_n(utilities, weigh, among=None if rule == "mixing" else enough)
+    return weigh
 
 
 def _take(replies: Replies, rows: Sequence[int]) -> Replies:

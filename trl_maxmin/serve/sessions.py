@@ -80,9 +80,17 @@ class Session:
 
         Returns:
             [`Weighed`]
+
+        Raises:
+            SessionError: `"regret"` without anything to regret.
         """
         utilities = utilities.double()
         with self._lock:
+            if self.welfare.needs_best and self.welfare.best is None:
+                raise SessionError(
+                    "The rule 'regret' has to know how well off each group could be: calibrate the session first "
+                    "(POST /v1/calibrate), or give the server --best_utilities."
+                )
             if whole:
                 self._update(utilities.nanmean(dim=0))
             found = self._weighed(utilities)
@@ -119,6 +127,8 @@ class Session:
             statistics ([`ReferenceStatistics`]): of K components.
             welfare ([`Welfare`]): the rule at its start.
         """
+        if welfare.needs_best:
+            welfare.best = statistics.best_utilities("zscore").double()
         with self._lock:
             self.statistics, self.welfare = statistics, welfare
             self._forget()
