@@ -83,6 +83,7 @@ def test_rows_without_annotators_where_groups_are_known(config):
 
 
 def test_shares_of_votes_are_refused(config):
-    rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_probability": 0.7, "group": "x"}])
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_probability": 0.7, "group": "x"}
+    rows = Dataset.from_list([row])
     with pytest.raises(ValueError, match="`chosen_probability`, which DPO does not read: every pair would count as a"):
         prepare_pairs(rows, config(group_column="group"))
