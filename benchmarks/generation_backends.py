@@ -65,7 +65,8 @@ def grid(sizes, options):
                 replies = sample_replies(model, prompts, sampling_config(1.0, limit), 0, stops, batch_size, backend)
                 found.append(sum(len(ids) for ids, _ in replies) / (clock(device) - start))
         ratio = statistics.median(b / a for a, b in zip(*speeds.values(), strict=True))
-        chosen = choose_backend("auto", count, limit, device)
+        # As after a first batch of such replies.
+        chosen = choose_backend("auto", count, limit, device, mean or limit)
         row = {"prompts": count, "limit": limit, "mean": mean, "ratio": round(ratio, 2), "auto": chosen}
         rows.append(row | {name: round(statistics.median(found)) for name, found in speeds.items()})
         print(rows[-1], flush=True)

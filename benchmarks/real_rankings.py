@@ -34,9 +34,9 @@ from datasets import Dataset, DatasetDict
 
 from trl_maxmin import MixtureRewardModel
 from trl_maxmin.cli import main as trl_maxmin
-from trl_maxmin.data.rankings import choices_of, prepare_rankings, rankings_to_pairs
-from trl_maxmin.data.texts import number_values
+from trl_maxmin.data.rankings import prepare_rankings, rankings_to_pairs
 from trl_maxmin.functional.em import clustered_error
+from trl_maxmin.models.text_interface import scored_rankings
 
 
 Row = dict[str, Any]
@@ -93,11 +93,8 @@ def heldout_figures(mixture: MixtureRewardModel, train: Dataset, held: Dataset) 
     posterior = mixture.assign(train)
     number = {who: row for row, who in enumerate(posterior.annotator_ids)}
     people = torch.tensor([number[who] for who in held["annotator_id"]])
-    numbers: dict[str, int] = {}
-    rows = [number_values(replies, numbers) for replies in held["responses"]]
-    width = max(map(len, rows))
-    choices = choices_of(held, [row + [-1] * (width - len(row)) for row in rows], people)
-    rewards = mixture.score([held[0]["prompt"]] * len(numbers), list(numbers)).double().cpu()
+    rewards, choices = scored_rankings(mixture, held)
+    rewards = rewards.double()
     log_weights = posterior.probabilities.double().log()[people]
     chance, own = choices.blended(rewards, log_weights)
     measured = {
@@ -106,7 +103,7 @@ def heldout_figures(mixture: MixtureRewardModel, train: Dataset, held: Dataset) 
         "log_likelihood": (log_weights + choices.log_likelihood(rewards)).logsumexp(1),
     }
     errors = {f"{name}_error": clustered_error(v, people, len(number)) for name, v in measured.items()}
-    by_chance = choices.top_accuracy(torch.zeros(len(numbers), 1).double()).mean().item()
+    by_chance = choices.top_accuracy(torch.zeros(len(rewards), 1).double()).mean().item()
     return {name: v.mean().item() for name, v in measured.items()} | errors | {"top_1_by_chance": by_chance}
 
 
@@ -136,7 +133,7 @@ def run(name: str, data: Path, encoder: str, seed: int, folder: Path) -> dict[st
             "rows": len(rows["train"]),
             "K": mixture.num_components,
             "best_K": chosen["best"],
-            "verdict": chosen["verdict"],
+            "verdict_kind": chosen["verdict_kind"],
             "gain_of_2": chosen["gain"]["2"],
             "gain_of_2_error": chosen["gain_error"]["2"],
             "evidence_weight": mixture.config.evidence_weight,
@@ -144,6 +141,20 @@ def run(name: str, data: Path, encoder: str, seed: int, folder: Path) -> dict[st
             "seconds": seconds,
         }
     return found
+
+
+def table(found: dict[Any, dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: means over the seeds, each with the mean of its standard errors."""
+    lines = ["| form | rows | K by seed | top-1 | Kendall's tau | log-likelihood | weight |", "|" + "---|" * 7]
+    for form in ("rankings", "pairs"):
+        each = [of[form] for of in found.values()]
+        mean = {key: sum(of[key] for of in each) / len(each) for key in each[0] if key != "verdict_kind"}
+        lines.append(
+            f"| {form} | {mean['rows']:,.0f} | {', '.join(str(of['K']) for of in each)} | "
+            f"{mean['top_1']:.3f} ± {mean['top_1_error']:.3f} | {mean['tau']:.3f} ± {mean['tau_error']:.3f} | "
+            f"{mean['log_likelihood']:.3f} | {mean['evidence_weight']:.2f} |"
+        )
+    return lines
 
 
 def main() -> None:
@@ -162,16 +173,7 @@ def main() -> None:
         print(seed, json.dumps(found[seed]), flush=True)
         if arguments.output:
             arguments.output.write_text(json.dumps(found, indent=2) + "\n")
-    print("| form | rows | K by seed | top-1 | Kendall's tau | log-likelihood | weight | seconds |\n|" + "---|" * 8)
-    for form in ("rankings", "pairs"):
-        each = [of[form] for of in found.values()]
-        mean = {key: sum(of[key] for of in each) / len(each) for key in each[0] if key != "verdict"}
-        print(
-            f"| {form} | {mean['rows']:.0f} | {', '.join(str(of['K']) for of in each)} | "
-            f"{mean['top_1']:.3f} ± {mean['top_1_error']:.3f} | {mean['tau']:.3f} ± {mean['tau_error']:.3f} | "
-            f"{mean['log_likelihood']:.3f} | {mean['evidence_weight']:.2f} | {mean['seconds']:.0f} |"
-        )
-    print(f"top-1 by chance: {mean['top_1_by_chance']:.3f}")
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PACKAGE = Path(trl_maxmin.__file__).parent
 
 # From the ground up; a room may import from the floors below it, and rooms of one floor do not know each other.
 FLOORS = (
-    ("reading",),
+    ("reading", "door"),
     ("functional", "run_record", "distributed", "_compat"),
     ("data",),
     ("models",),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablations, imbalance, world_report
+from benchmarks import ablations, imbalance, ways, world_report
 from trl_maxmin.cli.demo_stages import DemoSettings
 
 
@@ -55,6 +55,20 @@ def test_imbalance_in_miniature(tmp_path):
     (row,) = json.loads(output.read_text())["rows"]
     assert row["ratio"] == "1:1" and set(row["single"]) == {"concise", "positive"}
     assert world_report.blocks(tmp_path)["imbalance"].count("\n") == 2
+
+
+@pytest.mark.slow
+def test_ways_in_miniature(tmp_path, monkeypatch):
+    monkeypatch.setattr(ways, "DPO", ways.DPO | {"max_steps": 2, "per_device_train_batch_size": 4})
+    output = tmp_path / "ways.json"
+    options = ["--output", str(output), "--seeds", "0", "--work_dir", str(tmp_path)]
+    ways.main([*options, "--ways", "reference", "dpo_all"], TINY)
+    ways.main(options, TINY)
+    rows = {row["way"]: row for row in json.loads(output.read_text())["rows"]}
+    assert list(rows) == list(ways.WAYS)[:1] + ["dpo_all", "single_ppo", "maxmin_ppo", "dpo_em", "dpo_known"]
+    for row in rows.values():
+        assert row["worst_margin"] == pytest.approx(min(row["win_rate"].values()) - 0.5)
+    assert rows["dpo_em"]["reward_seconds"] > 0 == rows["dpo_known"]["reward_seconds"]
 
 
 def test_ratios_are_exact():

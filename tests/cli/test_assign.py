@@ -74,20 +74,21 @@ def test_the_mixture_must_be_named(files, capsys):
     assert "--reward_model is required" in capsys.readouterr().err
 
 
-def test_rankings_are_assigned_and_refused_where_they_are_not_taken(files, word_tokenizer, capsys):
+def test_rankings_are_assigned_and_diagnosed(files, word_tokenizer, capsys):
     base = GPT2LMHeadModel.from_pretrained("base")
     MixtureRewardModel.from_base(base, 2, processing_class=word_tokenizer).save_pretrained("mixture")
-    replies = ["the film is great", "the plot is dull", "superb"]
-    ranked = [{"prompt": "review :", "responses": replies, "choice": h % 3, "worker": f"w{h}"} for h in range(6)]
+    words = ["great", "dull", "superb", "weak", "lovely", "awful"]
+    ranked = [
+        {"prompt": "review :", "responses": [f"{a} {b}" for b in words[:3]], "choice": h % 3, "worker": f"w{h}"}
+        for h in range(6)
+        for a in words
+    ]
     (files / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked))
-    words = ["--dataset_name", "ranked.jsonl", "--annotator_column", "worker"]
-    assign = ["assign", *words, "--reward_model", "mixture", "--output_file", "a.json"]
-    assert main(assign) == 0
-    assert "6 annotators, 6 rankings" in capsys.readouterr().out
-    assert json.loads((files / "a.json").read_text())["w0"]["num_pairs"] == 1
-    for argv, status in (
-        ([*assign, "--curve", "true"], 2),
-        (["diagnose", *words, "--output_dir", "out"], 1),
-    ):
-        assert main(argv) == status
-        assert "trl-maxmin convert rankings --input FILE --as_pairs all" in capsys.readouterr().err
+    options = ["--dataset_name", "ranked.jsonl", "--annotator_column", "worker"]
+    assert main(["assign", *options, "--reward_model", "mixture", "--output_file", "a.json", "--curve", "true"]) == 0
+    out = capsys.readouterr().out
+    assert "6 annotators, 36 rankings" in out and "rankings seen" in out and "top-1" in out and "Kendall's tau" in out
+    assert json.loads((files / "a.json").read_text())["w0"]["num_pairs"] == 6
+    assert main(["diagnose", *options, "--output_dir", "out", "--max_groups", "2"]) == 0
+    assert "36 rankings of 6 annotators" in capsys.readouterr().out
+    assert (files / "out" / "diagnosis.png").is_file()

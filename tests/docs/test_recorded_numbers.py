@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+import torch
 
-from benchmarks import annotator_tables, sureness
+from benchmarks import annotator_tables, real_rankings, sureness
+from trl_maxmin.trainer.common.generation_backends import choose_backend
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +76,8 @@ def test_demo_of_the_readme():
 
 
 def test_demo_without_groups_and_with_narrow_heads():
-    likelihood = read("demo_no_groups_seed0")["em"]["heldout_log_likelihood"]
-    says("reproduction", f"(held-out log-likelihood {likelihood['1']:.4f} against {likelihood['2']:.4f} with two)")
+    assert read("demo_no_groups_seed0")["em"]["num_components"] == 1
+    says("reproduction", "[demo_no_groups_seed0.json](results/demo_no_groups_seed0.json)) one component is chosen")
     rates = both(read("demo_seed0_narrow_heads")["win_rate"]["maxmin"])
     says("reproduction", f"{rates} on seed 0 ([demo_seed0_narrow_heads.json]")
 
@@ -200,6 +202,48 @@ def test_speed_of_ppo():
     says("performance", f"a ratio of {record['summary']['peak_rollout_mib_ratio']:.2f}.")
     eight = read("ppo_k8_vs_k1_v512")["summary"]["episodes_per_second_ratio"]
     says("performance", f"{eight:.3f} times the episodes per second")
+
+
+def test_a_pretrained_policy_against_trl():
+    for name in ("full", "lora"):
+        record = read(f"ppo_gemma_{name}")
+        sides = [[side for side in record["runs"] if side["side"] == who] for who in ("trl", "ours")]
+        cells = [str(record["settings"]["seeds"])]
+        for key, digits in (("episodes_per_cpu_second", 3), ("peak_mib", 0)):
+            cells.append(" / ".join(f"{median(run[key] for run in runs):.{digits}f}" for runs in sides))
+            cells.append(f"{record['summary'][f'{key}_ratio']:.2f}")
+        says("performance", f"| {' | '.join(cells)} |")
+
+
+def test_a_sampler_that_rounds_and_a_token_on_a_real_vocabulary():
+    record = read("sampler_noise")
+    exact, rounded, summary = (record[name] for name in ("exact", "rounded", "summary"))
+    says("performance", f"final KL {exact['kl']:.2f} and {rounded['kl']:.2f} nats (ratio {summary['kl_ratio']:.4f})")
+    says("performance", f"probabilities {summary['ratio_mean']:.5f}, largest {rounded['ratio_max']:.2f}")
+    assert record["steps"] == 1000 and abs(summary["kl_ratio"] - 1) < 0.05 and abs(summary["ratio_mean"] - 1) < 0.01
+    for row in read("token_step")["rows"]:
+        assert row["ratio"] <= 1.5
+        says("performance", f"| {row['ratio']:.2f} |")
+
+
+def test_who_samples():
+    rows = read("generation_backends")["rows"]
+    assert len(rows) == 12
+    for row in rows:
+        cells = [row[name] for name in ("prompts", "limit")] + [row["mean"] or "the limit"]
+        cells += [
+            row["generate"],
+            row["continuous_batching"],
+            f"{row['ratio']:.2f}",
+            row["auto_at_first"],
+            row["auto"],
+        ]
+        says("performance", f"| {' | '.join(map(str, cells))} |")
+        length = row["mean"] or row["limit"]
+        chosen = choose_backend("auto", row["prompts"], row["limit"], torch.device("cpu"), length)
+        assert chosen == row["auto"]
+        speed = row["ratio"] if chosen == "continuous_batching" else 1.0
+        assert speed >= 0.95 * max(row["ratio"], 1.0)
 
 
 def test_memory_of_one_base():
@@ -355,3 +399,24 @@ def test_planted_rankings():
         assert min(ratios) > 0.92
         total = [sum(seed[name][key] for seed in found.values()) for key in ("ari", "ari_bayes")]
         assert round(total[0] / total[1], 2) == share
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RESULTS.glob("rankings_*.json"))])
+def test_rankings_of_people(name):
+    found = read(name)
+    assert list(found) == ["0", "1", "2"]
+    says("reproduction", "\n".join(real_rankings.table(found)))
+    chance = mean(of["rankings"]["top_1_by_chance"] for of in found.values())
+    says("reproduction", f"top-1 by chance {chance:.3f}; [{name}.json]")
+
+
+def test_what_is_said_of_sushi():
+    found = read("rankings_sushi").values()
+    gains = {name: [of["rankings"][name] - of["pairs"][name] for of in found] for name in ("top_1", "tau")}
+    low, high = ([f"{end(gains[name]):.3f}" for name in gains] for end in (min, max))
+    says("reproduction", f"by {low[0]} to {high[0]} in top-1 and {low[1]} to {high[1]} in tau")
+    assert all(of["rankings"]["verdict_kind"] == "groups" for of in found)
+    assert [of["pairs"]["verdict_kind"] for of in found].count("cannot_tell") == 2
+    assert all(
+        0.05 < of["rankings"]["gain_of_2"] < 0.065 and of["rankings"]["gain_of_2_error"] < 0.0102 for of in found
+    )

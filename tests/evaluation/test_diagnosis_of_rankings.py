@@ -63,8 +63,9 @@ def test_in_words_and_in_the_record(two, tmp_path):
     assert kept["unit"] == "ranking" and kept["by_group"]["component_0"]["tau_own"]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_known_groups(two):
-    data = rankings()
+    data = rankings(rows=5)
     data = data.add_column("land", ["ab"[int(who[1:]) % 2] for who in data["annotator_id"]])
     known = diagnose(data, group_column="land", num_resamples=100)
     assert known.known and known.verdict_kind == "groups" and set(known.by_group) == {"a", "b"}
@@ -79,6 +80,7 @@ def test_rankings_of_two_are_pairs():
     assert one.to_dict() == other.to_dict() and one.unit == "pair"
 
 
+@pytest.mark.slow
 def test_a_frozen_model_reads_them(tmp_path, word_tokenizer):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -92,7 +94,10 @@ def test_a_frozen_model_reads_them(tmp_path, word_tokenizer):
          "annotator_id": i // 8}
         for i, (a, b) in enumerate([("plot", "film"), ("film", "plot"), ("story", "film")] * 16)
     ]  # fmt: skip
-    found = diagnose(Dataset.from_list(rows), model_name_or_path=str(tmp_path), max_groups=2, num_resamples=100)
+    found = diagnose(
+        Dataset.from_list(rows), model_name_or_path=str(tmp_path), max_groups=2, num_init=1, num_resamples=100,
+        pooling="mean",
+    )  # fmt: skip
     assert found.num_pairs == 48 and found.unit == "ranking"
 
 

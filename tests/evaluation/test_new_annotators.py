@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from trl_maxmin.evaluation.new_annotators import assignment_curve
+from trl_maxmin.functional.ranking import RankedChoices
 
 
 def two_kinds(people=40, pairs=24, seed=0):
@@ -54,3 +55,24 @@ def curve_of(scores, annotator, texts):
 def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match="0 annotators have more than 24 pairs"):
         curve(sizes=(0, 24))
+
+
+def test_rankings_by_top_1_and_tau():
+    """Two kinds with opposed rewards of four texts: with nothing seen a coin, with two rankings seen all right."""
+    rewards = torch.tensor([[3.0, -3.0], [1.0, -1.0], [-1.0, 1.0], [-3.0, 3.0]])
+    people = torch.arange(8).repeat_interleave(4)
+    ranks = torch.where((people % 2 == 0).unsqueeze(1), torch.tensor([1, 2, 3, 0]), torch.tensor([4, 3, 2, 1]))
+    own = torch.arange(4 * 32).view(32, 4)  # everybody reads texts of their own
+    choices = RankedChoices(own, ranks, people)
+    scores = choices.log_likelihood(rewards.repeat(32, 1))
+    options = {"sizes": (0, 2), "rankings": (rewards.repeat(32, 1), choices), "texts": own}
+    generator = torch.Generator().manual_seed(0)
+    nothing, two = assignment_curve(scores, people, torch.tensor([0.6, 0.4]), generator=generator, **options)
+    assert (nothing.accuracy, nothing.num_pairs) == (0.5, 16) and nothing.tau == pytest.approx(0.0)
+    assert two.accuracy == 1.0 and two.tau == pytest.approx(1.0) and two.num_annotators == 8
+    padded = torch.cat([own, torch.full((32, 1), -1)], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    again = assignment_curve(
+        scores, people, torch.tensor([0.6, 0.4]), generator=generator, **options | {"texts": padded}
+    )
+    assert again == [nothing, two], "what is missing is no text that rankings share"

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from trl_maxmin.functional import num_components
 from trl_maxmin.functional.feature_pairs import FeaturePairs
 from trl_maxmin.functional.num_components import RELEVANT_GAIN, choose_components, decide, needed
 from trl_maxmin.functional.planted import plant_two_groups, who_is_small, worth_of_knowing
@@ -103,11 +104,26 @@ def test_few_annotators_half_of_them_opposed_never_suffice_with_one(people, seed
     assert choice.verdict_kind != "one"
 
 
+@pytest.mark.slow
 def test_one_reward_suffices_only_where_groups_would_have_been_seen():
-    few, many = (choose_components(world([1.0], 40, pairs), 40, (1, 2), seed=0) for pairs in (8, 150))
+    few, many = (choose_components(world([1.0], 40, pairs), 40, (1, 2), seed=0) for pairs in (8, 60))
     assert few.verdict_kind == "cannot_tell" and many.verdict_kind == "one"
     assert min(gain for gain, _ in many.simulated.values()) > RELEVANT_GAIN / 4
     assert many.prior_scale[1] and many.num_components == 1
+
+
+@pytest.mark.parametrize(("gain", "kind"), [(-0.004, "cannot_tell"), (0.001, "cannot_tell"), (0.015, "one")])
+def test_simulated_groups_that_gain_nothing_would_not_have_been_seen(monkeypatch, gain, kind):
+    """Not even where the second component of the data does yet more harm: it says how many pairs there are."""
+    scores, people = rising(40, -0.0145, 0.001)
+    found = iter(scores.values())
+    monkeypatch.setattr(num_components, "cross_validate", lambda *_, **__: {1: [], 2: []})
+    monkeypatch.setattr(num_components, "heldout_scores", lambda *_: next(found))
+    monkeypatch.setattr(num_components, "_simulate", lambda *_: {0.5: (gain, 0.001)})
+    choice = choose_components(world([1.0], 40, 10), 40, (1, 2), seed=0)
+    assert choice.verdict_kind == kind and choice.simulated == {0.5: (gain, 0.001)}
+    # By hand: with f times as many pairs 0.02 - (0.02 - gain) / f is gained, and has to be more than 0.002.
+    assert kind == "one" or needed(choice) == ("pairs", 1.5)
 
 
 def test_simulated_groups_are_worth_what_they_should_be():

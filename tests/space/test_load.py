@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,16 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def status_of(url, body):
+    """Status of a post; None where the connection was closed while the body was on its way, which HTTP allows."""
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, body), timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (urllib.error.URLError, ConnectionError):
+        return None
+
+
 def seconds_of_the_imports():
     """CPU seconds that the libraries of the page take to be imported, without a line of ours."""
     libraries = "import gradio, gradio.routes, datasets, peft, transformers.models.gpt2.modeling_gpt2"
@@ -104,6 +116,12 @@ def test_the_page_is_up_soon_after_its_imports_and_answers_soon(server):
     names = ["reference", "single", "maxmin"]
     client.predict("war film with dogs and ghosts :", names, 1.0, 0, 16, False, api_name="/compare")
     answered = cpu_seconds(process.pid) - up
+    before = rss(process.pid)
+    body = b"x" * (8 << 20)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: status_of(f"{url}/gradio_api/queue/join", body), range(24)))
+    print("KiB before and after 24 bodies of 8 MiB", before, rss(process.pid))
+    assert set(statuses) <= {413, None} and rss(process.pid) < before + 50_000
     print("CPU seconds until the page is up", up, "of which imports", imports, "and of the first answer", answered)
     assert up < 10 / 7 * imports and answered < 3 / 7 * imports
 

@@ -223,6 +223,15 @@ def test_auto_chooses_by_device_and_sizes_and_by_what_is_possible():
     assert choose_backend("auto", many, long, CPU) == "continuous_batching"
     for prompts, tokens, device in ((many - 1, long, CPU), (many, long - 1, CPU), (many, long, torch.device("meta"))):
         assert choose_backend("auto", prompts, tokens, device) == "generate"
+    # Once replies were seen, by how far the limit is from their mean.
+    for prompts, tokens, mean, device, chosen in (
+        (8, 64, 32.0, CPU, "continuous_batching"),
+        (8, 64, 33.0, CPU, "generate"),
+        (7, 64, 20.0, CPU, "generate"),
+        (many, long, float(long), CPU, "generate"),
+        (many, long, 1.0, torch.device("meta"), "generate"),
+    ):
+        assert choose_backend("auto", prompts, tokens, device, mean) == chosen
     assert problem(gpt2(), sampling_config(1.0, long)) is None
     # What continuous batching does not know is no reason to fail where nobody asked for it.
     config = sampling_config(1.0, 4, {"repetition_penalty": 1.2})
@@ -236,9 +245,22 @@ def test_auto_chooses_by_device_and_sizes_and_by_what_is_possible():
         info.reset_mock()
         sample_replies(gpt2(), PROMPTS, sampling_config(1.0, 4), 0, [2], 8, "auto")
         assert "continuous_batching" in info.call_args[0][0]
+        # Without a stop token the length is known.
+        sample_replies(gpt2(), PROMPTS, sampling_config(1.0, 4), 0, [], 8, "auto")
+        assert "generate" in info.call_args[0][0]
 
 
 class TestTrainers:
+    def test_a_run_that_goes_on_knows_how_long_replies_were(self, make, tmp_path):
+        trainer = make(generation_backend="auto", max_steps=1)
+        assert trainer._mean_length is None
+        trainer.train()
+        assert 0 < trainer._mean_length <= 6
+        trainer.save_model(str(tmp_path / "saved"))
+        other = make(generation_backend="auto", max_steps=1)
+        other._load_from_checkpoint(str(tmp_path / "saved"))
+        assert other._mean_length == trainer._mean_length
+
     @pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "adapter"])
     def test_ppo_samples_calibrates_and_evaluates(self, make, peft_config, monkeypatch):
         called, plain = [], generation_backends._sample_continuously

@@ -364,6 +364,10 @@ class TestData:
         trainer = make(train_dataset=preferences().remove_columns("annotator_id"))
         assert trainer.group_names == ["few", "many"] and "annotator_id" not in caplog.text
 
+    def test_shares_of_votes_are_refused(self, make):
+        with pytest.raises(ValueError, match="`chosen_probability`, which DPO does not read"):
+            make(train_dataset=preferences().add_column("chosen_probability", [0.6] * 24))
+
     def test_margins_are_said_to_be_left_out(self, make, caplog):
         make(train_dataset=preferences().add_column("margin", [1.0] * 24))
         assert "`margin`, which DPO does not read" in caplog.text

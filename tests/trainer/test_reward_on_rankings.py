@@ -80,7 +80,14 @@ def test_planted_groups_are_recovered(word_tokenizer, tmp_path, kind, form):
     assert sum(facts["component_heldout_pairs"].values()) == len(trainer.eval_dataset)
     assert all(0 < temperature < 100 for temperature in trainer.mixture.config.temperatures)
     if trainer.args.train_trunk:
-        assert trainer.evaluate()["eval_accuracy"] > 0.9
+        found = trainer.evaluate()
+        assert found["eval_accuracy"] > 0.9
+        # Of the set, as the posterior of each annotator would have it.
+        people = torch.tensor(trainer.eval_dataset["annotator_index"][:])
+        weights, scored = trainer._responsibilities(people).log(), trainer.scored(trainer.eval_dataset)
+        right, tau = scored.of_mixture(weights, scored.log_likelihood())
+        assert found["eval_kendall_tau"] == pytest.approx(tau.mean().item(), abs=1e-5) and tau.mean() > 0.7
+        assert found["eval_accuracy"] == pytest.approx(right.mean().item(), abs=1e-5)
 
 
 def as_rankings(monkeypatch):

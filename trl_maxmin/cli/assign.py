@@ -17,8 +17,10 @@ from ..data.rankings import is_ranked, prepare_either
 from ..data.texts import distinct_texts, prompts_of
 from ..evaluation.new_annotators import CURVE_SIZES, assignment_curve
 from ..functional.em import annotator_log_likelihood, log_responsibilities
+from ..functional.ranking import RankedChoices
 from ..models import AnnotatorPosterior, MixtureRewardModel
 from ..models.base import pick_device, place
+from ..models.text_interface import scored_rankings
 from .io import print_table, read_dataset
 from .loading import require_model
 from .output_folder import require_writable
@@ -74,11 +76,6 @@ def run(argv: Sequence[str]) -> None:
     rows, _ = read_dataset(arguments, [arguments.annotator_column])
     rows = prepare_either(rows, arguments.annotator_column)
     ranked = is_ranked(rows)
-    if ranked and arguments.curve:
-        raise UsageError(
-            "--curve is for pairs, and these are rankings. Leave it out, or cut them: trl-maxmin convert rankings "
-            "--input FILE --as_pairs all --output pairs.jsonl."
-        )
     require_model(arguments.reward_model, "--reward_model")
     if Path(arguments.output_file).is_dir():
         raise ValueError(f"--output_file {arguments.output_file} is a folder. Name a file, such as annotators.json.")
@@ -108,8 +105,13 @@ def run(argv: Sequence[str]) -> None:
     sure = (probability.max(-1).values >= 0.9).double().mean()
     print(f"assigned with a posterior of at least 0.9: {sure:.0%}; mean entropy {posterior.entropy.mean():.3f} nats")
     if arguments.curve:
-        texts = torch.from_numpy(distinct_texts(prompts_of(rows), rows["chosen"], rows["rejected"])[1])
-        print_curve(evidence, people, mixture.mixing_weights, arguments.seed, texts, weight)
+        if ranked:
+            scored = scored_rankings(mixture, rows, batch_size=arguments.batch_size)
+            texts = scored[1].responses
+        else:
+            scored = None
+            texts = torch.from_numpy(distinct_texts(prompts_of(rows), rows["chosen"], rows["rejected"])[1])
+        print_curve(evidence, people, mixture.mixing_weights, arguments.seed, texts, weight, scored)
     print(f"wrote {arguments.output_file} (it names annotators: keep it on this machine)")
 
 
@@ -139,8 +141,11 @@ def print_curve(
     seed: int,
     texts: torch.Tensor,
     evidence_weight: float = 1.0,
+    rankings: tuple[torch.Tensor, RankedChoices] | None = None,
 ) -> None:
-    """The curve of accuracy against pairs seen, for the sizes that leave two people pairs of other texts to judge."""
+    """The curve of accuracy against pairs seen, for the sizes that leave two people pairs of other texts to judge; of
+    rankings likewise, by top-1 and Kendall's tau."""
+    unit = "pairs" if rankings is None else "rankings"
     generator = torch.Generator().manual_seed(seed)
     for end in range(len(CURVE_SIZES), 0, -1):
         try:
@@ -152,20 +157,23 @@ def print_curve(
                 sizes=CURVE_SIZES[:end],
                 texts=texts,
                 evidence_weight=evidence_weight,
+                rankings=rankings,
             )
             break
         except ValueError:
             if end == 1:
                 raise
     print_table(
-        f"Accuracy on further pairs ({points[0].num_annotators} annotators, {points[0].num_pairs} pairs)",
-        ["pairs seen", "accuracy", "log-likelihood", "entropy (nats)"],
+        f"Accuracy on further {unit} ({points[0].num_annotators} annotators, {points[0].num_pairs} {unit})",
+        [f"{unit} seen", "accuracy" if rankings is None else "top-1", "log-likelihood", "entropy (nats)"]
+        + ([] if rankings is None else ["Kendall's tau"]),
         [
             [
                 str(p.num_seen),
                 f"{p.accuracy:.4f} ± {p.standard_error:.4f}",
                 f"{p.log_likelihood:.4f}",
                 f"{p.entropy:.3f}",
+                *([] if p.tau is None else [f"{p.tau:.4f}"]),
             ]
             for p in points
         ],

@@ -15,6 +15,7 @@ from ..functional.em import (
     posterior_entropy,
     predictive_log_likelihood,
 )
+from ..functional.ranking import RankedChoices
 
 
 CURVE_SIZES = (0, 1, 2, 4, 8, 16)
@@ -26,11 +27,13 @@ class AssignmentPoint:
 
     Args:
         num_seen (`int`): pairs of each annotator that assigned them.
-        accuracy (`float`): share of their judging pairs to whose chosen reply the posterior gives more than one half.
+        accuracy (`float`): share of their judging pairs to whose chosen reply the posterior gives more than one half;
+            of rankings, of which the most probable best reply is the best.
         standard_error (`float`): of the accuracy, clustered by annotator.
         log_likelihood (`float`): mean over judging pairs, nats.
         entropy (`float`): mean entropy of the posterior, nats.
         num_annotators, num_pairs (`int`): who was judged, on how many pairs.
+        tau (`float`, *optional*): Kendall's, of rankings.
     """
 
     num_seen: int
@@ -40,6 +43,7 @@ class AssignmentPoint:
     entropy: float
     num_annotators: int
     num_pairs: int
+    tau: float | None = None
 
 
 def assignment_curve(
@@ -51,6 +55,7 @@ def assignment_curve(
     sizes: Sequence[int] = CURVE_SIZES,
     texts: torch.Tensor | None = None,
     evidence_weight: float = 1.0,
+    rankings: tuple[torch.Tensor, RankedChoices] | None = None,
 ) -> list[AssignmentPoint]:
     """Assign each annotator by some of their pairs and score the rest.
 
@@ -64,8 +69,11 @@ def assignment_curve(
         mixing_weights (`torch.Tensor` of shape `(K,)`): the posterior of who has shown nothing.
         generator (`torch.Generator`): of the order of each annotator's pairs.
         sizes (`Sequence[int]`): numbers of pairs seen.
-        texts (`torch.Tensor` of shape `(N, 2)`, *optional*): numbers of the two texts of each pair.
+        texts (`torch.Tensor` of shape `(N, 2)`, *optional*): numbers of the two texts of each pair; of rankings
+            `(N, n)`, -1 where one has fewer.
         evidence_weight (`float`): of the pairs seen, in (0, 1].
+        rankings (`tuple[torch.Tensor, RankedChoices]`, *optional*): where rows are rankings, rewards `(M, K)` of their
+            texts, and the rankings, for top-1 and tau.
 
     Returns:
         `list[AssignmentPoint]`, one per size.
@@ -91,7 +99,8 @@ def assignment_curve(
     if texts is not None:
         # Those that share a text with one of the same annotator's pairs that are seen.
         keys = people.unsqueeze(1) * (int(texts.max()) + 1) + texts[order]
-        judged &= ~torch.isin(keys, keys[~judged]).any(1)
+        there = texts[order] >= 0
+        judged &= ~(torch.isin(keys, keys[~judged][there[~judged]]) & there).any(1)
     enough = torch.bincount(people[judged], minlength=len(counts)) > 0
     if int(enough.sum()) < 2:
         raise ValueError(
@@ -104,7 +113,10 @@ def assignment_curve(
     people = torch.unique(people, return_inverse=True)[1]
     scores = log_likelihood[order].double()
     log_mixing = mixing_weights.double().log()
-    return [_point(size, scores, people, position < size, judged, log_mixing, evidence_weight) for size in sizes]
+    ranked = None if rankings is None else (rankings[0], rankings[1].select(order[judged]))
+    return [
+        _point(size, scores, people, position < size, judged, log_mixing, evidence_weight, ranked) for size in sizes
+    ]
 
 
 def _point(
@@ -115,12 +127,16 @@ def _point(
     judged: torch.Tensor,
     log_mixing: torch.Tensor,
     evidence_weight: float,
+    ranked: tuple[torch.Tensor, RankedChoices] | None,
 ) -> AssignmentPoint:
     count = int(people.max()) + 1
     sums = annotator_log_likelihood(scores[seen], people[seen], count)
     log_resp = log_responsibilities(sums, log_mixing, evidence_weight)
     predictive = predictive_log_likelihood(scores[judged], log_resp, people[judged])
-    right = (predictive.exp() > 0.5).double()
+    right, tau = (predictive.exp() > 0.5).double(), None
+    if ranked is not None:
+        chance, own = ranked[1].blended(ranked[0].double(), log_resp[people[judged]])
+        right, tau = own.top_accuracy(chance)[:, 0], own.kendall_tau(chance).mean().item()
     return AssignmentPoint(
         size,
         right.mean().item(),
@@ -129,4 +145,5 @@ def _point(
         posterior_entropy(log_resp).mean().item(),
         count,
         len(right),
+        tau,
     )

@@ -278,7 +278,8 @@ class _Run:
 
     def _mixing(self, log_resp: Tensor) -> Tensor:
         options = self.options
-        return torch.stack([mixing_weights_of(one, options.em, options.dirichlet_concentration) for one in log_resp])
+        of = torch.vmap(lambda one: mixing_weights_of(one, options.em, options.dirichlet_concentration))
+        return of(log_resp)
 
     def advance(self, state: _State, beta: Tensor, assign: bool = True) -> _State:
         """An M-step for every fold of every candidate, then an E-step from the scores that each pair got out of its

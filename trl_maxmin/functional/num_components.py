@@ -255,8 +255,13 @@ def decide(scores: dict[int, Tensor], annotator_index: Tensor, chance: Tensor | 
 def _simulate(
     pairs: FeaturePairs | FeatureRankings, num_annotators: int, choice: Choice, seed: int, options: dict[str, Any]
 ) -> dict[float, tuple[float, float]]:
-    """Votes of two groups worth `RELEVANT_GAIN` on the same pairs by the same people: what two components gain."""
-    single = fit_rewards(pairs, torch.ones(len(pairs), 1), _middle(choice.prior_scale[1]))[0]
+    """Votes of two groups worth `RELEVANT_GAIN` on the same pairs by the same people: what two components gain.
+
+    Under the prior that one reward has on the data: so are the rewards drawn, and to choose it once more for every
+    simulation would cost four times as much.
+    """
+    prior = _middle(choice.prior_scale[1])
+    single = fit_rewards(pairs, torch.ones(len(pairs), 1), prior)[0]
     known = options.get("known")
     # Groups that are given are those that would have to be seen; who is of one in part only has to be found.
     given = known == torch.bincount(known).argmin() if known is not None and bool((known >= 0).all()) else None
@@ -267,12 +272,14 @@ def _simulate(
             generator = torch.Generator().manual_seed(seed + 101 * number + 11 * again + 1)
             small = who_is_small(num_annotators, share, generator) if given is None else given
             votes = plant_two_groups(pairs, single, small, RELEVANT_GAIN, generator)
-            own = options | {"known": None if given is None else given.long()}
+            own = options | {"known": None if given is None else given.long(), "prior_scale": prior}
             fits = cross_validate(votes, num_annotators, (1, 2), seed=seed, **own)
             index = votes.annotator_index
             result = decide({k: heldout_scores(of, index) for k, of in fits.items()}, index)
             gains.append((result.gain[2], result.gain_error[2]))
             part = small.double().mean().item()
+            if result.gain[2] <= max(MIN_GAIN, *(choice.gain[k] for k in choice.gain if k > 1)):
+                break  # a second world would have to make up for the first
         error = math.sqrt(sum(error**2 for _, error in gains)) / len(gains)
         found[part] = (sum(gain for gain, _ in gains) / len(gains), error)
         if not _would_have_been_seen(replace(choice, simulated=found)):
@@ -295,12 +302,16 @@ def _middle(scales: Sequence[float]) -> float:
 
 
 def _would_have_been_seen(choice: Choice) -> bool:
-    """Whether every simulated world gains more than these data do, by two standard errors of the difference."""
+    """Whether every simulated world gains enough to be called groups, and more than these data do, by two standard
+    errors of the difference."""
+    return bool(choice.simulated) and all(_seen(choice, gain, error) for gain, error in choice.simulated.values())
+
+
+def _seen(choice: Choice, gain: float, error: float, factor: float = 1.0) -> bool:
+    """Of one simulated world, if standard errors were those of so many times as many pairs."""
     several = [k for k in choice.gain if k > 1]
-    return bool(choice.simulated) and all(
-        gain - choice.gain[k] > _ERRORS * math.hypot(error, choice.gain_error[k])
-        for gain, error in choice.simulated.values()
-        for k in several
+    return gain > MIN_GAIN and all(
+        gain - choice.gain[k] > _ERRORS * math.hypot(error, choice.gain_error[k]) / math.sqrt(factor) for k in several
     )
 
 
@@ -314,11 +325,9 @@ def needed(choice: Choice) -> tuple[str, float]:
     if not several:
         return "annotators", 1.0
     if choice.simulated:
-        k = max(several, key=lambda k: choice.gain[k])
         for factor in (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32):
             enough = all(
-                RELEVANT_GAIN - (RELEVANT_GAIN - gain) / factor - choice.gain[k]
-                > _ERRORS * math.hypot(error, choice.gain_error[k]) / math.sqrt(factor)
+                _seen(choice, RELEVANT_GAIN - (RELEVANT_GAIN - gain) / factor, error, factor)
                 for gain, error in choice.simulated.values()
             )
             if enough:

@@ -16,6 +16,7 @@ from ..data.texts import distinct_replies, distinct_texts
 from ..data.tokenization import ChatOptions, Prompt, asked, encode_reply
 from ..functional.em import annotator_log_likelihood, log_responsibilities
 from ..functional.preference import preference_log_likelihood as pair_log_likelihood
+from ..functional.ranking import RankedChoices
 from ..functional.utility import within_prompt_scale
 from .outputs import AnnotatorPosterior
 from .scoring import SharedRewardFunctions, score_sequences
@@ -177,6 +178,28 @@ def preference_evidence(
     return _log_likelihood(mixture, preferences, processing_class, batch_size, mixture.config.temperatures)
 
 
+def scored_rankings(
+    mixture: MixtureRewardModel,
+    rankings: Any,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+) -> tuple[torch.Tensor, RankedChoices]:
+    """Rewards of the distinct replies of rankings, each scored once, for top-1 accuracy and Kendall's tau.
+
+    Args:
+        rankings (`Dataset`): N rows of [`prepare_rankings`].
+        processing_class, batch_size: as in [`preference_log_likelihood`].
+
+    Returns:
+        `torch.Tensor` of shape `(M, K)`, Bradley-Terry log-odds, on the CPU, and [`RankedChoices`] over them, all of
+        annotator 0.
+    """
+    sequences, rows = _tokenised(mixture, rankings, processing_class)
+    rewards = mixture.score(prompt_ids=[[]] * len(sequences), completion_ids=sequences, batch_size=batch_size).cpu()
+    return rewards, choices_of(rankings, rows, torch.zeros(len(rows), dtype=torch.long))
+
+
 def preference_log_likelihood(
     mixture: MixtureRewardModel,
     preferences: Any,
@@ -205,12 +228,15 @@ def _log_likelihood(
     factors: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """`(N, K)`; rewards are multiplied by K factors."""
+    scale = torch.ones(1) if factors is None else torch.tensor(factors)
+    if is_ranked(preferences):
+        rewards, choices = scored_rankings(
+            mixture, preferences, processing_class=processing_class, batch_size=batch_size
+        )
+        return choices.log_likelihood(rewards * scale)
     sequences, rows = _tokenised(mixture, preferences, processing_class)
     rewards = mixture.score(prompt_ids=[[]] * len(sequences), completion_ids=sequences, batch_size=batch_size).cpu()
-    if factors is not None:
-        rewards = rewards * torch.tensor(factors)
-    if is_ranked(preferences):
-        return choices_of(preferences, rows, torch.zeros(len(rows))).log_likelihood(rewards)
+    rewards = rewards * scale
     margin, share = (
         torch.tensor(preferences[name][:]) if name in preferences.column_names else None
         for name in ("margin", VOTE_SHARE)

@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from .. import __version__
+from ..door import Door
 from ..trainer.maxmin.maxmin_config import MaxMinConfigMixin
 from ..trainer.maxmin.welfare import groups_with_evidence
 from .batching import Busy, ScoringQueue
-from .limits import Door
 from .scorer import Scorer, Unusable
 from .sessions import Session, SessionError, Sessions, TooManySessions, Weighed
 

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
+from ..door import Door  # noqa: E402
 from . import figures, html  # noqa: E402
 from .admission import admit_fairly  # noqa: E402
 from .config import MAX_POLICIES, SpaceConfig  # noqa: E402
@@ -28,6 +29,8 @@ from .wiring import Handlers  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+#: A body is refused while it arrives; open requests are mostly the pages that wait for their turn.
+DOOR = {"max_body": 65_536, "body_seconds": 30.0, "max_requests": 4000}
 # Of an element that stays while its content changes: what comes later is read out.
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
@@ -107,7 +110,8 @@ def create(config: SpaceConfig | None = None, studio: Studio | None = None) -> t
         "allowed_paths": [],
         "max_file_size": "16kb",
         "enable_monitoring": False,
-        "app_kwargs": {"middleware": [Middleware(Guard)]},  # nothing here takes or gives files
+        # Nothing here takes or gives files, and nobody types as much as a body may hold.
+        "app_kwargs": {"middleware": [Middleware(Guard), Middleware(Door, **DOOR)]},
         "state_session_capacity": 2000,
     }
 

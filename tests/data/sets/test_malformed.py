@@ -190,6 +190,12 @@ def test_whatever_stands_anywhere_is_written_or_refused_with_its_row(name):
     assert refused > 30
 
 
+def test_what_cannot_be_written_is_named_before_it_is():
+    rows = [{"chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": "\ud800"}]
+    with pytest.raises(ValueError, match="^Row 1 has rejected that cannot be written as JSON in UTF-8"):
+        list(_written(rows, None, None, _Counts()))
+
+
 def test_a_user_who_answers_twice():
     rows, options = SHAPES["argilla"]
     row = copy.deepcopy(rows[0])

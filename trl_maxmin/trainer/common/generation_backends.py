@@ -32,7 +32,9 @@ _KNOWN = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
 #: Fields that say how, not what, is generated.
 _NEUTRAL = ("use_cache", "transformers_version", "pad_token_id", "eos_token_id", "bos_token_id")
 #: Continuous batching fills the places of replies that have ended; measured on a CPU (docs/performance.md), that pays
-#: from so many prompts on, for replies that may be so long.
+#: where the limit is so many times the mean length, from so many prompts on; and where the length is not known, from
+#: so many prompts on for replies that may be so long.
+AUTO_SPREAD, AUTO_FEWEST = 2.0, 8
 AUTO_PROMPTS, AUTO_TOKENS = 64, 128
 #: Tokens of a page of the cache, on a CPU and elsewhere (flash attention wants a multiple of 256), and of a forward.
 _PAGE, _FLASH_PAGE, _BATCH_TOKENS = 32, 256, 512
@@ -64,7 +66,9 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"generation_backend={backend!r} is unknown; choose one of {GENERATION_BACKENDS}.")
 
 
-def choose_backend(backend: str, num_prompts: int, max_new_tokens: int, device: torch.device) -> str:
+def choose_backend(
+    backend: str, num_prompts: int, max_new_tokens: int, device: torch.device, mean_length: float | None = None
+) -> str:
     """The backend that `"auto"` stands for; any other is itself.
 
     Args:
@@ -72,6 +76,7 @@ def choose_backend(backend: str, num_prompts: int, max_new_tokens: int, device: 
         num_prompts (`int`): prompts that are answered together.
         max_new_tokens (`int`): length limit of a reply.
         device (`torch.device`): of the policy.
+        mean_length (`float`, *optional*): tokens of a reply, as of those before; `None`: not known.
 
     Returns:
         `str`: `"generate"` or `"continuous_batching"`. On an accelerator `"generate"`: nothing was measured there.
@@ -84,8 +89,11 @@ def choose_backend(backend: str, num_prompts: int, max_new_tokens: int, device: 
     check_backend(backend)
     if backend != "auto":
         return backend
-    pays = device.type == "cpu" and num_prompts >= AUTO_PROMPTS and max_new_tokens >= AUTO_TOKENS
-    return "continuous_batching" if pays else "generate"
+    if mean_length is None:
+        pays = num_prompts >= AUTO_PROMPTS and max_new_tokens >= AUTO_TOKENS
+    else:
+        pays = num_prompts >= AUTO_FEWEST and max_new_tokens >= AUTO_SPREAD * mean_length
+    return "continuous_batching" if pays and device.type == "cpu" else "generate"
 
 
 def sample_replies(
@@ -96,6 +104,7 @@ def sample_replies(
     stop_token_ids: Sequence[int],
     batch_size: int,
     backend: str = "generate",
+    mean_length: float | None = None,
 ) -> SampledReplies:
     """Sample one reply to each prompt, by any backend.
 
@@ -104,6 +113,7 @@ def sample_replies(
         batch_size (`int`): prompts generated for together; with continuous batching a place is filled again as soon as
             its reply has ended.
         backend (`str`, *optional*, defaults to `"generate"`): one of [`GENERATION_BACKENDS`].
+        mean_length (`float`, *optional*): tokens of a reply of the same policy before, for `"auto"`.
 
     Returns:
         [`SampledReplies`]: in the order of the prompts.
@@ -116,7 +126,8 @@ def sample_replies(
     check_backend(backend)
     with ready_to_generate(model) as (_, inner):
         device = inner.device
-    chosen = choose_backend(backend, len(prompt_ids), generation_config.max_new_tokens or 0, device)
+    limit = generation_config.max_new_tokens or 0
+    chosen = choose_backend(backend, len(prompt_ids), limit, device, mean_length if stop_token_ids else limit)
     if backend == "auto" and chosen != "generate" and problem(model, generation_config):
         chosen = "generate"
     if backend == "auto":

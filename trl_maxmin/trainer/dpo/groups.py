@@ -16,8 +16,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, as_dataset, is_known_group, require_group_column
-from ...data.rankings import is_ranked, prepare_either, rankings_to_pairs
+from ...data.columns import ANNOTATOR_COLUMN, AnnotatorIndex, is_known_group, require_group_column
 from ...models import AnnotatorPosterior, MixtureRewardModel
 from ...models.base import pick_device, place
 from ...reading import read_json_object
@@ -38,28 +37,6 @@ _HOW = (
 )
 
 Assignments = str | os.PathLike | Mapping[Any, Any] | MixtureRewardModel
-
-
-def prepare_pairs(dataset: Any, args: MaxMinDPOConfig) -> Dataset:
-    """Checked pairs with `annotator_id`; rankings are cut.
-
-    Raises:
-        TypeError, ValueError: as [`prepare_either`]; images.
-    """
-    if set(getattr(dataset, "column_names", None) or ()) & {"image", "images"}:
-        raise ValueError("The data have images, of which `MaxMinDPOTrainer` knows nothing; use TRL's `DPOTrainer`.")
-    dataset = as_dataset(dataset, "`chosen` and `rejected`, or `responses`")
-    if args.group_column is not None and args.annotator_column not in dataset.column_names:
-        # Nobody has to be known where groups are; the check of the columns wants somebody.
-        dataset = dataset.add_column(args.annotator_column, [f"pair-{row}" for row in range(len(dataset))])
-    dataset = prepare_either(dataset, args.annotator_column)
-    if is_ranked(dataset):
-        rankings = len(dataset)
-        dataset = rankings_to_pairs(dataset, args.ranking_pairs)
-        logger.info(f"{rankings} rankings became {len(dataset)} pairs (`ranking_pairs={args.ranking_pairs!r}`).")
-    if "margin" in dataset.column_names:
-        logger.warning("The data have a `margin`, which DPO does not read; it is left out.")
-    return dataset
 
 
 @dataclass

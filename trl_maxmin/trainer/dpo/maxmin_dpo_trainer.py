@@ -24,8 +24,9 @@ from ...models.lora import freeze_reward_adapters
 from ..common.atomic_checkpoint import AtomicCheckpointMixin
 from ..common.trained import check_trained
 from ..maxmin.welfare import Welfare, WelfareState, check_welfare, groups_with_evidence
-from .groups import RESPONSIBILITIES, Assignments, groups_of, prepare_pairs
+from .groups import RESPONSIBILITIES, Assignments, groups_of
 from .maxmin_dpo_config import MaxMinDPOConfig
+from .pairs import prepare_pairs, tokenize_pairs
 from .row_losses import alone, replay, row_of, rows_multiplied
 
 
@@ -184,7 +185,9 @@ class MaxMinDPOTrainer(AtomicCheckpointMixin, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if RESPONSIBILITIES not in (dataset.column_names or ()):  # of an evaluation
             dataset = self._groups.rows(prepare_pairs(dataset, args), self._all_shares)
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if "prompt_ids" in dataset.column_names:
+            return dataset
+        return tokenize_pairs(dataset, self._tokenizer, args, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -33,6 +33,8 @@ from .roles import require_critic, require_language_model
 # Logits that exist at the same time where no gradient keeps them: on a CPU those that stay in its last cache, 25 MB;
 # on an accelerator 256 MB, enough to fill it.
 CACHED_LOGITS, ACCELERATOR_LOGITS = 6_400_000, 64_000_000
+# Logits of a head by blocks that wait for the backward pass, 512 MiB; more are computed again.
+KEPT_LOGITS = 1 << 27
 
 
 def use_class_forward(model: PreTrainedModel) -> None:
@@ -68,7 +70,7 @@ class PolicyWithCritic(nn.Module):
             adapter then learns from the policy's loss alone. A second pass through the trunk.
         logits_chunk_size (`int`, defaults to `4096`):
             Tokens whose V logits exist at the same time. Several chunks are computed again in the backward pass, so
-            that the memory does not grow with the number of tokens; a single chunk is kept.
+            that memory does not grow with the tokens; one chunk is kept (of a head by blocks 512 MiB at most).
 
     Raises:
         `ValueError`: a policy that is no decoder with a language-model head, a prompt-learning adapter, or a
@@ -90,7 +92,6 @@ class PolicyWithCritic(nn.Module):
         self.policy = policy
         self.critic_detach = critic_detach
         self.logits_chunk_size = logits_chunk_size
-        #: Whether the head's gradient is added in place where that can be: see [`add_gradients_in_place`].
         self._in_place = False
         self._checkpointing_kwargs: dict = {}
         self._inputs_require_grad = False
@@ -172,7 +173,7 @@ class PolicyWithCritic(nn.Module):
         size = self.logits_chunk_size
         weight = plain_head_weight(self.causal_lm)
         if weight is not None:
-            keep, in_place = len(ids) <= size, self._adds_in_place()
+            keep, in_place = len(ids) <= min(size, KEPT_LOGITS // len(weight)), self._adds_in_place()
             if in_place:
                 start_grad(weight)
             return head_logprobs(hidden, weight, ids, temperature, with_entropy, keep, in_place)

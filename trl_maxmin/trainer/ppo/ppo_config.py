@@ -56,8 +56,9 @@ class PPOConfig(_BaseConfig):
         generation_backend (`str`, *optional*, defaults to `"generate"`):
             Who samples replies, in rollouts, calibration and evaluation: `"generate"`; `"continuous_batching"` of
             transformers, which fills the places of replies that have ended (faster where many prompts get long
-            replies of uneven length); `"auto"`, which chooses by device and sizes; `"vllm"`, for rollouts and
-            evaluations (needs `trl-maxmin[vllm]`; a run that is resumed draws other replies).
+            replies of uneven length); `"auto"`, which chooses by device, sizes and the length of the replies before;
+            `"vllm"`, for rollouts and evaluations (needs `trl-maxmin[vllm]`; a run that is resumed draws other
+            replies).
         vllm_kwargs (`dict`, *optional*):
             Settings of TRL's `VLLMGeneration`, such as `mode` (`"colocate"`, the default, or `"server"`),
             `server_base_url`, `gpu_memory_utilization`, `tensor_parallel_size`, `enable_sleep_mode`.

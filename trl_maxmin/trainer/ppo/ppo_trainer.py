@@ -46,7 +46,7 @@ from .rollout import Rollout, plan_minibatches
 from .whitening import global_mean_var, whiten_channels
 
 
-# The KL coefficient of a checkpoint, which may have been adapted.
+# What a checkpoint knows beside weights: the KL coefficient, which may have been adapted, and how long replies were.
 STATE_FILE = "ppo_state.json"
 
 
@@ -154,6 +154,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         # What was measured since the last log, and the time and the step at which this run began.
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._clock: tuple[float, int] | None = None
+        # Tokens of a reply, when some were sampled last: what `generation_backend="auto"` goes by.
+        self._mean_length: float | None = None
         # The table that the next log shows.
         self._completions: dict[str, list] | None = None
 
@@ -269,7 +271,10 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
                 self.stop_token_ids,
                 self.args.local_rollout_forward_batch_size,
                 "auto" if self.args.generation_backend == "vllm" else self.args.generation_backend,
+                self._mean_length,
             )
+        if replies:
+            self._mean_length = sum(len(ids) for ids, _ in replies) / len(replies)
         return self._build_rollout(rows, prompt_ids, replies)
 
     @cached_property
@@ -563,7 +568,7 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
-        (folder / STATE_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
+        (folder / STATE_FILE).write_text(json.dumps({"kl_coef": self.kl_coef, "mean_length": self._mean_length}))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers copies the files it knows, and pushes the copies.
@@ -574,7 +579,8 @@ class PPOTrainer(AtomicCheckpointMixin, _BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         state_file = Path(resume_from_checkpoint) / STATE_FILE
         if state_file.exists():
-            self.kl_coef = read_json_object(state_file)["kl_coef"]
+            state = read_json_object(state_file)
+            self.kl_coef, self._mean_length = state["kl_coef"], state.get("mean_length")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

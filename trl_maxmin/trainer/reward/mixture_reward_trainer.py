@@ -480,14 +480,14 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         responsibilities = self._responsibilities(inputs["annotator_index"])
         read = _read_rankings if "responses" in inputs else _read_pairs
-        log_likelihood, accuracy, right, twice_mean = read(output.rewards.float(), inputs, responsibilities)
+        log_likelihood, accuracy, of_mixture, twice_mean = read(output.rewards.float(), inputs, responsibilities)
         losses = -(responsibilities * log_likelihood).sum(-1)
         if self.args.center_rewards_coefficient is not None:
             losses = losses + self.args.center_rewards_coefficient * (twice_mean**2).mean(-1)
         scaled = mode == "train" and self._loss_scale is not None
         loss = losses.sum() * self._loss_scale if scaled else losses.mean()
         with torch.no_grad():
-            packed = [log_likelihood, accuracy, responsibilities, right, losses.unsqueeze(-1)]
+            packed = [log_likelihood, accuracy, responsibilities, of_mixture, losses.unsqueeze(-1)]
             packed = distributed.gather_rows(self.accelerator, torch.cat(packed, dim=-1))
             pairs = distributed.gather_rows(self.accelerator, inputs["pair_index"])
             if mode == "train":
@@ -511,9 +511,11 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
         return sorted(first.values())
 
     def _count(self, mode: str, packed: torch.Tensor) -> None:
-        log_likelihood, accuracy, responsibilities = packed[:, :-2].chunk(3, dim=-1)
+        log_likelihood, accuracy, responsibilities = packed[:, :-3].chunk(3, dim=-1)
         predictive = (responsibilities.log() + log_likelihood).logsumexp(-1)
-        sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": packed[:, -2].sum()}
+        sums = {"predictive_log_likelihood": predictive.sum(), "accuracy": packed[:, -3].sum()}
+        if self._ranked:
+            sums["kendall_tau"] = packed[:, -2].sum()
         if mode == "eval":
             sums["loss"] = packed[:, -1].sum()
         weights = dict.fromkeys(sums, torch.tensor(float(len(predictive))))
@@ -834,15 +836,16 @@ class MixtureRewardTrainer(AtomicCheckpointMixin, RewardTrainer):
 def _read_pairs(
     rewards: torch.Tensor, inputs: dict[str, Any], responsibilities: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of a batch: log-likelihood and accuracy of each component, `(B, K)`, whether the annotators' mixtures are right,
-    `(B, 1)`, and twice the mean reward of the replies, `(B, K)`."""
+    """Of a batch: log-likelihood and accuracy of each component, `(B, K)`, accuracy and Kendall's tau of the
+    annotators' mixtures, `(B, 2)` (tau of rankings only), and twice the mean reward of the replies, `(B, K)`."""
     chosen, rejected = rewards.chunk(2)
     log_likelihood = preference_log_likelihood(chosen, rejected, inputs.get("margin"), inputs.get(VOTE_SHARE))
     # The annotator's own mixture of opinions predicts the chosen reply where its probability is above one half.
     of_chosen = preference_log_likelihood(chosen.detach(), rejected.detach(), inputs.get("margin"))
     predictive = (responsibilities.log() + of_chosen).logsumexp(-1, keepdim=True)
     right = (predictive.exp() > 0.5).to(rewards)
-    return log_likelihood, preference_accuracy(chosen.detach(), rejected.detach()), right, chosen + rejected
+    of_mixture = torch.cat([right, torch.zeros_like(right)], dim=1)
+    return log_likelihood, preference_accuracy(chosen.detach(), rejected.detach()), of_mixture, chosen + rejected
 
 
 def _read_rankings(
@@ -853,4 +856,5 @@ def _read_rankings(
     there = (choices.responses >= 0).to(rewards).unsqueeze(2)
     mean = (rewards[choices.responses.clamp(min=0)] * there).sum(1) / there.sum(1)
     chance, own = choices.blended(rewards.detach(), responsibilities.log())
-    return choices.log_likelihood(rewards), choices.top_accuracy(rewards.detach()), own.top_accuracy(chance), 2 * mean
+    of_mixture = torch.cat([own.top_accuracy(chance), own.kendall_tau(chance)], dim=1)
+    return choices.log_likelihood(rewards), choices.top_accuracy(rewards.detach()), of_mixture, 2 * mean

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reaches the application at all: who may ask, how large a body may be, and how long it may take to arrive."""
+"""What reaches a server at all: who may ask, how large a body may be, and how long it may take to arrive."""
 
 from __future__ import annotations
 
