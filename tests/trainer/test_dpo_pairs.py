@@ -83,8 +83,6 @@ def test_rows_without_annotators_where_groups_are_known(config):
 
 
 def test_shares_of_votes_are_refused(config):
-    rows = Dataset.from_list(
-        [{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_probability": 0.7, "group": "x"}]
-    )
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_probability": 0.7, "group": "x"}
     with pytest.raises(ValueError, match="`chosen_probability`, which DPO does not read: every pair would count as a"):
         prepare_pairs(Dataset.from_list([row]), config(group_column="group"))
