@@ -205,7 +205,7 @@ def test_speed_of_ppo():
 
 
 def test_a_pretrained_policy_against_trl():
-    for name in ("full", "lora"):
+    for name in ("full", "ends", "lora"):
         record = read(f"ppo_gemma_{name}")
         sides = [[side for side in record["runs"] if side["side"] == who] for who in ("trl", "ours")]
         cells = [str(record["settings"]["seeds"])]
