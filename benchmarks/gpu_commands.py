@@ -67,7 +67,7 @@ def commands(device: str, steps: int) -> dict[str, list[str]]:
     common = ["--model_name_or_path", "base", "--report_to", "none", "--disable_tqdm", "true", *place]
     reward = ["reward", "--dataset_name", "pairs.jsonl", "--num_components", "2", "--max_steps", str(4 * steps)]
     reward += ["--per_device_train_batch_size", "16", *common]
-    policy = ["--dataset_name", "prompts.jsonl", "--max_steps", str(steps), "--num_reference_completions", "2"]
+    policy = ["--dataset_name", "prompts.jsonl", "--max_steps", str(steps), "--num_reference_completions", "4"]
     policy += ["--per_device_train_batch_size", "8", "--save_strategy", "no", *common]
     groups = ["--max_completion_length", "12", "--num_generations", "4"]
     ppo = ["ppo", *policy, "--response_length", "12"]
