@@ -80,9 +80,3 @@ def test_replies_that_are_the_same_tokens_are_refused(config, word_tokenizer):
 def test_rows_without_annotators_where_groups_are_known(config):
     rows = Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": "b", "group": "g"}] * 2)
     assert prepare_pairs(rows, config(group_column="group"))["annotator_id"] == ["pair-0", "pair-1"]
-
-
-def test_shares_of_votes_are_refused(config):
-    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_probability": 0.7, "group": "x"}
-    with pytest.raises(ValueError, match="`chosen_probability`, which DPO does not read: every pair would count as a"):
-        prepare_pairs(Dataset.from_list([row]), config(group_column="group"))
