@@ -12,6 +12,9 @@ from typing import Any
 
 #: What is answered without a token: whether the server is up, and nothing else.
 _OPEN = ("/health",)
+#: Bytes of a body that is too large which are read and dropped before it is refused: a client that is still sending
+#: would not read the answer. Who sends more finds the connection closed.
+_DROPPED = 1 << 20
 
 
 class Door:
@@ -60,25 +63,28 @@ class Door:
             self._requests -= 1
 
     async def _let_in(self, scope: Any, receive: Any, send: Any, length: bytes) -> None:
-        too_large = f"The body is larger than {self.max_body} bytes; send fewer replies a request."
-        if length.isdigit() and int(length) > self.max_body:
-            await refuse(send, 413, too_large)
-            return
-        body = bytearray()
+        too_large = f"The body is larger than {self.max_body} bytes; send less in a request."
+        fits = not length.isdigit() or int(length) <= self.max_body
+        body, size = bytearray(), 0
         try:
             async with asyncio.timeout(self.body_seconds):
-                while True:
+                while size <= self.max_body + _DROPPED:
                     message = await receive()
                     if message["type"] != "http.request":
                         return  # the client has gone
-                    body += message.get("body", b"")
-                    if len(body) > self.max_body:
-                        await refuse(send, 413, too_large)
-                        return
+                    size += len(message.get("body", b""))
+                    fits = fits and size <= self.max_body
+                    if fits:
+                        body += message.get("body", b"")
+                    else:
+                        body.clear()
                     if not message.get("more_body"):
                         break
         except TimeoutError:
             await refuse(send, 408, f"The body did not arrive within {self.body_seconds:g} s.")
+            return
+        if not fits:
+            await refuse(send, 413, too_large)
             return
         sent = False
 

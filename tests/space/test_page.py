@@ -422,7 +422,7 @@ def test_nothing_is_taken_or_fetched_for_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "prompt",
     [
-        "x" * 1_000_000,
+        "x" * 60_000,
         "\ud800",
         "שלום עולם",
         "\u202eabc\u202c",
@@ -451,3 +451,14 @@ def test_prompts_of_every_kind_get_an_answer_or_a_sentence(run_folder, tmp_path,
         assert "mm-answer" in last or "mm-warning" in last
         assert "Something went wrong" not in last
         assert len(last) < 20_000
+
+
+@pytest.mark.slow
+def test_a_body_that_nobody_types_is_refused_in_words(run_folder, tmp_path):
+    made = Studio.load(SpaceConfig(run=str(run_folder), votes_dir=str(tmp_path), baseline_replies=4))
+    with serving(made) as url:
+        body = json.dumps({"data": ["x" * 1_000_000, ["reference", "maxmin"], 1.0, 0, 5, False]}).encode()
+        request = urllib.request.Request(f"{url}/gradio_api/call/compare", body, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="413") as refused:
+            urllib.request.urlopen(request)
+        assert "The body is larger than 65536 bytes" in refused.value.read().decode()

@@ -64,6 +64,7 @@ def test_greedy_replies_are_the_same(name):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_policy_is_the_same_afterwards(name, training):
+    gc.unfreeze()  # as where nobody has frozen anything; the tests have
     model = MODELS[name]().train(training)
     own = model.causal_lm if name == "root" else model
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -84,6 +85,7 @@ def test_the_policy_is_the_same_afterwards(name, training):
     # What was made in the sampler's thread can be trained on.
     inner = own.base_model.model if name == "adapter" else own
     inner(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    gc.freeze()
 
 
 @pytest.mark.parametrize("backend", ["generate", "continuous_batching"])
