@@ -23,7 +23,7 @@ pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo cards hub-demo reproduce-small space test test-fast fault-matrix check format seam deepspeed gpu-proof wheel site clean
+.PHONY: install demo cards hub-demo reproduce-small space test test-fast test-all fault-matrix check format seam deepspeed gpu-proof wheel site clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -88,6 +88,10 @@ test: install
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+# With what takes minutes and repeats in full what other tests show in small: an hour.
+test-all: install
+	TRL_MAXMIN_EXHAUSTIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # All faults at all requests of every push and pull; `make test` meets a fifth of them.
 fault-matrix: install

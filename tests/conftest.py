@@ -64,6 +64,13 @@ def build_word_tokenizer(pad_token: str | None = "<pad>", reverse: bool = False)
     )
 
 
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("TRL_MAXMIN_EXHAUSTIVE"):
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-all"))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def libraries_are_no_garbage():
     """`Trainer.train` collects garbage, and goes over every object of the imported libraries each time: two fifths of

@@ -23,7 +23,7 @@ def test_the_value_is_that_of_the_policy_that_makes_all_equal(game):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["rloo", "grpo"])
+@pytest.mark.parametrize("trainer", [pytest.param("rloo", marks=pytest.mark.exhaustive), "grpo"])
 def test_the_averaged_policy_of_mirror_reaches_the_max_min_value(game, tmp_path, trainer):
     value = game["max_min_value"](game["GAME"])
     policies = game["play"](trainer, tmp_path, 600, 0.02, 0, 0.3, **game["RULES"]["mirror"])

@@ -75,6 +75,7 @@ def test_base_memory_needs_room_for_a_reply(prompt, capsys):
 
 @needs_proc
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_base_memory_in_miniature(tmp_path):
     out = tmp_path / "memory.json"
     sizes = {"vocabulary": 50, "layers": 2, "width": 32, "inner": 64, "heads": 2, "tokens": 16, "prompt": 8}
@@ -157,6 +158,7 @@ def test_a_gpu_is_waited_for_before_the_clock_is_read(meter, monkeypatch):
 
 @needs_proc
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ppo_sides_in_half_precision_and_with_checkpointing(tmp_path):
     out = tmp_path / "sides.json"
     run(

@@ -25,8 +25,11 @@ TINY = DemoSettings(
 )
 
 
+LONG = [pytest.param("trunk", marks=pytest.mark.exhaustive)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ablation", list(ablations.ABLATIONS))
+@pytest.mark.parametrize("ablation", [*(name for name in ablations.ABLATIONS if name != "trunk"), *LONG])
 def test_ablations_in_miniature(ablation, tmp_path):
     output = tmp_path / "out.json"
     options = [ablation, "--output", str(output), "--seeds", "0", "--work_dir", str(tmp_path)]

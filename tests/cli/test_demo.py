@@ -182,6 +182,7 @@ def test_the_other_trainers_in_miniature(tmp_path, trainer):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 def test_the_claim_with_the_other_trainers(tmp_path, seed_0, trainer):
     report = run(tmp_path / "out", DemoSettings(), partial(TakesRewards, seed_0), trainer=trainer)

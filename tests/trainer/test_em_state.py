@@ -2,6 +2,7 @@
 """What EM remembers: the evidence of a start that never saw the pair and of the latest pass, half and half."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -61,8 +62,8 @@ def test_saved_and_loaded(tmp_path, start):
 @pytest.mark.slow
 def test_with_a_trained_trunk_assignments_are_as_good_as_under_the_planted_rewards(tmp_path):
     """Memorised pairs once cost 0.13 of the adjusted Rand index here."""
-    gaps = []
-    for seed in (0, 3):
+    gaps, seeds = [], (0, 3) if os.environ.get("TRL_MAXMIN_EXHAUSTIVE") else (3,)
+    for seed in seeds:
         planted = plant(3, seed)
         args = MixtureRewardConfig(
             output_dir=str(tmp_path), num_components=3, seed=seed, use_cpu=True, bf16=False, report_to="none",
@@ -75,4 +76,4 @@ def test_with_a_trained_trunk_assignments_are_as_good_as_under_the_planted_rewar
         found = trainer.assignments()
         order = dict.fromkeys(planted.dataset["annotator_id"])
         gaps.append(planted.true_ari() - adjusted_rand_index([found[a] for a in order], planted.groups))
-    assert sum(gaps) / 2 <= 0.03, gaps
+    assert sum(gaps) / len(gaps) <= 0.03, gaps
