@@ -163,6 +163,9 @@ raise SystemExit(main())
 """
 
 
+OTHERS = [command for command in COMMANDS if command not in ("reward", "ppo")]
+
+
 def weights(folder):
     found = {}
     for file in sorted(folder.rglob("*.safetensors")):
@@ -173,7 +176,9 @@ def weights(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", list(COMMANDS))
+@pytest.mark.parametrize(
+    "command", ["reward", "ppo", *(pytest.param(c, marks=pytest.mark.exhaustive) for c in OTHERS)]
+)
 def test_twice_killed_and_resumed(command, lab, monkeypatch):
     monkeypatch.chdir(lab)
     whole, cut = f"{command}-whole", f"{command}-cut"
