@@ -46,7 +46,8 @@ def encode(texts, encoder):
     """Mean of the last states: `(M, D)`."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(encoder, trust_remote_code=False).eval()
     found = []
     with torch.no_grad():
         for start in range(0, len(texts), 32):

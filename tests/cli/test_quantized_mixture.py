@@ -2,6 +2,7 @@
 """`--load_in_4bit` from rewards to a policy: the mixture's base is the one its adapters were fitted on."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -38,13 +39,17 @@ def folder(tmp_path, word_tokenizer, monkeypatch):
     return tmp_path
 
 
+def _noted(load, seen, *arguments):
+    seen.append(load(*arguments))
+    return seen[-1]
+
+
 @pytest.fixture
 def given(monkeypatch):
     """The reward models that the commands load."""
     seen = []
     for module in (policy, evaluate):
-        load = module.load_reward_models
-        monkeypatch.setattr(module, "load_reward_models", lambda name, load=load: seen.append(load(name)) or seen[-1])
+        monkeypatch.setattr(module, "load_reward_models", partial(_noted, module.load_reward_models, seen))
     return seen
 
 

@@ -208,7 +208,7 @@ def test_everything(hub, tmp_path, kind, first, record_property):
     sequence, cases, failed = check_matrix(hub, kind, tmp_path, faults, first, every)
     record_property("cases", cases)
     print(f"\n{kind} {'new' if first else 'update'}: {sequence} requests, {cases} cases, {failed} failed pushes")
-    assert cases == len(cases_of(sequence, faults, every)) >= sequence * len(faults) // every and failed > 0
+    assert cases == len(cases_of(sequence, faults, every)) >= len(faults) * (sequence // every) and failed > 0
 
 
 def pulled_state(folder):
