@@ -105,6 +105,7 @@ def test_grid_in_miniature(grid, report, data_dir, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_grid_with_grpo(grid, data_dir, tmp_path):  # noqa: F811
     options = [*miniature(data_dir, tmp_path / "out"), "--policies", "maxmin", "--seeds", "0", "--trainer", "grpo"]
     grid.main([*options, "--train_trunk", "false", "--pooling", "mean", "--reference_completions", "4"])

@@ -27,6 +27,9 @@ SCRIPTS = [
     "evaluate_groups",
     "custom_welfare",
 ]
+#: Of what each trains by, one on two processes in `make test`; all in `make test-all`.
+TWICE = ["mixture_reward", "maxmin_ppo", "maxmin_dpo", "evaluate_groups"]
+ALSO = [pytest.param(name, marks=pytest.mark.exhaustive) for name in SCRIPTS if name not in TWICE]
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false", "--report_to", "none"]
 QUIET += ["--save_strategy", "no", "--disable_tqdm", "true", "--logging_steps", "1", "--max_steps", "2"]
 POLICY = ["--dataset_name", "prompts.jsonl", "--model_name_or_path", "base", "--reward_model", "mixture"]
@@ -103,7 +106,7 @@ open(f"{out}.{state.process_index}", "w").write(json.dumps({"world": state.num_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*TWICE, *ALSO])
 def test_on_two_processes(name, folder):
     ranks = launch(SCRIPT, 2, folder / "ranks" / name, str(EXAMPLES / f"{name}.py"), *OPTIONS[name])
     assert [rank["world"] for rank in ranks] == [2, 2]
