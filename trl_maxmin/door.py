@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable
@@ -12,9 +13,9 @@ from typing import Any
 
 #: What is answered without a token: whether the server is up, and nothing else.
 _OPEN = ("/health",)
-#: Bytes of a body that is too large which are read and dropped before it is refused: a client that is still sending
-#: would not read the answer. Who sends more finds the connection closed.
-_DROPPED = 1 << 20
+#: Of a body that is too large so many bytes are read and dropped, for so many seconds, before it is refused: a client
+#: that is still sending would not read the answer. Who sends more finds the connection closed.
+_DROPPED, _DROPPED_SECONDS = 1 << 20, 1.0
 
 
 class Door:
@@ -64,26 +65,27 @@ class Door:
 
     async def _let_in(self, scope: Any, receive: Any, send: Any, length: bytes) -> None:
         too_large = f"The body is larger than {self.max_body} bytes; send less in a request."
-        fits = not length.isdigit() or int(length) <= self.max_body
-        body, size = bytearray(), 0
+        if length.isdigit() and int(length) > self.max_body:
+            await _drop(receive)
+            await refuse(send, 413, too_large)
+            return
+        body = bytearray()
         try:
             async with asyncio.timeout(self.body_seconds):
-                while size <= self.max_body + _DROPPED:
+                while True:
                     message = await receive()
                     if message["type"] != "http.request":
                         return  # the client has gone
-                    size += len(message.get("body", b""))
-                    fits = fits and size <= self.max_body
-                    if fits:
-                        body += message.get("body", b"")
-                    else:
-                        body.clear()
-                    if not message.get("more_body"):
+                    body += message.get("body", b"")
+                    if len(body) > self.max_body or not message.get("more_body"):
                         break
         except TimeoutError:
             await refuse(send, 408, f"The body did not arrive within {self.body_seconds:g} s.")
             return
-        if not fits:
+        if len(body) > self.max_body:
+            body.clear()
+            if message.get("more_body"):
+                await _drop(receive)
             await refuse(send, 413, too_large)
             return
         sent = False
@@ -96,6 +98,18 @@ class Door:
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self.app(scope, whole, send)
+
+
+async def _drop(receive: Any) -> None:
+    """Read what a client is sending, and keep nothing of it, up to a limit."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPED_SECONDS):
+            while size < _DROPPED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
 
 
 async def refuse(send: Any, status: int, message: str, retry_after: int | None = None) -> None:
