@@ -75,7 +75,7 @@ wheel:
 	$(WHEEL_ENV)/bin/python -m pip install -q -c constraints.txt dist/*.whl
 	cd $(WHEEL_ENV) && bin/trl-maxmin --version && bin/trl-maxmin demo --num_rollouts 4 --output_dir demo
 
-# The docs site, in site/: every warning is an error.
+# The docs site, in _site/: every warning is an error.
 site: install
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -154,4 +154,4 @@ deepspeed: install $(DEEPSPEED)/.installed
 		$(BIN)/python -m pytest -q -m deepspeed $(PYTEST_ARGS)
 
 clean:
-	rm -rf .seam .wheel site .pytest_cache .ruff_cache .mypy_cache build dist
+	rm -rf .seam .wheel _site .pytest_cache .ruff_cache .mypy_cache build dist
