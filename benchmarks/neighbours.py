@@ -187,9 +187,11 @@ def methods(train, people, groups, k, seed):
     def mixture(count):
         fitted = fit_feature_mixture(train, people, count, generator=generator, num_init=4)
         tempered = fitted.tempered(train.annotator_index)
-        ahead = lambda pairs: predictive_log_likelihood(  # noqa: E731
-            pairs.log_likelihood(fitted.weight), tempered, pairs.annotator_index
-        ).exp() > 0.5  # fmt: skip
+
+        def ahead(pairs):
+            likelihood = pairs.log_likelihood(fitted.weight)
+            return predictive_log_likelihood(likelihood, tempered, pairs.annotator_index).exp() > 0.5
+
         return fitted, ahead
 
     def of(fit):
