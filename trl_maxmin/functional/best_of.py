@@ -15,6 +15,7 @@ objective: it asks each reply to please everybody, where this one lets different
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import torch
 
@@ -215,8 +216,8 @@ def _first(flags: torch.Tensor) -> torch.Tensor:
     return torch.where(flags, places, flags.shape[1]).amin(dim=1)
 
 
-def _named(rule: str, options: dict[str, object]) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda utilities: welfare_weights(rule, utilities, **options)  # type: ignore[arg-type]
+def _named(rule: str, options: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda utilities: welfare_weights(rule, utilities, **options)
 
 
 def _conditional_gradients(
